@@ -1,0 +1,106 @@
+"""Where pictures come from: a folder of images, indexed once in a fixed order, and decoded one at a time."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from adco.errors import UserError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+
+ImageFile.LOAD_TRUNCATED_IMAGES = False  # a truncated file is an unreadable one, never half a picture
+
+
+class UnreadableImage(Exception):
+    """An image file that cannot be decoded; whoever reads many of them counts these and goes on."""
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+    def __reduce__(self):  # survives the trip back from a worker process
+        return type(self), (self.path, self.reason)
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """An image folder in a fixed order: `paths[i]`, relative to `root`, shows `classes[labels[i]]`."""
+
+    root: Path
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def index_folder(root: Path | str) -> ImageIndex:
+    """Index `root/CLASS/**/*.jpg`, or a flat folder of images as one class. Order: by class, then by path.
+
+    Raises UserError when the folder is absent or holds no images.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such image folder")
+    classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir())) or (".",)
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        found = sorted(_images_below(root / name))
+        paths += [path.relative_to(root).as_posix() for path in found]
+        labels += [label] * len(found)
+    if not paths:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise UserError(f"{root}: no images in it; expected ROOT/CLASS/IMAGE or ROOT/IMAGE with a suffix of {kinds}")
+    return ImageIndex(root, tuple(paths), tuple(labels), classes)
+
+
+def read_image(path: Path | str) -> Image.Image:
+    """Decode a file to an RGB picture. Raises UnreadableImage."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError, Warning) as error:
+        raise UnreadableImage(Path(path), str(error) or type(error).__name__) from error
+
+
+@dataclass
+class BadImages:
+    """The files that could not be read: counted, named, and an error once they pass `max_share` of `total`."""
+
+    total: int
+    max_share: float
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def add(self, path: str, reason: str) -> None:
+        """Note one unreadable file. Raises UserError when there are now too many."""
+        self.reasons[path] = reason
+        if len(self.reasons) > self.max_share * self.total:
+            raise UserError(
+                f"{path}: cannot be read ({reason}); {len(self.reasons)} of {self.total} images are unreadable, "
+                f"more than data.max_bad_share={self.max_share:g} allows: mend or remove them, or raise it"
+            )
+
+    def report(self) -> str:
+        """One line per file, for a text file beside the results."""
+        return "".join(f"{path}\t{reason}\n" for path, reason in sorted(self.reasons.items()))
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    """Image files below a folder, links followed, no folder visited twice."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        here = os.path.realpath(place)
+        if here in seen:
+            folders.clear()
+            continue
+        seen.add(here)
+        yield from (Path(place, name) for name in files if Path(name).suffix.lower() in SUFFIXES)
