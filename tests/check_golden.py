@@ -94,8 +94,8 @@ def main(argv: list[str]) -> int:
             print(f"{path.name:<32} NOT SUPPORTED: {reason}")
             failed = True
             continue
-        key, worst = max(found.items(), key=lambda item: item[1])
-        good = worst <= TOLERANCE  # also false for NaN
+        key, worst = max(found.items(), key=lambda item: (item[1] != item[1], item[1]))  # NaN is the worst
+        good = worst <= TOLERANCE
         print(f"{path.name:<32} worst difference {worst:.1e} ({key}) {'ok' if good else 'OFF'}")
         failed |= not good
     print(f"{len(files)} files, {'FAILED' if failed else 'all within'} {'' if failed else f'{TOLERANCE:g}'}".rstrip())

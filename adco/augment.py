@@ -1,0 +1,98 @@
+"""The batched pixel work of a view, on the device that trains: colour, greyscale, blur, flip, normalisation.
+
+Every operation is torchvision's on float images in [0, 1], with one parameter a sample instead of one a call; each is
+tested against Pillow and torchvision. Shapes: images (B, 3, H, W).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from adco.views import Choices
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow converts to greyscale
+
+
+def augment(pixels: Tensor, choices: Choices) -> Tensor:
+    """uint8 crops (B, 3, H, W) -> normalised float32 views, in MoCo v2's order: jitter, greyscale, blur, flip."""
+    images = pixels.float().div_(255)
+    images = color_jitter(images, choices.factors, choices.order)
+    images = torch.where(choices.gray.view(-1, 1, 1, 1), luma(images), images)
+    images = gaussian_blur(images, choices.sigma_px)
+    images = torch.where(choices.flip.view(-1, 1, 1, 1), images.flip(-1), images)
+    return normalize(images)
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Images in [0, 1] minus ImageNet's mean, over its standard deviation."""
+    mean, std = images.new_tensor(MEAN), images.new_tensor(STD)
+    return (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
+
+def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """Brightness, contrast, saturation and hue, each image with its own factors (B, 4) in its own order (B, 4)."""
+    images = images.clone()
+    operations = (brightness, contrast, saturation, hue)
+    neutral = factors.new_tensor([1, 1, 1, 0])
+    for place in range(4):
+        for number, operation in enumerate(operations):
+            rows = ((order[:, place] == number) & (factors[:, number] != neutral[number])).nonzero().squeeze(1)
+            if len(rows):
+                images[rows] = operation(images[rows], factors[rows, number].view(-1, 1, 1, 1))
+    return images
+
+
+def brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """factor * image, clamped. factor: (B, 1, 1, 1)."""
+    return (images * factor).clamp_(0, 1)
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the image's mean luma, clamped."""
+    return torch.lerp(luma(images).mean(dim=(1, 2, 3), keepdim=True), images, factor).clamp_(0, 1)
+
+
+def saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the image's luma, clamped."""
+    return torch.lerp(luma(images), images, factor).clamp_(0, 1)
+
+
+def hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Rotate the hue by `shift` turns (B, 1, 1, 1), saturation and value of HSV kept."""
+    value, index = images.max(dim=1, keepdim=True)
+    chroma = value - images.amin(dim=1, keepdim=True)
+    safe = torch.where(chroma > 0, chroma, 1)
+    r, g, b = images.split(1, dim=1)
+    sector = torch.where(index == 0, (g - b) / safe, torch.where(index == 1, 2 + (b - r) / safe, 4 + (r - g) / safe))
+    sector = sector + 6 * shift
+    k = (torch.tensor([5.0, 3.0, 1.0], device=images.device).view(3, 1, 1) + sector) % 6  # red, green, blue
+    return value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
+
+
+def luma(images: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 1, H, W)."""
+    weights = images.new_tensor(LUMA).view(3, 1, 1)
+    return (images * weights).sum(dim=1, keepdim=True)
+
+
+def gaussian_blur(images: Tensor, sigma_px: Tensor) -> Tensor:
+    """Gaussian of width sigma_px (B,), cut at three sigma, edges repeated; 0 leaves an image as it is."""
+    rows = (sigma_px > 0).nonzero().squeeze(1)
+    if len(rows) == 0:
+        return images
+    sigma = sigma_px[rows, None]
+    radius = math.ceil(3 * sigma.max().item())
+    offsets = torch.arange(-radius, radius + 1, device=images.device)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2) * (offsets.abs() <= torch.ceil(3 * sigma))
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).view(len(rows), -1, 1, 1, 1)
+    blurred = images[rows]
+    for dim, pad in ((-1, (radius, radius, 0, 0)), (-2, (0, 0, radius, radius))):
+        padded = F.pad(blurred, pad, mode="replicate")
+        size = images.shape[dim]
+        blurred = sum(padded.narrow(dim, t, size) * kernel[:, t] for t in range(2 * radius + 1))
+    return images.index_copy(0, rows, blurred)
