@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of frozen features (Wu et al., "instance discrimination"), as pure functions."""
+"""Weighted k-nearest-neighbour classification of frozen features (Wu et al., 2018), as pure functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MIN_TEMPERATURE = 1 / 600  # exp(1 / temperature) must stay finite in float64
 
 
 def knn_predict(
-    train: Tensor, train_labels: Tensor, test: Tensor, k: int, temperature: float, classes: int, chunk: int = 1024
+    train: Tensor, train_labels: Tensor, test: Tensor, k: int, temperature: float, classes: int, chunk: int = 256
 ) -> Tensor:
     """The votes of the k training rows of largest cosine, each weighing exp(cosine / temperature), summed by class.
 
@@ -21,13 +21,9 @@ def knn_predict(
     sorting. Returns (M, classes) float64 votes on the CPU; the prediction is their argmax.
     """
     if not 1 <= k <= len(train):
-        raise UserError(
-            f"kNN with k={k} needs at least {max(k, 1)} training rows, found {len(train)}; choose a smaller k"
-        )
+        raise UserError(f"kNN: k={k} must be from 1 to the number of training rows, {len(train)}; choose another k")
     if not temperature >= MIN_TEMPERATURE:
-        raise UserError(
-            f"kNN temperature {temperature:g} is too small; choose at least {MIN_TEMPERATURE:.4f} (usual: 0.07)"
-        )
+        raise UserError(f"kNN: temperature {temperature:g} is below {MIN_TEMPERATURE:.4f}; the usual one is 0.07")
     labels = train_labels.cpu().long()
     votes = torch.zeros(len(test), classes, dtype=torch.float64)
     for start in range(0, len(test), chunk):
@@ -45,7 +41,7 @@ def knn_accuracy(
     k: int,
     temperature: float,
     classes: int,
-    chunk: int = 1024,
+    chunk: int = 256,
 ) -> float:
     """Percent of the test rows whose class has the most votes (`knn_predict`; equal votes: the lower class number)."""
     votes = knn_predict(train, train_labels, test, k, temperature, classes, chunk)

@@ -31,7 +31,7 @@ def test_equals_the_naive_loop(k, chunk):
 
 
 def test_worked_by_hand():
-    """One near neighbour of class 0 at cosine 1, two of class 1 at cosine .6 and .8: who wins depends on temperature."""
+    """Class 0 has one neighbour at cosine 1, class 1 two at .6 and .8: who wins depends on the temperature."""
     train = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.8, -0.6], [-1.0, 0.0]])
     labels, test = torch.tensor([0, 1, 1, 0]), torch.tensor([[1.0, 0.0]])
     votes = knn_predict(train, labels, test, k=3, temperature=1.0, classes=2)

@@ -1,0 +1,156 @@
+"""What the benchmarks' command lines share: their arguments, what these become, and how records are written."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adco.backbone import Backbone, load_backbone
+from adco.device import resolve_device
+from adco.errors import UserError
+from adco.files import output_folder
+from adco.records import Record
+from transfer.features import Extraction, Feature, Pictures, Reader, extract
+from transfer.transforms import CROP_PX, MEAN, RESIZE_PX, STD, Transform
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are UserErrors, one line each."""
+
+    def error(self, message: str):
+        raise UserError(f"{message}; see --help")
+
+
+def make_parser(description: str, data_help: str) -> Parser:
+    """A parser with the arguments of every frozen-feature benchmark."""
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", metavar="PATH", help="a checkpoint file, or random:ARCH[:SEED]")
+    parser.add_argument("--data", metavar="FOLDER", type=Path, help=data_help)
+    parser.add_argument("--output-dir", metavar="FOLDER", type=Path, help="where the records (JSON) go")
+    parser.add_argument(
+        "--cache-dir", metavar="FOLDER", type=Path, help="where features are kept (OUTPUT_DIR/features)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX (auto)")
+    parser.add_argument("--workers", type=_at_least(0), default=2, help="processes that read pictures (2)")
+    parser.add_argument("--batch-size", type=_at_least(1), default=64, help="pictures per forward pass (64)")
+    parser.add_argument(
+        "--image-px",
+        type=_at_least(1),
+        help="network input size; other than 224 makes another protocol, named ...@128px (224)",
+    )
+    parser.add_argument("--resize-px", type=_at_least(1), help="size of the first resize (IMAGE_PX x 256 / 224)")
+    parser.add_argument("--max-bad-share", type=_share, default=0.0, help="share of unreadable pictures to skip (0)")
+    parser.add_argument("--seed", type=_at_least(0), default=0, help="seed of whatever the protocol leaves open (0)")
+    return parser
+
+
+@dataclass(frozen=True)
+class Job:
+    """The shared arguments, checked: what is judged, how pictures are read, and where results go."""
+
+    backbone: Backbone
+    reader: Reader
+    output_dir: Path
+    cache_dir: Path
+    crop_px: int
+    resize_px: int
+    seed: int
+
+    def transform(self, fit: str) -> Transform:
+        """The protocol's transform at this job's image size."""
+        return Transform(fit, self.crop_px, self.resize_px)
+
+    def protocol(self, name: str) -> str:
+        """The protocol's name, with the image size when it is not the protocol's own: `pcl@128px-resize160`."""
+        if (self.crop_px, self.resize_px) == (CROP_PX, RESIZE_PX):
+            return name
+        odd_resize = "" if self.resize_px == usual_resize(self.crop_px) else f"-resize{self.resize_px}"
+        return f"{name}@{self.crop_px}px{odd_resize}"
+
+    def extract(self, pictures: Pictures, features: Sequence[Feature]) -> Extraction:
+        """`features.extract`, and a line of what was done. Creates the output folder first: no work for nothing."""
+        output_folder(self.output_dir)
+        output_folder(self.cache_dir)
+        done = extract(self.backbone, pictures, features, self.cache_dir, self.reader)
+        if done.computed:
+            print(f"{pictures.name}: features of {done.computed} pictures in {done.seconds:.1f} s "
+                  f"({done.computed / done.seconds:.0f} images/s)")  # fmt: skip
+        else:
+            print(f"{pictures.name}: features of {len(done.kept)} pictures from the cache")
+        if done.unreadable:
+            print(f"{pictures.name}: {len(done.unreadable)} unreadable pictures skipped: {', '.join(done.unreadable)}")
+        return done
+
+    def write_record(
+        self, protocol: str, scores: dict[str, float], data: dict, settings: dict, duration_seconds: float
+    ) -> Path:
+        """Write one record, `a/b` as `a-b.json`, and return its path."""
+        shared = {
+            "image_px": self.crop_px,
+            "resize_px": self.resize_px,
+            "pixel_mean": MEAN,
+            "pixel_std": STD,
+            "seed": self.seed,
+            "batch_size": self.reader.batch_size,
+            "device": str(self.reader.device),
+        }
+        record = Record(
+            self.protocol(protocol),
+            scores,
+            self.backbone.describe(),
+            data,
+            shared | settings,
+            round(duration_seconds, 3),
+        )
+        path = record.write(self.output_dir / f"{record.protocol.replace('/', '-')}.json")
+        print(f"wrote {path}")
+        return path
+
+
+def make_job(args: argparse.Namespace) -> Job:
+    """Check the shared arguments and read the checkpoint. Writes nothing. Raises UserError."""
+    for name in ("checkpoint", "data", "output_dir"):
+        if getattr(args, name) is None:
+            raise UserError(f"--{name.replace('_', '-')} is required; see --help")
+    crop_px = args.image_px or CROP_PX
+    resize_px = args.resize_px or usual_resize(crop_px)
+    Transform("center", crop_px, resize_px)  # raises for sizes that make no sense
+    reader = Reader(resolve_device(args.device), args.workers, args.batch_size, args.max_bad_share)
+    backbone = load_backbone(args.checkpoint)
+    cache_dir = args.cache_dir or args.output_dir / "features"
+    return Job(backbone, reader, args.output_dir, cache_dir, crop_px, resize_px, args.seed)
+
+
+def usual_resize(crop_px: int) -> int:
+    """The resize that keeps the protocols' proportion of 256 to 224."""
+    return round(crop_px * RESIZE_PX / CROP_PX)
+
+
+def skipped(done: Extraction) -> dict[str, object]:
+    """What a record says of unreadable pictures."""
+    return {"count": len(done.unreadable), "files": dict(sorted(done.unreadable.items())[:20])}
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _at_least(low: int):
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{text} is below {low}")
+        return value
+
+    return whole_number
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share from 0 to 1")
+    return value

@@ -1,0 +1,68 @@
+"""Labelled features of an image folder with train/ and val/, for the probes that need nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adco.errors import UserError
+from adco.images import ImageIndex, index_folder
+from transfer.cli import Job, skipped
+from transfer.features import Feature, Pictures
+
+
+@dataclass(frozen=True)
+class Split:
+    """features: (N, D) float32; labels: (N,) integers; of the pictures that could be read."""
+
+    features: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Both splits under the training split's class numbers, and what a record says of the data."""
+
+    train: Split
+    val: Split
+    classes: tuple[str, ...]
+    data: dict[str, object]
+    seconds: float
+
+
+def read_folders(data: Path) -> tuple[ImageIndex, ImageIndex]:
+    """Index data/train/CLASS and data/val/CLASS, the validation labels renumbered as in training. Raises UserError."""
+    train, val = (index_folder(data / name) for name in ("train", "val"))
+    if train.classes == (".",):
+        raise UserError(
+            f"{train.root}: its images are in no class folder; expected train/CLASS/IMAGE and val/CLASS/IMAGE"
+        )
+    if strangers := [name for name in val.classes if name not in train.classes]:
+        raise UserError(f"{val.root}: class {strangers[0]!r} is not in {train.root}; both need the same class folders")
+    labels = tuple(train.classes.index(val.classes[label]) for label in val.labels)
+    return train, ImageIndex(val.root, val.paths, labels, train.classes)
+
+
+def labelled_features(job: Job, data: Path, folders: tuple[ImageIndex, ImageIndex], feature: Feature) -> Labelled:
+    """Extract one feature of both splits."""
+    splits, content, seconds = [], {"name": data.resolve().name}, 0.0
+    for index, name in zip(folders, ("train", "val"), strict=True):
+        done = job.extract(Pictures(index.root, index.paths, name), [feature])
+        splits.append(Split(done.rows[feature], np.array(index.labels)[done.kept]))
+        content |= {f"{name}_images": len(done.kept), f"{name}_unreadable": skipped(done)}
+        seconds += done.seconds
+    content |= {"classes": len(folders[0].classes), "fingerprint": fingerprint(folders)}
+    return Labelled(*splits, folders[0].classes, content, seconds)
+
+
+def fingerprint(folders: tuple[ImageIndex, ImageIndex]) -> str:
+    """sha256 of every picture's split, path, size and class: the same wherever the folder lies."""
+    digest = hashlib.sha256()
+    for index, name in zip(folders, ("train", "val"), strict=True):
+        for path, label in zip(index.paths, index.labels, strict=True):
+            size = (index.root / path).stat().st_size
+            digest.update(f"{name}\0{path}\0{size}\0{index.classes[label]}\n".encode())
+    return digest.hexdigest()

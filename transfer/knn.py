@@ -1,0 +1,64 @@
+"""Weighted kNN accuracy of frozen features on an image folder with train/ and val/ (average pool, unit rows, cosine).
+
+python transfer/knn.py --checkpoint CHECKPOINT --data IMAGENET --k 20 --k 200 --output-dir results
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # run from a checkout, without installation
+
+import torch
+from torch.nn.functional import normalize
+
+from adco.errors import UserError, command
+from adco.knn import MIN_TEMPERATURE, knn_predict
+from transfer.cli import make_job, make_parser
+from transfer.features import Feature
+from transfer.imagefolder import labelled_features, read_folders
+from transfer.metrics import top_k_percent
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser(__doc__, "a folder with train/CLASS/IMAGE and val/CLASS/IMAGE")
+    parser.add_argument("--k", action="append", type=int, help="neighbours, may be repeated (20 and 200)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.07, help="a vote weighs exp(cosine / temperature) (0.07)"
+    )
+    args = parser.parse_args(argv)
+    neighbours = list(dict.fromkeys(args.k or [20, 200]))
+    job, folders = make_job(args), read_folders(args.data)
+    check(neighbours, args.temperature, len(folders[0]))
+    found = labelled_features(job, args.data, folders, Feature(job.transform("center")))
+
+    device = job.reader.device
+    train, val = (normalize(torch.from_numpy(split.features).to(device)) for split in (found.train, found.val))
+    labels = torch.from_numpy(found.train.labels)
+    for k in neighbours:
+        begun = time.perf_counter()
+        votes = knn_predict(train, labels, val, k, args.temperature, len(found.classes)).numpy()
+        scores = {f"top{n}": top_k_percent(votes, found.val.labels, n) for n in (1, 5) if n < len(found.classes)}
+        protocol = f"knn/k{k}-t{args.temperature:g}"
+        print(f"{job.protocol(protocol)}: " + ", ".join(f"{name} {value:.2f} %" for name, value in scores.items()))
+        settings = {"k": k, "temperature": args.temperature, "feature": "gap", "fit": "center"}
+        job.write_record(protocol, scores, found.data, settings, found.seconds + time.perf_counter() - begun)
+    return 0
+
+
+def check(neighbours: Sequence[int], temperature: float, images: int) -> None:
+    """Raise UserError for what `knn_predict` would refuse, before features are extracted."""
+    for k in neighbours:
+        if not 1 <= k <= images:
+            raise UserError(f"--k {k}: expected 1 to the number of training pictures, {images}")
+    if not temperature >= MIN_TEMPERATURE:
+        raise UserError(f"--temperature {temperature:g}: expected at least {MIN_TEMPERATURE:.4f}, usual is 0.07")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

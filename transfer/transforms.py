@@ -1,0 +1,58 @@
+"""How a picture becomes the network's input when a frozen backbone is judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import functional as pixels
+
+from adco.errors import UserError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CROP_PX, RESIZE_PX = 224, 256  # the protocols' sizes
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How a picture becomes a (3, crop_px, crop_px) input; bilinear with antialiasing throughout.
+
+    fit `center`: shorter side to resize_px, then the central crop_px square.
+    fit `squash`: VISSL's and OpenSelfSup's pair `Resize(256), Resize([224, 224])`. Our reading of their configs: the
+    shorter side goes to resize_px with the aspect kept, then the WHOLE picture is squashed to crop_px x crop_px. So
+    nothing is cut off, the first step leaves no trace but a second resampling, and objects lose their aspect ratio.
+    """
+
+    fit: str = "center"
+    crop_px: int = CROP_PX
+    resize_px: int = RESIZE_PX
+
+    def __post_init__(self):
+        if self.fit not in ("center", "squash"):
+            raise ValueError(f"fit {self.fit!r}: expected center or squash")
+        if not 32 <= self.crop_px <= self.resize_px:
+            raise UserError(
+                f"image size {self.crop_px} px with resize {self.resize_px} px: expected 32 <= image size <= resize"
+            )
+
+    @property
+    def name(self) -> str:
+        """`center224`, `squash224`, `center128-resize146`: the resize is named when it is not 256 to 224."""
+        standard = (self.crop_px, self.resize_px) == (CROP_PX, RESIZE_PX)
+        return f"{self.fit}{self.crop_px}" + ("" if standard else f"-resize{self.resize_px}")
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """RGB picture -> (3, crop_px, crop_px) uint8; `normalise` makes it the network's input."""
+        bilinear = pixels.InterpolationMode.BILINEAR
+        image = pixels.resize(image, self.resize_px, bilinear, antialias=True)
+        if self.fit == "center":
+            image = pixels.center_crop(image, [self.crop_px, self.crop_px])
+        else:
+            image = pixels.resize(image, [self.crop_px, self.crop_px], bilinear, antialias=True)
+        return pixels.pil_to_tensor(image)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 -> float32 with ImageNet's mean and deviation taken out."""
+    return pixels.normalize(images.float().div(255), MEAN, STD)
