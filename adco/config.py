@@ -206,8 +206,11 @@ def _find(path: Path | str) -> Path:
 
 
 def _typed(source: Path | str, content: dict):
+    schema = OmegaConf.structured(Recipe)
+    for node in (schema, *(schema[name] for name in schema if OmegaConf.is_dict(schema[name]))):
+        OmegaConf.set_readonly(node, False)  # frozen dataclasses are read-only nodes, which refuse a merge
     try:
-        return OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.create(content))
+        return OmegaConf.merge(schema, OmegaConf.create(content))
     except OmegaConfBaseException as error:
         key = (error.full_key or str(error.key or "")).replace("[", ".").replace("]", "")
         raise UserError(f"{source}: {key}: {str(error.msg or error).splitlines()[0]}") from error

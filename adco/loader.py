@@ -6,6 +6,7 @@ at the next one with the same batches, whatever the number of workers.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -102,4 +103,9 @@ def batches(dataset: ViewDataset, wanted: Iterator[Request], workers: int, devic
         pin_memory=device.type == "cuda",
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_ctrl_c_to_the_trainer,
     )
+
+
+def _leave_ctrl_c_to_the_trainer(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
