@@ -1,0 +1,99 @@
+"""What lies behind a detectron2 dataset name: every file is looked for before training, counted and fingerprinted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from adco.errors import UserError
+from adco.files import sha256_of
+
+ROOT_HINT = "DETECTRON2_DATASETS must name the folder that holds VOC2007, VOC2012 and coco"
+VOC_FIELDS = ("name", "pose", "truncated", "difficult", "bndbox")  # what detectron2's VOC evaluator reads of an object
+
+
+def inspect_dataset(name: str) -> dict[str, object]:
+    """{name, images, boxes, classes_with_boxes, fingerprint} of a VOC or COCO dataset.
+
+    Raises UserError naming the first file that is absent or unreadable. Pixels are not read.
+    """
+    if name not in DatasetCatalog.list():
+        raise UserError(f"DATASETS: detectron2 knows no dataset {name!r}; e.g. voc_2007_test, coco_2017_val")
+    metadata = MetadataCatalog.get(name)
+    kind = metadata.get("evaluator_type")
+    if kind == "pascal_voc":
+        return {"name": name, **inspect_voc(Path(metadata.dirname), metadata.split, metadata.thing_classes)}
+    if kind == "coco":
+        return {"name": name, **inspect_coco(Path(metadata.json_file), Path(metadata.image_root))}
+    raise UserError(f"DATASETS: {name} is neither a VOC nor a COCO dataset; there is no protocol for it here")
+
+
+def inspect_voc(folder: Path, split: str, classes: Sequence[str]) -> dict[str, object]:
+    """Facts of one VOC list. classes_with_boxes counts boxes that are not `difficult`, as the evaluator does.
+
+    The fingerprint covers the list, the annotations and the sizes of the image files.
+    """
+    listing = folder / "ImageSets" / "Main" / f"{split}.txt"
+    if not listing.is_file():
+        raise UserError(f"{listing}: no such VOC image list; {ROOT_HINT}")
+    ids = [line.strip() for line in listing.read_text().splitlines()]
+    if len(ids) < 2:
+        raise UserError(f"{listing}: lists {len(ids)} images; detectron2 can read a list of two or more")
+    boxes, counted, digest = 0, Counter(), hashlib.sha256()
+    for image_id in ids:
+        annotation, image = folder / "Annotations" / f"{image_id}.xml", folder / "JPEGImages" / f"{image_id}.jpg"
+        for path in (annotation, image):
+            if not path.is_file():
+                raise UserError(f"{path}: no such file, but {listing} lists {image_id!r}")
+        content = annotation.read_bytes()
+        objects = _voc_objects(annotation, content, classes)
+        boxes += len(objects)
+        counted.update(name for name, difficult in objects if not difficult)
+        digest.update(f"{image_id} {image.stat().st_size} ".encode() + content)
+    return _facts(len(ids), boxes, len(counted), digest.hexdigest())
+
+
+def inspect_coco(annotations: Path, images: Path) -> dict[str, object]:
+    """Facts of one COCO annotation file; its sha256 is the fingerprint. Every image that it names must be there."""
+    if not annotations.is_file():
+        raise UserError(f"{annotations}: no such COCO annotation file; {ROOT_HINT}")
+    if not images.is_dir():
+        raise UserError(f"{images}: no such image folder; {ROOT_HINT}")
+    try:
+        content = json.loads(annotations.read_bytes())
+        named = [image["file_name"] for image in content["images"]]
+        categories = {box["category_id"] for box in content["annotations"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{annotations}: not a COCO instances file ({type(error).__name__}: {error})") from error
+    present = {path.name for path in images.iterdir()}
+    for name in named:
+        if name not in present and not (images / name).is_file():
+            raise UserError(f"{images / name}: no such image, but {annotations} names it")
+    return _facts(len(named), len(content["annotations"]), len(categories), sha256_of(annotations))
+
+
+def _voc_objects(path: Path, content: bytes, classes: Sequence[str]) -> list[tuple[str, bool]]:
+    try:
+        objects = ElementTree.fromstring(content).findall("object")
+    except ElementTree.ParseError as error:
+        raise UserError(f"{path}: not a VOC annotation ({error})") from error
+    found = []
+    for item in objects:
+        absent = [field for field in VOC_FIELDS if item.find(field) is None]
+        if absent:
+            raise UserError(f"{path}: an object has no <{absent[0]}>, which detectron2's VOC evaluator reads")
+        name = item.findtext("name")
+        if name not in classes:
+            raise UserError(f"{path}: class {name!r} is not one of VOC's {len(classes)}")
+        found.append((name, item.findtext("difficult").strip() == "1"))
+    return found
+
+
+def _facts(images: int, boxes: int, classes: int, fingerprint: str) -> dict[str, object]:
+    return {"images": images, "boxes": boxes, "classes_with_boxes": classes, "fingerprint": fingerprint}

@@ -1,0 +1,43 @@
+"""The C4 head of MoCo's and AdCo's detection runs: res5 and one more norm layer, which stock detectron2 lacks."""
+
+from __future__ import annotations
+
+from detectron2.layers import get_norm
+from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
+from torch import nn
+
+BASIC_BLOCKS = {18: 2, 34: 3}  # depth -> blocks in res5
+
+
+@ROI_HEADS_REGISTRY.register()
+class Res5ROIHeadsExtraNorm(Res5ROIHeads):
+    """`Res5ROIHeads` with a norm layer after res5: pretrained features reach the new layers at a known scale.
+
+    Also builds the basic blocks of ResNet-18 and 34, where detectron2's head knows the bottleneck block only.
+    """
+
+    @classmethod
+    def _build_res5_block(cls, cfg) -> tuple[nn.Sequential, int]:
+        if cfg.MODEL.RESNETS.DEPTH in BASIC_BLOCKS:
+            res5, channels = _basic_res5(cfg)
+        else:
+            res5, channels = super()._build_res5_block(cfg)
+        norm = get_norm(cfg.MODEL.RESNETS.NORM, channels)
+        if norm is not None:
+            res5.add_module("norm", norm)
+        return res5, channels
+
+
+def _basic_res5(cfg) -> tuple[nn.Sequential, int]:
+    channels = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 8
+    count = BASIC_BLOCKS[cfg.MODEL.RESNETS.DEPTH]
+    blocks = ResNet.make_stage(
+        BasicBlock,
+        count,
+        stride_per_block=[2] + [1] * (count - 1),
+        in_channels=channels // 2,
+        out_channels=channels,
+        norm=cfg.MODEL.RESNETS.NORM,
+    )
+    return nn.Sequential(*blocks), channels

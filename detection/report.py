@@ -1,0 +1,108 @@
+"""A detection run as a result record."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from adco.files import sha256_of
+from adco.records import Record, versions
+from detection.weights import origin_of
+
+
+def flat_scores(results: Mapping[str, Mapping]) -> tuple[dict[str, float], list[str]]:
+    """detectron2's results as one level: `AP`, `AP50`, `segm/AP`, ...; per-category values are left out.
+
+    Returns (scores, names of the undefined ones): NaN is how detectron2 says that there was nothing to measure.
+    With several test datasets the names begin with the dataset's.
+    """
+    scores, undefined = {}, []
+    for task, values in results.items():
+        if any(isinstance(value, Mapping) for value in values.values()):
+            inner, missing = flat_scores(values)
+            scores |= {f"{task}/{name}": value for name, value in inner.items()}
+            undefined += [f"{task}/{name}" for name in missing]
+            continue
+        for name, value in values.items():
+            label = name if task == "bbox" else f"{task}/{name}"
+            if "-" in name:
+                continue
+            if math.isfinite(value):
+                scores[label] = float(value)
+            else:
+                undefined.append(label)
+    return scores, undefined
+
+
+def make_record(
+    cfg: CfgNode,
+    config_name: str,
+    results: Mapping[str, Mapping],
+    weights: str,
+    data: Sequence[Mapping[str, object]],
+    settings: Mapping[str, object],
+    duration_seconds: float,
+) -> Record:
+    """The record of one run; `settings` adds what the config does not know (tensors loaded, overrides, GPUs)."""
+    scores, undefined = flat_scores(results)
+    return Record(
+        protocol=f"detection/{config_name}",
+        scores=scores,
+        checkpoint=describe_weights(weights, cfg.MODEL.RESNETS.DEPTH),
+        data={
+            "name": "+".join(cfg.DATASETS.TEST),
+            "train": [dict(facts) for facts in data if facts["name"] in cfg.DATASETS.TRAIN],
+            "test": [dict(facts) for facts in data if facts["name"] in cfg.DATASETS.TEST],
+        },
+        settings=describe_settings(cfg) | dict(settings) | {"undefined_scores": undefined},
+        duration_seconds=round(duration_seconds, 2),
+        versions=versions() | {"detectron2": detectron2_version()},
+    )
+
+
+def describe_weights(weights: str, depth: int) -> dict[str, object]:
+    """{name, sha256, arch, origin} of MODEL.WEIGHTS; origin is the checkpoint that a converted file came from."""
+    arch = f"resnet{depth}"
+    path = Path(weights)
+    if not weights:
+        return {"name": "random initialisation", "sha256": "", "arch": arch, "source": "random"}
+    if not path.is_file():
+        return {"name": weights, "sha256": "", "arch": arch, "source": "fetched by detectron2"}
+    facts = {"name": path.name, "sha256": sha256_of(path), "arch": arch, "source": "file"}
+    origin = origin_of(path)
+    return facts | {"source": "converted", "origin": origin} if origin else facts
+
+
+def describe_settings(cfg: CfgNode) -> dict[str, object]:
+    """The choices in the config that can move the score."""
+    return {
+        "iterations": cfg.SOLVER.MAX_ITER,
+        "steps": list(cfg.SOLVER.STEPS),
+        "warmup_iterations": cfg.SOLVER.WARMUP_ITERS,
+        "batch": cfg.SOLVER.IMS_PER_BATCH,
+        "lr": cfg.SOLVER.BASE_LR,
+        "norm": cfg.MODEL.RESNETS.NORM,
+        "image_px_train": list(cfg.INPUT.MIN_SIZE_TRAIN),
+        "image_px_test": cfg.INPUT.MIN_SIZE_TEST,
+        "precise_bn_iterations": cfg.TEST.PRECISE_BN.NUM_ITER if cfg.TEST.PRECISE_BN.ENABLED else 0,
+        "seed": cfg.SEED,
+        "device": cfg.MODEL.DEVICE,
+    }
+
+
+def detectron2_version() -> str:
+    """Version, distribution and, for a Git installation, the commit of detectron2."""
+    for name in ("detectron2", "pb1-detectron2"):
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        address = json.loads(distribution.read_text("direct_url.json") or "{}")
+        commit = address.get("vcs_info", {}).get("commit_id")
+        return f"{distribution.version} ({name}{' at ' + commit if commit else ''})"
+    return "unknown"

@@ -1,0 +1,107 @@
+"""One run's settings: config file and overrides, fitted to the GPUs that are there. Mistakes end here, before any work.
+
+Fitting a recipe to other hardware (batch, learning rate, iterations) belongs beside `fit_norm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+
+from adco.errors import UserError
+
+SYNC_NORMS = ("SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+NORM_OWNERS = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
+NOT_GIVEN = "MODEL.WEIGHTS-not-given.pkl"
+
+
+def load_config(config_file: str, overrides: Sequence[str]) -> CfgNode:
+    """detectron2's defaults, the file, then `KEY VALUE` pairs. Raises UserError for a missing file or unknown key."""
+    if not Path(config_file).is_file():
+        raise UserError(f"{config_file or '--config-file'}: no such config file; ours are detection/configs/*.yaml")
+    cfg = get_cfg()
+    try:
+        cfg.merge_from_file(config_file)
+    except Exception as error:
+        raise UserError(f"{config_file}: not a detectron2 config: {_first_line(error)}") from error
+    try:
+        cfg.merge_from_list(list(overrides))
+    except Exception as error:
+        raise UserError(f"{' '.join(overrides)}: expected KEY VALUE pairs: {_first_line(error)}") from error
+    if cfg.TEST.AUG.ENABLED:
+        raise UserError("TEST.AUG.ENABLED: test-time augmentation is not part of these protocols; set it to False")
+    return cfg
+
+
+def choose_gpus(asked: int | None, device: str | None, available: int) -> int:
+    """How many GPUs to use on this machine; 0 means the CPU.
+
+    asked: --num-gpus, None where it was not given: one GPU when there is one, as detectron2 does, else the CPU
+    device: MODEL.DEVICE where the user gave it
+    Raises UserError when more is asked for than is there.
+    """
+    wants_gpu = device is not None and device.startswith("cuda")
+    if wants_gpu and (available == 0 or asked == 0):
+        there = "this machine has no GPU that torch can use" if available == 0 else "--num-gpus is 0"
+        raise UserError(f"MODEL.DEVICE {device}: {there}; use --num-gpus 0 without MODEL.DEVICE for the CPU")
+    if device == "cpu":
+        if asked is not None and asked > 1:
+            raise UserError(f"--num-gpus {asked} contradicts MODEL.DEVICE cpu; leave one of them out")
+        return 0
+    if asked is None:
+        return min(available, 1)
+    if asked < 0 or asked > available:
+        raise UserError(f"--num-gpus {asked}: torch finds {available} here; use --num-gpus {min(available, 1)}")
+    return asked
+
+
+def device_of(overrides: Sequence[str]) -> str | None:
+    """The last MODEL.DEVICE among `KEY VALUE` pairs, None when there is none."""
+    values = [value for key, value in zip(overrides[::2], overrides[1::2], strict=False) if key == "MODEL.DEVICE"]
+    return values[-1] if values else None
+
+
+def fit_to_hardware(cfg: CfgNode, gpus: int, machines: int = 1) -> list[str]:
+    """Set the device and norm for `gpus` on each of `machines`; returns a line for each change. gpus 0 is the CPU.
+
+    Raises UserError when the batch cannot be shared out.
+    """
+    notes = []
+    if gpus == 0:
+        if machines > 1:
+            raise UserError(f"--num-machines {machines}: several machines need GPUs; use one machine for the CPU")
+        if cfg.MODEL.DEVICE != "cpu":
+            cfg.MODEL.DEVICE = "cpu"
+            notes.append("running on the CPU: MODEL.DEVICE cpu")
+    workers = max(gpus * machines, 1)
+    if cfg.SOLVER.IMS_PER_BATCH % workers:
+        raise UserError(f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be shared evenly by {workers} GPUs")
+    return notes + fit_norm(cfg, workers)
+
+
+def fit_norm(cfg: CfgNode, workers: int) -> list[str]:
+    """Put BN for the SyncBN family where one process runs alone: there is nothing to synchronise with."""
+    notes = []
+    for owner in NORM_OWNERS:
+        norm = cfg.MODEL[owner].NORM
+        if workers == 1 and norm in SYNC_NORMS:
+            cfg.MODEL[owner].NORM = "BN"
+            notes.append(f"one process: MODEL.{owner}.NORM BN (the config says {norm})")
+    return notes
+
+
+def check_weights(weights: str) -> None:
+    """Raise UserError unless MODEL.WEIGHTS is a file, an address that detectron2 can fetch, or ""."""
+    if weights == NOT_GIVEN:
+        raise UserError(
+            "MODEL.WEIGHTS is not given: add `MODEL.WEIGHTS X.pkl` (tools/convert_to_d2.py makes it), "
+            "or `MODEL.WEIGHTS ''` for random initialisation"
+        )
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise UserError(f"{weights}: no such weights file; tools/convert_to_d2.py makes one from a checkpoint")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
