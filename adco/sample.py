@@ -1,8 +1,9 @@
 """A small drawn world in the layouts of the real data sets: ImageNet, VOC 2007 + 2012, COCO 2017, Places205.
 
-Twenty classes with VOC's names are told apart by silhouette and texture, not by colour; eight scenes lie behind them. The scenes
-carry names of Places205 and labels 0..7 in alphabetical order, so the sample is a subset of its 205 categories with labels of
-its own. Every picture is a function of (seed, subset, its number): a larger sample begins with the smaller one's pictures.
+Twenty classes with VOC's names are told apart by silhouette and texture, not by colour; eight scenes lie behind
+them. The scenes carry names of Places205 and labels 0..7 in alphabetical order, so they are a subset of its 205
+categories with labels of their own. Every picture is a function of (seed, subset, its number): a larger sample begins
+with the smaller one's pictures.
 """
 
 from __future__ import annotations
@@ -60,10 +61,12 @@ def make_sample(out: Path | str, seed: int, images: int, workers: int = 1, progr
     write_text(out / UNFINISHED, identity)
     try:
         for folder in FOLDERS:  # what an interrupted run left, perhaps of another seed or size
-            shutil.rmtree(out / folder, ignore_errors=True)
+            if (out / folder).exists():
+                shutil.rmtree(out / folder)
         make_folders(out, wanted)
-        drawn = list(zip(wanted, tqdm(_draw_all(out, seed, wanted, workers), "drawing", len(wanted), unit="picture", disable=not progress), strict=True))  # noqa: E501
-        write_lists(out, drawn)
+        drawing = _draw_all(out, seed, wanted, workers)
+        drawing = tqdm(drawing, "drawing", len(wanted), unit="picture", disable=not progress)
+        write_lists(out, list(zip(wanted, drawing, strict=True)))
     except OSError as error:
         raise UserError(f"{out}: the sample cannot be written ({error.strerror or error})") from error
     write_text(out / MARKER, identity)

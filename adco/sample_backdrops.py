@@ -112,7 +112,7 @@ def badlands(c: Canvas) -> tuple[float, float]:
         base, high = c.horizon + 6 + 6 * k, c.r(0.12, 0.34) * c.height
         c.ridge(c.colour(hue, 0.45, 0.75 - 0.12 * k), base, high, c.n(2, 4))
     for k in range(c.n(3, 7)):  # strata run across the hills
-        y = c.horizon - c.r(-0.02, 0.16) * c.height
+        y = c.horizon - c.r(-0.04, 0.05) * c.height
         points = [(x * c.width / 6, y + c.r(-2, 2)) for x in range(7)]
         c.draw.line(points, fill=c.colour(hue, 0.5, 0.45 + 0.05 * k, 0.1), width=c.n(1, 2))
     c.fill(c.horizon, c.height, c.colour(hue, 0.4, 0.85), c.colour(hue, 0.5, 0.65, 0.1))
@@ -136,7 +136,13 @@ def forest_path(c: Canvas) -> tuple[float, float]:
         c.disc(c.colour(hue, 0.55, c.r(0.2, 0.65), 0.1), c.r(0, c.width), c.r(-0.1, 1.0) * c.horizon, s, s * 0.7)
     c.fill(c.horizon, c.height, c.colour(hue - 0.08, 0.5, 0.45), c.colour(hue - 0.1, 0.5, 0.35))
     end, foot, tone = c.r(0.3, 0.7) * c.width, c.r(0.1, 0.9) * c.width, c.colour(0.09, 0.35, 0.65, 0.1)
-    c.poly(tone, (end - 4, c.horizon), (end + 4, c.horizon), (foot + 0.3 * c.width, c.height), (foot - 0.3 * c.width, c.height))
+    c.poly(
+        tone,
+        (end - 4, c.horizon),
+        (end + 4, c.horizon),
+        (foot + 0.3 * c.width, c.height),
+        (foot - 0.3 * c.width, c.height),
+    )
     for depth in sorted(c.rng.random(c.n(5, 11))):
         x, wide, y = c.r(0, c.width), (0.02 + 0.05 * depth) * c.width, c.horizon + depth * 0.4 * (c.height - c.horizon)
         tone = c.colour(0.07, 0.4, 0.45 - 0.25 * depth, 0.1)
@@ -162,7 +168,13 @@ def highway(c: Canvas) -> tuple[float, float]:
     c.fill(c.horizon, c.height, verge, verge)
     away, near = c.r(0.35, 0.65) * c.width, c.r(0.3, 0.7) * c.width
     grey, half = c.r(0.28, 0.5), c.r(0.6, 1.1) * c.width
-    c.poly(c.colour(0.6, 0.04, grey, 0.02), (away - 5, c.horizon), (away + 5, c.horizon), (near + half, c.height), (near - half, c.height))
+    c.poly(
+        c.colour(0.6, 0.04, grey, 0.02),
+        (away - 5, c.horizon),
+        (away + 5, c.horizon),
+        (near + half, c.height),
+        (near - half, c.height),
+    )
     for lane in (-0.92, c.r(-0.2, 0.2), 0.92):
         for k in range(6):
             t0, t1 = (k / 6) ** 1.7, ((k + (0.5 if abs(lane) < 0.5 else 1)) / 6) ** 1.7
@@ -184,7 +196,9 @@ def ski_slope(c: Canvas) -> tuple[float, float]:
     c.poly(snow, (0, c.horizon - tilt), (c.width, c.horizon + tilt), (c.width, c.height), (0, c.height))
     for _ in range(c.n(2, 5)):
         x = c.r(-0.2, 0.8) * c.width
-        points = [(x + k * c.width / 12 + c.r(-3, 3), c.horizon + tilt + k * (c.height - c.horizon) / 6) for k in range(8)]
+        points = [
+            (x + k * c.width / 12 + c.r(-3, 3), c.horizon + tilt + k * (c.height - c.horizon) / 6) for k in range(8)
+        ]
         c.draw.line(points, fill=c.colour(0.6, 0.16, 0.82, 0.03), width=c.n(1, 3))
     for _ in range(c.n(2, 9)):
         x, s = c.r(0, c.width), c.r(0.08, 0.24) * c.height
@@ -208,7 +222,12 @@ def bedroom(c: Canvas) -> tuple[float, float]:
             for x in range((row % 2) * step // 2, c.width, step):
                 c.disc(paper, x, y, 2, 2)
     for _ in range(c.n(1, 2)):
-        x, y, w, h = c.r(0, 0.75) * c.width, c.r(0.05, 0.4) * c.horizon, c.r(0.16, 0.34) * c.width, c.r(0.3, 0.55) * c.horizon
+        x, y, w, h = (
+            c.r(0, 0.75) * c.width,
+            c.r(0.05, 0.4) * c.horizon,
+            c.r(0.16, 0.34) * c.width,
+            c.r(0.3, 0.55) * c.horizon,
+        )
         frame, inside = c.colour(0.08, 0.4, c.r(0.3, 0.95), 0.1), c.colour(c.r(0, 1), 0.4, 0.8, 0.15)
         c.draw.rectangle([x - 3, y - 3, x + w + 3, y + h + 3], fill=frame)
         c.draw.rectangle([x, y, x + w, y + h], fill=inside)
@@ -256,6 +275,7 @@ SCENES: dict[str, Callable[[Canvas], tuple[float, float]]] = {
     "alley": alley, "badlands": badlands, "bedroom": bedroom, "coast": coast,
     "forest_path": forest_path, "highway": highway, "pasture": pasture, "ski_slope": ski_slope,
 }  # fmt: skip
+SCENE_NAMES = tuple(SCENES)
 
 
 def backdrop(scene: str, rng: np.random.Generator, width: int, height: int, blur_px: float) -> tuple[np.ndarray, int]:

@@ -1,4 +1,4 @@
-"""The sample's four real layouts: which picture goes where, and the files that describe it (ImageNet, VOC, COCO, Places205)."""
+"""The layouts of ImageNet, VOC, COCO and Places205: which picture goes where, and the files that describe it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import numpy as np
 from PIL import Image
 
 from adco.errors import UserError
+from adco.sample_backdrops import SCENE_NAMES
+from adco.sample_objects import CLASSES
 from adco.sample_outline import area, bounding_box, polygons, run_lengths
 from adco.sample_pictures import Picture, portrait, street_life, view
-from adco.sample_scene import CLASSES, SCENE_NAMES, Seen, generator
+from adco.sample_scene import Seen, generator
 
 FOLDERS = ("imagenet", "VOCdevkit", "coco", "places205")
 PLACES_IMAGES = "places205/data/vision/torralba/deeplearning/images256"
 JPEG_QUALITY = 90
-# (layout, subset) -> what of --images it gets, as a divisor; the position is the split's number in the chain of chance: append only.
+# (layout, subset) -> divisor of --images. The position is the split's number, which pictures depend on: append only.
 SUBSETS = {
     ("imagenet", "train"): 1, ("imagenet", "val"): 5,
     ("VOC2007", "trainval"): 5, ("VOC2007", "test"): 5, ("VOC2012", "trainval"): 10,
@@ -130,7 +132,8 @@ def voc_xml(layout: str, name: str, picture: Picture) -> str:
         "<annotation>", f"\t<folder>{layout}</folder>", f"\t<filename>{name}.jpg</filename>",
         "\t<source>", "\t\t<database>AdCo sample, drawn</database>", f"\t\t<annotation>PASCAL {layout}</annotation>",
         "\t\t<image>drawn</image>", "\t</source>",
-        "\t<size>", f"\t\t<width>{width}</width>", f"\t\t<height>{height}</height>", "\t\t<depth>3</depth>", "\t</size>",
+        "\t<size>", f"\t\t<width>{width}</width>", f"\t\t<height>{height}</height>", "\t\t<depth>3</depth>",
+        "\t</size>",
         "\t<segmented>0</segmented>",
     ]  # fmt: skip
     for seen in picture.seen:

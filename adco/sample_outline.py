@@ -10,11 +10,13 @@ SIMPLIFY_PX, MIN_AREA_PX = 0.6, 4.0
 def polygons(mask: np.ndarray) -> list[np.ndarray]:
     """Outer outlines (N, 2) of a mask's pieces, x and y in pixels with pixel (0, 0) covering 0..1; largest first.
 
-    Corners are whole numbers. Staircases are straightened by at most SIMPLIFY_PX; holes are filled, as COCO's polygons cannot
-    have any; pieces below MIN_AREA_PX are left out unless nothing else remains.
+    Corners are whole numbers. Staircases are straightened by at most SIMPLIFY_PX; holes are filled, as COCO's polygons
+    cannot have any; pieces below MIN_AREA_PX are left out unless nothing else remains.
     """
     loops = [_simplify(loop, SIMPLIFY_PX) for loop in _loops(mask)]
-    outer = sorted((loop for loop in loops if len(loop) >= 3 and _signed_area(loop) > 0), key=_signed_area, reverse=True)
+    outer = sorted(
+        (loop for loop in loops if len(loop) >= 3 and _signed_area(loop) > 0), key=_signed_area, reverse=True
+    )
     kept: list[np.ndarray] = []
     for loop in outer:
         if kept and (_signed_area(loop) < MIN_AREA_PX or any(_inside(loop.mean(0), other) for other in kept)):
@@ -44,7 +46,7 @@ def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
 
 
 def _loops(mask: np.ndarray) -> list[np.ndarray]:
-    """Closed walks along pixel edges with the mask on the right hand: clockwise on screen around pieces, otherwise holes."""
+    """Closed walks along pixel edges, the mask to the right: clockwise on screen around pieces, else around holes."""
     m = np.pad(mask, 1)
     steps: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for (dy, dx), (sx, sy), (ex, ey) in (

@@ -1,4 +1,4 @@
-"""Textures and colours of the sample's objects: pattern fields in [0, 1] over object coordinates, and tones to mix with them."""
+"""Textures and colours of the sample's objects: pattern fields in [0, 1] over object coordinates, tones to mix."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def rgb(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def coat_pair(rng: np.random.Generator, palette: str) -> tuple[np.ndarray, np.ndarray]:
-    """Two tones to mix in a texture. palette: `any`, `coat` (animal), `leaf`, `wood`, `wool`; always far apart in lightness."""
+    """Two tones for a texture, far apart in lightness. palette: `any`, `coat` (animal), `leaf`, `wood`, `wool`."""
     hue, sat, value = rng.random(3)
     if palette == "coat" and rng.random() < 0.85:
         hue, sat = 0.05 + 0.07 * hue, 0.7 * sat

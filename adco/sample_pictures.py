@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adco.sample_backdrops import backdrop
-from adco.sample_scene import CLASSES, KINDS, SCENE_NAMES, Seen, Sprite, compose, draw_object, finish, place
+from adco.sample_backdrops import SCENE_NAMES, backdrop
+from adco.sample_objects import CLASSES, KINDS, Sprite, draw_object
+from adco.sample_scene import Seen, compose, finish, place
 
 CROWD_CLASSES = ("person", "sheep", "bird", "cow", "bottle", "car")
 
@@ -40,14 +41,16 @@ def _other(rng: np.random.Generator, scene: str, not_this: str) -> str:
 
 
 def portrait(rng: np.random.Generator, name: str) -> Picture:
-    """An ImageNet-like picture of one `name`, about 128 pixels a side, with smaller clutter behind and sometimes before it."""
+    """An ImageNet-like picture of one `name`, about 128 pixels a side, with clutter behind it and sometimes before."""
     width, height = (int(side) for side in rng.integers(112, 145, 2))
     scene, light = _scene_for(name, rng), _light(rng)
     ground, horizon = backdrop(scene, rng, width, height, rng.uniform(0.5, 3.0))
     long_px = rng.uniform(0.62, 1.0) * min(width, height)
     sprites: list[Sprite] = []
     for _ in range(int(rng.integers(0, 3)) if rng.random() < 0.5 else 0):
-        sprites.append(place(_other(rng, scene, name), rng, long_px * rng.uniform(0.2, 0.4), width, height, horizon, light))
+        sprites.append(
+            place(_other(rng, scene, name), rng, long_px * rng.uniform(0.2, 0.4), width, height, horizon, light)
+        )
     foot = height * rng.uniform(0.88, 1.02)
     main = draw_object(name, rng, long_px, width * rng.uniform(0.4, 0.6), foot, light)
     slack = height - main.rgba.shape[0]  # a low object stands a bit higher, a flying one anywhere
@@ -55,16 +58,20 @@ def portrait(rng: np.random.Generator, name: str) -> Picture:
         main.top -= int(slack * (rng.uniform(0.1, 0.9) if name in ("aeroplane", "bird") else rng.uniform(0, 0.5)))
     sprites.append(main)
     if rng.random() < 0.12:
-        front = draw_object(_other(rng, scene, name), rng, long_px * 0.35, width * rng.uniform(0, 1), height * 1.05, light)
+        front = draw_object(
+            _other(rng, scene, name), rng, long_px * 0.35, width * rng.uniform(0, 1), height * 1.05, light
+        )
         sprites.append(front)
     ground, seen = compose(ground, sprites)
     return Picture(finish(ground, rng), seen, scene)
 
 
 def street_life(rng: np.random.Generator, first: str, crowds: bool) -> Picture:
-    """A VOC- or COCO-like picture with `first` and up to six more things, overlapping; with `crowds` some have a crowd, too."""
+    """A VOC- or COCO-like picture: `first` and up to six more things that overlap; `crowds`: sometimes one of those."""
     long_side, aspect = int(rng.integers(184, 217)), rng.uniform(0.62, 0.86)
-    width, height = (long_side, int(long_side * aspect)) if rng.random() < 0.75 else (int(long_side * aspect), long_side)
+    width, height = (
+        (long_side, int(long_side * aspect)) if rng.random() < 0.75 else (int(long_side * aspect), long_side)
+    )
     scene, light = _scene_for(first, rng), _light(rng)
     ground, horizon = backdrop(scene, rng, width, height, rng.uniform(0.5, 1.8))
     names = [first]
@@ -88,7 +95,9 @@ def _crowd(rng: np.random.Generator, width: int, height: int, horizon: int, ligh
     members = []
     for k in range(count):
         x = centre + (k - count / 2) * long_px * 0.5 + rng.uniform(-2, 2)
-        member = draw_object(name, rng, long_px * rng.uniform(0.8, 1.1), x, horizon + long_px * rng.uniform(0.5, 1.2), light)
+        member = draw_object(
+            name, rng, long_px * rng.uniform(0.8, 1.1), x, horizon + long_px * rng.uniform(0.5, 1.2), light
+        )
         member.group = 0
         members.append(member)
     return members

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-HOLE, BODY, SECOND, TRIM, DARK, PALE, GLASS, SKIN, BLACK = range(9)  # what a part is painted with; HOLE shows what is behind
+HOLE, BODY, SECOND, TRIM, DARK, PALE, GLASS, SKIN, BLACK = range(
+    9
+)  # what a part is painted with; HOLE shows what is behind
 PAINTS = 9
 
 _TURN = np.linspace(0.0, 2 * np.pi, 24, endpoint=False)
@@ -15,7 +17,7 @@ _CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
 
 @dataclass
 class Pen:
-    """Collects parts, back to front. rng: the object's own generator; parts: (points (N,2) float, paint, ink outline?)."""
+    """Collects parts, back to front: (points (N, 2) float, paint, ink outline?). rng: the object's own generator."""
 
     rng: np.random.Generator
     parts: list[tuple[np.ndarray, int, bool]] = field(default_factory=list)
@@ -31,7 +33,9 @@ class Pen:
         """A polygon with straight sides."""
         self.parts.append((np.array(points, dtype=float), paint, ink))
 
-    def box(self, paint: int, x0: float, y0: float, x1: float, y1: float, round_: float = 0.0, ink: bool = True) -> None:
+    def box(
+        self, paint: int, x0: float, y0: float, x1: float, y1: float, round_: float = 0.0, ink: bool = True
+    ) -> None:
         """An upright rectangle with corners rounded by `round_` (radius)."""
         if round_ <= 0:
             self.poly(paint, (x0, y0), (x1, y0), (x1, y1), (x0, y1), ink=ink)
@@ -56,9 +60,14 @@ class Pen:
         self.parts.append((points + (x, y), paint, ink))
 
     def limb(
-        self, paint: int, start: tuple[float, float], end: tuple[float, float], wide: float, wide_end: float | None = None,
+        self,
+        paint: int,
+        start: tuple[float, float],
+        end: tuple[float, float],
+        wide: float,
+        wide_end: float | None = None,
         ink: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """A bar with round ends, `wide` across at its start and `wide_end` at its end."""
         wide_end = wide if wide_end is None else wide_end
         a, b = np.array(start), np.array(end)

@@ -1,4 +1,4 @@
-"""Draw a small world of 20 classes in the layouts of ImageNet, VOC, COCO and Places205: data to try everything on, without downloads."""
+"""Draw a small world of 20 classes in the layouts of ImageNet, VOC, COCO and Places205, to try everything on."""
 
 from __future__ import annotations
 
@@ -20,23 +20,34 @@ what is written (N = --images):
   OUT/places205                                        N/5 and N/10 views of 8 scenes: a subset of the 205, labels 0..7
   OUT/sample.json                                      written last: the sample is whole
 
-The same seed gives the same bytes, and a larger N adds pictures without changing the earlier ones. Run it again after an
-interruption: it starts over in the same folder. A folder that holds anything else is refused.
+The same seed gives the same bytes; a larger N adds pictures without changing the earlier ones. After an interruption,
+run it again: it starts over in the same folder. A folder that holds anything else is refused.
 """
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        "make_sample.py", description=__doc__, epilog=WHAT_IS_WRITTEN, formatter_class=argparse.RawDescriptionHelpFormatter
+        "make_sample.py",
+        description=__doc__,
+        epilog=WHAT_IS_WRITTEN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="a new or empty folder")
     parser.add_argument("--seed", type=int, required=True, metavar="S", help="what the world looks like; from 0")
     parser.add_argument(
-        "--images", type=int, default=2000, metavar="N", help="pictures in ImageNet's training set, at least 100 (default 2000)"
+        "--images",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="pictures in ImageNet's training set, at least 100 (default 2000)",
     )
     parser.add_argument(
-        "--workers", type=int, default=min(4, os.cpu_count() or 1), metavar="W", help="processes that draw (default: up to 4)"
+        "--workers",
+        type=int,
+        default=min(4, os.cpu_count() or 1),
+        metavar="W",
+        help="processes that draw (default: up to 4)",
     )
     args = parser.parse_args(argv)
     summary = make_sample(args.out, args.seed, args.images, args.workers, progress=True)

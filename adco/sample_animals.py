@@ -1,10 +1,10 @@
-"""The living half of the sample's classes, drawn facing right. Each function draws with the pen and returns VOC's pose word."""
+"""The sample's animals, drawn facing right. Each function draws with the pen and returns VOC's word for the pose."""
 
 from __future__ import annotations
 
 import math
 
-from adco.sample_shapes import BLACK, BODY, DARK, GLASS, PALE, SECOND, SKIN, TRIM, Pen
+from adco.sample_shapes import BLACK, BODY, DARK, PALE, SECOND, SKIN, TRIM, Pen
 
 
 def _legs(p: Pen, paint: int, xs: tuple[float, ...], top: float, low: float, wide: float, hoof: int | None) -> None:
@@ -45,34 +45,69 @@ def _bird_flying(p: Pen) -> str:
     p.ell(BODY, 0.58, -0.12, 0.17)
     p.poly(TRIM, (0.7, -0.2), (0.98, -0.1), (0.7, -0.04))
     p.ell(BLACK, 0.63, -0.17, 0.035, ink=False)
-    p.blob(SECOND, (0.2, -0.06), (0.0, -up * 0.7), (-span, -up), (-span * 1.1, -up * 0.7), (-span * 0.7, -up * 0.3), (-0.3, 0.06))
+    p.blob(
+        SECOND,
+        (0.2, -0.06),
+        (0.0, -up * 0.7),
+        (-span, -up),
+        (-span * 1.1, -up * 0.7),
+        (-span * 0.7, -up * 0.3),
+        (-0.3, 0.06),
+    )
     return "Right"
 
 
 def cat(p: Pen) -> str:
     if p.chance(0.5):
         return _cat_sitting(p)
-    tail = p.r(-0.2, 0.2)
-    for k in range(5):
-        a = 0.25 * k
-        p.limb(BODY, (-0.55 - 0.35 * math.sin(a * 1.3), -0.05 - 0.16 * k), (-0.55 - 0.35 * math.sin(a * 1.3 + 0.3) + tail * 0.1 * k, -0.2 - 0.16 * k), 0.1)  # noqa: E501
+    curl = p.r(0.25, 0.4)
+    spine = [(-0.55 - curl * math.sin(0.33 * k), -0.05 - 0.16 * k) for k in range(6)]
+    for start, end in zip(spine, spine[1:], strict=False):
+        p.limb(BODY, start, end, 0.1)
     _legs(p, BODY, (-0.42, 0.3, -0.5, 0.38), 0.15, 0.6, 0.12, None)
-    p.blob(BODY, (-0.66, 0.02), (-0.5, -0.18), (0.0, -0.14), (0.42, -0.2), (0.52, 0.08), (0.3, 0.26), (-0.1, 0.22), (-0.5, 0.28))
+    p.blob(
+        BODY,
+        (-0.66, 0.02),
+        (-0.5, -0.18),
+        (0.0, -0.14),
+        (0.42, -0.2),
+        (0.52, 0.08),
+        (0.3, 0.26),
+        (-0.1, 0.22),
+        (-0.5, 0.28),
+    )
     _cat_head(p, 0.62, p.r(-0.4, -0.22), p.r(0.23, 0.28))
     return "Right"
 
 
 def _cat_head(p: Pen, x: float, y: float, r: float) -> None:
     for side in (-1, 1):
-        p.poly(BODY, (x + side * r * 0.2, y - r * 0.75), (x + side * r * 0.8, y - r * 1.65), (x + side * r * 0.98, y - r * 0.2))
-        p.poly(SKIN, (x + side * r * 0.45, y - r * 0.85), (x + side * r * 0.75, y - r * 1.3), (x + side * r * 0.84, y - r * 0.55), ink=False)
+        p.poly(
+            BODY,
+            (x + side * r * 0.2, y - r * 0.75),
+            (x + side * r * 0.8, y - r * 1.65),
+            (x + side * r * 0.98, y - r * 0.2),
+        )
+        p.poly(
+            SKIN,
+            (x + side * r * 0.45, y - r * 0.85),
+            (x + side * r * 0.75, y - r * 1.3),
+            (x + side * r * 0.84, y - r * 0.55),
+            ink=False,
+        )
     p.ell(BODY, x, y, r * 1.12, r * 0.95)
     p.ell(PALE, x, y + r * 0.42, r * 0.5, r * 0.36, ink=False)
     for side in (-1, 1):
         p.ell(TRIM, x + side * r * 0.45, y - r * 0.1, r * 0.24, r * 0.26)
         p.ell(BLACK, x + side * r * 0.45, y - r * 0.1, r * 0.08, r * 0.22, ink=False)
         for k in (-1, 1):
-            p.limb(BLACK, (x + side * r * 0.3, y + r * 0.4), (x + side * r * 1.5, y + r * (0.4 + 0.2 * k)), r * 0.05, ink=False)
+            p.limb(
+                BLACK,
+                (x + side * r * 0.3, y + r * 0.4),
+                (x + side * r * 1.5, y + r * (0.4 + 0.2 * k)),
+                r * 0.05,
+                ink=False,
+            )
     p.poly(SKIN, (x - r * 0.15, y + r * 0.2), (x + r * 0.15, y + r * 0.2), (x, y + r * 0.38), ink=False)
 
 
@@ -80,8 +115,23 @@ def _cat_sitting(p: Pen) -> str:
     wide = p.r(0.36, 0.46)
     for k in range(6):
         a = 0.4 * k
-        p.limb(BODY, (wide * 0.6 + 0.28 * math.sin(a), 0.72 - 0.14 * k), (wide * 0.6 + 0.28 * math.sin(a + 0.4), 0.58 - 0.14 * k), 0.11)
-    p.blob(BODY, (0, -0.3), (0.22, -0.1), (wide, 0.45), (wide * 0.9, 0.8), (0, 0.84), (-wide * 0.9, 0.8), (-wide, 0.45), (-0.22, -0.1))
+        p.limb(
+            BODY,
+            (wide * 0.6 + 0.28 * math.sin(a), 0.72 - 0.14 * k),
+            (wide * 0.6 + 0.28 * math.sin(a + 0.4), 0.58 - 0.14 * k),
+            0.11,
+        )
+    p.blob(
+        BODY,
+        (0, -0.3),
+        (0.22, -0.1),
+        (wide, 0.45),
+        (wide * 0.9, 0.8),
+        (0, 0.84),
+        (-wide * 0.9, 0.8),
+        (-wide, 0.45),
+        (-0.22, -0.1),
+    )
     p.ell(PALE, 0, 0.15, 0.13, 0.24, ink=False)
     for side in (-1, 1):
         p.limb(BODY, (side * 0.12, 0.2), (side * 0.13, 0.74), 0.14)
@@ -96,7 +146,18 @@ def cow(p: Pen) -> str:
     p.ell(DARK, -0.96, 0.22, 0.06, 0.12)
     _legs(p, BODY, (-0.5, 0.42, -0.65, 0.55), 0.18, 0.74, 0.15, BLACK)
     p.ell(SKIN, -0.3, 0.28, 0.17, 0.12)
-    p.blob(BODY, (-0.86, -0.3), (-0.6, -0.46), (0.0, -0.38), (0.5, -0.5), (0.78, -0.3), (0.7, 0.15), (0.3, 0.3), (-0.3, 0.28), (-0.8, 0.18))
+    p.blob(
+        BODY,
+        (-0.86, -0.3),
+        (-0.6, -0.46),
+        (0.0, -0.38),
+        (0.5, -0.5),
+        (0.78, -0.3),
+        (0.7, 0.15),
+        (0.3, 0.3),
+        (-0.3, 0.28),
+        (-0.8, 0.18),
+    )
     x, y = (1.0, 0.1) if grazing else (1.0, -0.5)
     p.limb(BODY, (0.62, -0.26), (x - 0.08, y), 0.4, 0.28)
     turn = 0.9 if grazing else p.r(0.2, 0.6)
@@ -116,7 +177,17 @@ def dog(p: Pen) -> str:
     high = p.r(-0.5, -0.35)
     p.limb(BODY, (-0.6, -0.12), (-0.88, -p.r(0.2, 0.55)), 0.13, 0.06)
     _legs(p, BODY, (-0.42, 0.32, -0.52, 0.42), 0.15, 0.68, 0.13, PALE)
-    p.blob(BODY, (-0.68, -0.08), (-0.45, -0.22), (0.1, -0.16), (0.5, -0.3), (0.6, 0.0), (0.4, 0.26), (0.0, 0.12), (-0.45, 0.2))
+    p.blob(
+        BODY,
+        (-0.68, -0.08),
+        (-0.45, -0.22),
+        (0.1, -0.16),
+        (0.5, -0.3),
+        (0.6, 0.0),
+        (0.4, 0.26),
+        (0.0, 0.12),
+        (-0.45, 0.2),
+    )
     p.limb(BODY, (0.46, -0.12), (0.6, high), 0.28, 0.24)
     p.limb(TRIM, (0.44, -0.28), (0.66, -0.2), 0.07)
     _dog_head(p, 0.66, high - 0.06, p.r(0.9, 1.15))
@@ -124,18 +195,45 @@ def dog(p: Pen) -> str:
 
 
 def _dog_head(p: Pen, x: float, y: float, s: float) -> None:
-    p.blob(BODY, (x - 0.2 * s, y - 0.16 * s), (x + 0.08 * s, y - 0.2 * s), (x + 0.24 * s, y - 0.06 * s), (x + 0.5 * s, y), (x + 0.48 * s, y + 0.14 * s), (x + 0.1 * s, y + 0.2 * s), (x - 0.2 * s, y + 0.12 * s))  # noqa: E501
+    p.blob(
+        BODY,
+        (x - 0.2 * s, y - 0.16 * s),
+        (x + 0.08 * s, y - 0.2 * s),
+        (x + 0.24 * s, y - 0.06 * s),
+        (x + 0.5 * s, y),
+        (x + 0.48 * s, y + 0.14 * s),
+        (x + 0.1 * s, y + 0.2 * s),
+        (x - 0.2 * s, y + 0.12 * s),
+    )
     p.ell(BLACK, x + 0.5 * s, y + 0.02 * s, 0.06 * s, 0.05 * s, ink=False)
     p.ell(BLACK, x + 0.12 * s, y - 0.07 * s, 0.035 * s, ink=False)
     if p.chance(0.5):
         p.poly(SKIN, (x + 0.3 * s, y + 0.14 * s), (x + 0.42 * s, y + 0.14 * s), (x + 0.38 * s, y + 0.3 * s), ink=False)
-    p.blob(SECOND, (x - 0.16 * s, y - 0.18 * s), (x + 0.0 * s, y - 0.12 * s), (x - 0.02 * s, y + 0.2 * s), (x - 0.14 * s, y + 0.28 * s), (x - 0.24 * s, y + 0.1 * s))  # noqa: E501
+    p.blob(
+        SECOND,
+        (x - 0.16 * s, y - 0.18 * s),
+        (x + 0.0 * s, y - 0.12 * s),
+        (x - 0.02 * s, y + 0.2 * s),
+        (x - 0.14 * s, y + 0.28 * s),
+        (x - 0.24 * s, y + 0.1 * s),
+    )
 
 
 def _dog_sitting(p: Pen) -> str:
     p.limb(BODY, (-0.5, 0.6), (-0.85, p.r(0.1, 0.5)), 0.14, 0.07)
     p.limb(BODY, (0.18, 0.1), (0.24, 0.72), 0.15, 0.12)
-    p.blob(BODY, (0.05, -0.5), (0.34, -0.3), (0.36, 0.1), (0.2, 0.5), (-0.1, 0.74), (-0.55, 0.72), (-0.6, 0.4), (-0.35, 0.05), (-0.12, -0.3))
+    p.blob(
+        BODY,
+        (0.05, -0.5),
+        (0.34, -0.3),
+        (0.36, 0.1),
+        (0.2, 0.5),
+        (-0.1, 0.74),
+        (-0.55, 0.72),
+        (-0.6, 0.4),
+        (-0.35, 0.05),
+        (-0.12, -0.3),
+    )
     p.ell(BODY, -0.3, 0.52, 0.27, 0.24)
     p.limb(BODY, (-0.2, 0.72), (0.06, 0.74), 0.12)
     p.limb(BODY, (0.24, 0.05), (0.34, 0.72), 0.16, 0.12)
@@ -148,77 +246,35 @@ def horse(p: Pen) -> str:
     up = p.r(0.75, 0.95)
     p.blob(SECOND, (-0.68, -0.25), (-0.86, -0.2), (-0.98, 0.15), (-0.92, 0.5), (-0.78, 0.2))
     _legs(p, BODY, (-0.48, 0.38, -0.6, 0.5), 0.1, 0.95, 0.13, BLACK)
-    p.blob(BODY, (-0.75, -0.1), (-0.6, -0.34), (-0.1, -0.26), (0.4, -0.36), (0.62, -0.15), (0.5, 0.16), (0.0, 0.16), (-0.5, 0.18))
+    p.blob(
+        BODY,
+        (-0.75, -0.1),
+        (-0.6, -0.34),
+        (-0.1, -0.26),
+        (0.4, -0.36),
+        (0.62, -0.15),
+        (0.5, 0.16),
+        (0.0, 0.16),
+        (-0.5, 0.18),
+    )
     p.poly(BODY, (0.28, -0.3), (0.62, -up), (0.9, -up + 0.12), (0.64, 0.0))
     p.blob(SECOND, (0.2, -0.34), (0.36, -0.7), (0.6, -up - 0.14), (0.7, -up), (0.52, -0.5), (0.4, -0.25))
     for x in (0.62, 0.72):
         p.poly(BODY, (x, -up + 0.02), (x + 0.04, -up - 0.2), (x + 0.12, -up + 0.04))
-    p.blob(BODY, (0.62, -up - 0.02), (0.82, -up - 0.02), (1.14, -up + 0.36), (1.12, -up + 0.48), (1.0, -up + 0.5), (0.74, -up + 0.26))
+    p.blob(
+        BODY,
+        (0.62, -up - 0.02),
+        (0.82, -up - 0.02),
+        (1.14, -up + 0.36),
+        (1.12, -up + 0.48),
+        (1.0, -up + 0.5),
+        (0.74, -up + 0.26),
+    )
     p.ell(BLACK, 0.83, -up + 0.12, 0.04, ink=False)
     p.ell(BLACK, 1.08, -up + 0.4, 0.025, ink=False)
     if p.chance(0.35):
         p.blob(TRIM, (-0.22, -0.32), (0.1, -0.3), (0.22, -0.36), (0.16, 0.0), (-0.12, 0.0))
     return "Right"
-
-
-def person(p: Pen) -> str:
-    shoulder, hip, stride = p.r(0.21, 0.28), p.r(0.15, 0.2), p.r(0.02, 0.28)
-    for side, arm in ((-1, p.r(-0.3, 2.4)), (1, p.r(-0.2, 0.7))):
-        x0 = side * shoulder
-        elbow = (x0 + side * 0.25 * math.sin(arm), -0.42 + 0.25 * math.cos(arm))
-        bend = arm + p.r(0.1, 0.9)
-        hand = (elbow[0] + side * 0.24 * math.sin(bend), elbow[1] + 0.24 * math.cos(bend))
-        p.limb(SKIN, elbow, hand, 0.1, 0.075)
-        p.ell(SKIN, *hand, 0.055)
-        p.limb(BODY, (x0 - side * 0.03, -0.42), elbow, 0.15, 0.12)
-    skirt = p.chance(0.25)
-    for side in (-1, 1):
-        foot = (side * (hip * 0.6 + stride * 0.7), 0.98)
-        knee = (side * (hip * 0.6 + stride * 0.5), 0.52)
-        p.limb(SKIN if skirt else SECOND, (side * hip * 0.5, 0.08), knee, 0.19, 0.15)
-        p.limb(SKIN if skirt else SECOND, knee, foot, 0.14, 0.11)
-        p.limb(BLACK, foot, (foot[0] + 0.1, foot[1] + 0.01), 0.1)
-    if skirt:
-        p.poly(SECOND, (-hip, 0.0), (hip, 0.0), (hip + 0.2, 0.5), (-hip - 0.2, 0.5))
-    p.limb(SKIN, (0, -0.6), (0, -0.45), 0.13)
-    p.blob(BODY, (-shoulder, -0.47), (0, -0.52), (shoulder, -0.47), (hip * 1.1, -0.1), (hip * 1.1, 0.12), (-hip * 1.1, 0.12), (-hip * 1.1, -0.1))
-    head = p.r(0.15, 0.18)
-    long_hair = p.chance(0.4)
-    if long_hair:
-        p.blob(DARK, (-head, -0.9), (0, -0.99), (head, -0.9), (head * 1.25, -0.5), (0, -0.56), (-head * 1.25, -0.5))
-    p.ell(SKIN, 0, -0.75, head * 0.92, head * 1.15)
-    if p.chance(0.25):
-        p.box(TRIM, -head * 1.5, -0.88, head * 1.5, -0.83, 0.02)
-        p.box(TRIM, -head, -1.05, head, -0.84, 0.05)
-    else:
-        p.blob(DARK, (-head, -0.76), (-head * 0.9, -0.93), (0, -1.0), (head * 0.9, -0.93), (head, -0.76), (head * 0.5, -0.86), (-head * 0.5, -0.86))
-    for side in (-1, 1):
-        p.ell(BLACK, side * 0.06, -0.74, 0.022, ink=False)
-    p.limb(DARK, (-0.04, -0.65), (0.04, -0.65), 0.02, ink=False)
-    return "Frontal"
-
-
-def pottedplant(p: Pen) -> str:
-    half, low, leaves, broad = p.r(0.26, 0.36), p.r(0.62, 0.8), int(p.r(9, 15)), p.r(0.09, 0.17)
-    for k in range(leaves):
-        a = -math.pi / 2 + (k - (leaves - 1) / 2) / leaves * p.r(2.7, 3.5) * (1 if k % 2 else 0.85)
-        long = p.r(0.6, 0.95)
-        c, s = math.cos(a), math.sin(a)
-        tip, sag = (c * long, 0.1 + s * long + 0.3 * abs(c) * long), p.r(0.4, 0.6)
-        mid = (c * long * sag, 0.08 + s * long * sag)
-        p.blob(BODY if k % 3 else SECOND, (0, 0.14), (mid[0] - s * broad, mid[1] + c * broad), tip, (mid[0] + s * broad, mid[1] - c * broad))
-    if p.chance(0.4):
-        for _ in range(int(p.r(2, 5))):
-            x, y = p.r(-0.45, 0.45), p.r(-0.7, -0.25)
-            for k in range(5):
-                p.ell(PALE, x + 0.085 * math.cos(k * 1.257), y + 0.085 * math.sin(k * 1.257), 0.065, ink=False)
-            p.ell(DARK, x, y, 0.05, ink=False)
-    p.poly(TRIM, (-half * 0.9, 0.25), (half * 0.9, 0.25), (half * 0.66, low), (-half * 0.66, low))
-    p.box(TRIM, -half, 0.12, half, 0.28, 0.02)
-    for k in range(3):
-        x = (k - 1) * half * 0.5
-        p.poly(GLASS, (x - 0.06, 0.45), (x, 0.36), (x + 0.06, 0.45), (x, 0.54), ink=False)
-    return "Unspecified"
 
 
 def sheep(p: Pen) -> str:

@@ -1,4 +1,4 @@
-"""The man-made half of the sample's classes, drawn facing right. Each function draws with the pen and returns VOC's pose word."""
+"""The sample's vehicles, drawn facing right. Each function draws with the pen and returns VOC's word for the pose."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ def aeroplane(p: Pen) -> str:
     fat, sweep, drop = p.r(0.11, 0.15), p.r(0.3, 0.5), p.r(0.25, 0.42)
     p.poly(SECOND, (0.1, -0.02), (-0.12, -0.02), (-0.12 - sweep, -drop), (-0.26 - sweep * 0.6, -drop))
     p.poly(SECOND, (-0.66, -0.05), (-0.98, -p.r(0.42, 0.52)), (-1.1, -0.45), (-0.98, -0.04))
-    p.blob(BODY, (1, 0.03), (0.86, -fat * 0.7), (0.6, -fat), (-0.5, -fat), (-1.05, -0.09), (-1.02, -0.01), (-0.5, fat * 0.8), (0.7, fat))
+    p.blob(
+        BODY,
+        (1, 0.03),
+        (0.86, -fat * 0.7),
+        (0.6, -fat),
+        (-0.5, -fat),
+        (-1.05, -0.09),
+        (-1.02, -0.01),
+        (-0.5, fat * 0.8),
+        (0.7, fat),
+    )
     p.poly(GLASS, (0.8, -fat * 0.75), (0.93, -0.02), (0.76, -0.02), ink=False)
     for i in range(9):
         p.box(DARK, 0.56 - i * 0.13, -0.06, 0.63 - i * 0.13, 0.0, 0.02, ink=False)
@@ -29,7 +39,18 @@ def _aeroplane_from_above(p: Pen) -> str:
         p.poly(SECOND, (0.25, 0), (0.25 - sweep, side * span), (0.13 - sweep, side * span), (0.25 - chord - 0.2, 0))
         p.poly(SECOND, (-0.72, 0), (-0.95, side * 0.36), (-1.05, side * 0.36), (-0.96, 0))
         p.ell(DARK, 0.24 - sweep * 0.4, side * span * 0.4, 0.12, 0.05)
-    p.blob(BODY, (1, 0), (0.85, -0.09), (0.5, -0.11), (-0.5, -0.09), (-1.0, -0.02), (-1.0, 0.02), (-0.5, 0.09), (0.5, 0.11), (0.85, 0.09))
+    p.blob(
+        BODY,
+        (1, 0),
+        (0.85, -0.09),
+        (0.5, -0.11),
+        (-0.5, -0.09),
+        (-1.0, -0.02),
+        (-1.0, 0.02),
+        (-0.5, 0.09),
+        (0.5, 0.11),
+        (0.85, 0.09),
+    )
     p.poly(GLASS, (0.9, -0.05), (0.9, 0.05), (0.78, 0.07), (0.78, -0.07), ink=False)
     p.limb(TRIM, (-0.7, 0), (-1.02, 0), 0.05)
     return "Unspecified"
@@ -42,7 +63,13 @@ def bicycle(p: Pen) -> str:
         p.ell(HOLE, x, 0, radius * 0.84)
         for k in range(6):
             c, s = math.cos(k * math.pi / 6 + x), math.sin(k * math.pi / 6 + x)
-            p.limb(PALE, (x - c * radius * 0.85, -s * radius * 0.85), (x + c * radius * 0.85, s * radius * 0.85), 0.016, ink=False)
+            p.limb(
+                PALE,
+                (x - c * radius * 0.85, -s * radius * 0.85),
+                (x + c * radius * 0.85, s * radius * 0.85),
+                0.016,
+                ink=False,
+            )
         p.ell(DARK, x, 0, 0.05, ink=False)
     crank, seat, head = (-0.06, 0.06), (-0.24, -p.r(0.42, 0.52)), (base - 0.2, -p.r(0.46, 0.55))
     for a, b in ((crank, (-base, 0)), ((-base, 0), seat), (seat, crank), (seat, head), (crank, head)):
@@ -55,7 +82,13 @@ def bicycle(p: Pen) -> str:
     p.limb(BLACK, (seat[0] - 0.15, seat[1] - 0.12), (seat[0] + 0.12, seat[1] - 0.1), 0.09, 0.05)
     p.ell(DARK, *crank, 0.09)
     if p.chance(0.4):
-        p.poly(SECOND, (bar[0] + 0.1, bar[1]), (bar[0] + 0.42, bar[1]), (bar[0] + 0.36, bar[1] + 0.25), (bar[0] + 0.14, bar[1] + 0.25))
+        p.poly(
+            SECOND,
+            (bar[0] + 0.1, bar[1]),
+            (bar[0] + 0.42, bar[1]),
+            (bar[0] + 0.36, bar[1] + 0.25),
+            (bar[0] + 0.14, bar[1] + 0.25),
+        )
     return "Right"
 
 
@@ -75,22 +108,19 @@ def boat(p: Pen) -> str:
         p.poly(SECOND, (-0.05, top), (-0.05, -0.1), (-p.r(0.6, 0.8), -0.1))
         p.poly(TRIM if p.chance(0.5) else SECOND, (0.05, top + 0.15), (0.05, -0.06), (p.r(0.5, 0.8), -0.08))
         p.poly(TRIM, (0, top - 0.08), (0, top + 0.04), (0.2, top - 0.02), ink=False)
-    p.blob(BODY, (-0.85, 0), (-0.3, 0.03), (0.3, 0.02), (0.98, -sheer), (0.9, 0.02), (0.62, deep), (0, deep + 0.04), (-0.66, deep))
+    p.blob(
+        BODY,
+        (-0.85, 0),
+        (-0.3, 0.03),
+        (0.3, 0.02),
+        (0.98, -sheer),
+        (0.9, 0.02),
+        (0.62, deep),
+        (0, deep + 0.04),
+        (-0.66, deep),
+    )
     p.poly(TRIM, (-0.84, 0.0), (0.96, -sheer * 0.7), (0.9, -sheer * 0.7 + 0.1), (-0.82, 0.09), ink=False)
     return "Right"
-
-
-def bottle(p: Pen) -> str:
-    half, neck, shoulder, top = p.r(0.2, 0.28), p.r(0.07, 0.11), p.r(-0.42, -0.15), -p.r(0.85, 1.0)
-    curve = p.r(0.03, 0.3)
-    left = [(-half, 0.9), (-half, shoulder + 0.1), (-half * 0.9, shoulder), (-neck - 0.02, shoulder - curve), (-neck, top)]
-    p.poly(BODY, (-half * 0.9, 0.97), *left, *[(-x, y) for x, y in reversed(left)], (half * 0.9, 0.97))
-    label = p.r(0.0, 0.2)
-    p.box(SECOND, -half, label, half, label + p.r(0.35, 0.55))
-    p.ell(TRIM, 0, label + 0.2, half * 0.5, half * 0.5, ink=False)
-    p.box(TRIM, -neck - 0.025, top - 0.1, neck + 0.025, top + 0.06, 0.02)
-    p.limb(PALE, (-half * 0.62, shoulder + 0.08), (-half * 0.62, 0.82), 0.045, ink=False)
-    return "Unspecified"
 
 
 def bus(p: Pen) -> str:
@@ -164,48 +194,6 @@ def _car_front(p: Pen) -> str:
     return "Frontal"
 
 
-def chair(p: Pen) -> str:
-    wide, slant, back, skew = p.r(0.3, 0.38), p.r(-0.04, 0.14), -p.r(0.75, 0.95), p.r(0.12, 0.22)
-    leg, low = p.r(0.06, 0.09), p.r(0.62, 0.78)
-    p.limb(DARK, (-wide + skew, 0), (-wide + skew, low - 0.12), leg)
-    p.limb(DARK, (wide + skew, 0), (wide + skew, low - 0.12), leg)
-    corners = ((-wide + skew - slant, back), (wide + skew - slant, back), (wide + skew, -0.1), (-wide + skew, -0.1))
-    if p.chance(0.5):
-        p.poly(BODY, *corners)
-    else:
-        for side in (-1, 1):
-            p.limb(BODY, (side * wide + skew - slant, back - 0.03), (side * wide + skew, 0), 0.09)
-        for i in range(3):
-            y = back + 0.06 + i * 0.24
-            p.box(BODY, -wide + skew - slant, y, wide + skew - slant * 0.6, y + 0.12, 0.03)
-    p.poly(SECOND, (-wide + skew, -0.1), (wide + skew, -0.1), (wide - skew, 0.1), (-wide - skew, 0.1))
-    p.poly(BODY, (-wide - skew, 0.1), (wide - skew, 0.1), (wide - skew, 0.19), (-wide - skew, 0.19))
-    p.poly(BODY, (wide - skew, 0.1), (wide + skew, -0.1), (wide + skew, -0.01), (wide - skew, 0.19))
-    p.limb(DARK, (-wide - skew + 0.05, 0.18), (-wide - skew + 0.05, low), leg)
-    p.limb(DARK, (wide - skew - 0.05, 0.18), (wide - skew - 0.05, low), leg)
-    return "Right"
-
-
-def diningtable(p: Pen) -> str:
-    half, deep, drop, inset = p.r(0.9, 1.05), p.r(0.22, 0.34), p.r(0.12, 0.34), p.r(0.16, 0.3)
-    for x in (-half + inset + 0.08, half - inset - 0.08):
-        p.limb(DARK, (x, 0), (x, 0.6), 0.08)
-    for x in (-half + 0.08, half - 0.08):
-        p.limb(DARK, (x, deep), (x, p.r(0.78, 0.88)), 0.1)
-    p.poly(BODY, (-half + inset, -deep), (half - inset, -deep), (half, deep), (-half, deep))
-    hem = [(half - 2 * half * i / 8, deep + drop + (0.05 if i % 2 else 0.0)) for i in range(9)]
-    p.poly(SECOND, (-half, deep), (half, deep), *hem)
-    for i in range(int(p.r(2, 4.99))):
-        x, y = -0.55 + 0.38 * i + p.r(-0.05, 0.05), p.r(-0.12, 0.1)
-        p.ell(PALE, x, y, 0.17, 0.065)
-        p.ell(TRIM, x, y - 0.01, 0.09, 0.035, ink=False)
-    if p.chance(0.6):
-        x = p.r(-0.4, 0.4)
-        p.box(GLASS, x - 0.05, -0.45, x + 0.05, -0.05, 0.04)
-        p.ell(TRIM, x, -0.5, 0.13, 0.1)
-    return "Frontal"
-
-
 def motorbike(p: Pen) -> str:
     radius, base = p.r(0.3, 0.36), p.r(0.58, 0.66)
     for x in (-base, base):
@@ -229,26 +217,6 @@ def motorbike(p: Pen) -> str:
     if p.chance(0.4):
         p.poly(GLASS, (base - 0.16, -0.56), (base - 0.36, -0.86), (base - 0.28, -0.54))
     return "Right"
-
-
-def sofa(p: Pen) -> str:
-    half, back, arm, seats = p.r(0.85, 1.05), -p.r(0.42, 0.6), p.r(0.16, 0.24), int(p.r(2, 3.99))
-    for x in (-half + 0.12, half - 0.12):
-        p.box(DARK, x - 0.05, 0.4, x + 0.05, 0.54)
-    p.box(BODY, -half + 0.06, back, half - 0.06, 0.2, 0.12)
-    step = 2 * (half - arm) / seats
-    for i in range(seats):
-        x = -half + arm + i * step
-        p.box(BODY, x + 0.01, back + 0.1, x + step - 0.01, 0.06, 0.05)
-        p.box(SECOND, x, -0.0, x + step, 0.2, 0.06)
-    p.box(BODY, -half + 0.04, 0.2, half - 0.04, 0.42, 0.04)
-    for side in (-1, 1):
-        x = side * (half - arm / 2)
-        p.box(BODY, x - arm / 2, -0.14, x + arm / 2, 0.44, arm * 0.45)
-    if p.chance(0.6):
-        x = p.r(-0.4, 0.4)
-        p.poly(TRIM, (x - 0.18, -0.08), (x + 0.02, -0.26), (x + 0.2, -0.08), (x, 0.08))
-    return "Frontal"
 
 
 def train(p: Pen) -> str:
@@ -291,27 +259,3 @@ def _steam_train(p: Pen) -> str:
         for k in range(4):
             p.ell(PALE, 0.6 - k * 0.24, high - 0.12 - k * 0.06, 0.1 + k * 0.035, ink=False)
     return "Right"
-
-
-def tvmonitor(p: Pen) -> str:
-    half, high, rim = p.r(0.72, 0.95), p.r(0.48, 0.66), p.r(0.05, 0.1)
-    old = p.chance(0.4)
-    if old:
-        p.limb(DARK, (0, -high), (-0.3, -high - 0.36), 0.03, ink=False)
-        p.limb(DARK, (0, -high), (0.34, -high - 0.32), 0.03, ink=False)
-        for x in (-half * 0.6, half * 0.6):
-            p.limb(DARK, (x, high), (x * 1.15, high + 0.24), 0.07)
-    else:
-        p.box(DARK, -0.09, high - 0.05, 0.09, high + 0.2)
-        p.box(BLACK, -0.36, high + 0.16, 0.36, high + 0.23, 0.03)
-    p.box(SECOND if old else BLACK, -half, -high, half, high, 0.09 if old else 0.04)
-    right = half - rim - (0.28 if old else 0)
-    p.box(BODY, -half + rim, -high + rim, right, high - rim, 0.1 if old else 0.02)
-    if old:
-        for k in range(2):
-            p.ell(PALE, half - 0.17, -high + 0.2 + k * 0.24, 0.07)
-        for k in range(3):
-            p.box(DARK, half - 0.25, high - 0.34 + k * 0.08, half - 0.09, high - 0.31 + k * 0.08, ink=False)
-    p.poly(PALE, (-half + rim + 0.08, -high + rim + 0.3), (-half + rim + 0.3, -high + rim + 0.06),
-           (-half + rim + 0.4, -high + rim + 0.06), (-half + rim + 0.08, -high + rim + 0.42), ink=False)  # fmt: skip
-    return "Frontal"
