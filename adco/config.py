@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adco.errors import UserError
@@ -145,13 +145,13 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         content = yaml.safe_load(path.read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not a readable recipe ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping of recipe keys, found {type(content).__name__}")
     _check_keys(path, content, Recipe)
     filled = OmegaConf.to_container(_typed(path, content))
     for override in overrides:
         _override(filled, override)
-    recipe = OmegaConf.to_object(_typed("command line" if overrides else path, filled))
+    source = "command line" if overrides else path
+    _check_keys(source, filled, Recipe)
+    recipe = OmegaConf.to_object(_typed(source, filled))
     check_recipe(recipe)
     return recipe
 
@@ -205,23 +205,28 @@ def _find(path: Path | str) -> Path:
     raise UserError(f"{path}: no such recipe; give a YAML file or one of {', '.join(names)}")
 
 
-def _typed(source: Path | str, content: dict):
-    schema = OmegaConf.structured(Recipe)
+def _typed(source: Path | str, content: dict, kind: type = Recipe, prefix: str = "") -> DictConfig:
+    """The content as a typed OmegaConf node; raises UserError naming the field whose type is wrong."""
+    schema = OmegaConf.structured(kind)
     for node in (schema, *(schema[name] for name in schema if OmegaConf.is_dict(schema[name]))):
         OmegaConf.set_readonly(node, False)  # frozen dataclasses are read-only nodes, which refuse a merge
     try:
         return OmegaConf.merge(schema, OmegaConf.create(content))
     except OmegaConfBaseException as error:
-        key = (error.full_key or str(error.key or "")).replace("[", ".").replace("]", "")
-        raise UserError(f"{source}: {key}: {str(error.msg or error).splitlines()[0]}") from error
+        key = error.full_key or str(error.key or "")
+        raise UserError(f"{source}: {prefix}{key}: {str(error.msg or error).splitlines()[0]}") from error
 
 
 def _check_keys(source: Path | str, content: object, kind: type, prefix: str = "") -> None:
     """Walk the mapping beside the dataclass and raise for a key that the dataclass does not have."""
     if typing.get_origin(kind) is list:
-        for i, item in enumerate(content if isinstance(content, list) else ()):
-            _check_keys(source, item, typing.get_args(kind)[0], f"{prefix}{i}.")
-    elif is_dataclass(kind) and isinstance(content, dict):
+        (item_kind,) = typing.get_args(kind)
+        for i, item in enumerate(content if isinstance(content, list) and is_dataclass(item_kind) else ()):
+            _check_keys(source, item, item_kind, f"{prefix}{i}.")
+            _typed(source, item, item_kind, f"{prefix}{i}.")  # in a list, OmegaConf does not say which item is wrong
+    elif is_dataclass(kind):
+        if not isinstance(content, dict):
+            raise UserError(f"{source}: {prefix.rstrip('.')}: expected a mapping of keys, found {content!r}")
         kinds = _kinds(kind)
         for key, value in content.items():
             if key not in kinds:
