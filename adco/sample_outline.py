@@ -13,16 +13,13 @@ def polygons(mask: np.ndarray) -> list[np.ndarray]:
     Corners are whole numbers. Staircases are straightened by at most SIMPLIFY_PX; holes are filled, as COCO's polygons
     cannot have any; pieces below MIN_AREA_PX are left out unless nothing else remains.
     """
-    loops = [_simplify(loop, SIMPLIFY_PX) for loop in _loops(mask)]
-    outer = sorted(
-        (loop for loop in loops if len(loop) >= 3 and _signed_area(loop) > 0), key=_signed_area, reverse=True
-    )
+    outer = sorted((loop for loop in _loops(mask) if _signed_area(loop) > 0), key=_signed_area, reverse=True)
     kept: list[np.ndarray] = []
-    for loop in outer:
-        if kept and (_signed_area(loop) < MIN_AREA_PX or any(_inside(loop.mean(0), other) for other in kept)):
+    for loop in outer:  # a loop begins at the upper left corner of one of its pixels
+        if kept and (_signed_area(loop) < MIN_AREA_PX or any(_inside(loop[0] + 0.5, other) for other in kept)):
             continue
         kept.append(loop)
-    return kept
+    return [_simplify(loop, SIMPLIFY_PX) for loop in kept]
 
 
 def area(outlines: list[np.ndarray]) -> float:
@@ -47,13 +44,15 @@ def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
 
 def _loops(mask: np.ndarray) -> list[np.ndarray]:
     """Closed walks along pixel edges, the mask to the right: clockwise on screen around pieces, else around holes."""
-    m = np.pad(mask, 1)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, left = int(rows[0]), int(columns[0])
+    m = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1)
     steps: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for (dy, dx), (sx, sy), (ex, ey) in (
         ((-1, 0), (0, 0), (1, 0)), ((0, 1), (1, 0), (1, 1)), ((1, 0), (1, 1), (0, 1)), ((0, -1), (0, 1), (0, 0)),
     ):  # fmt: skip
         ys, xs = np.nonzero(m & ~np.roll(m, (-dy, -dx), (0, 1)))
-        for x, y in zip((xs - 1).tolist(), (ys - 1).tolist(), strict=True):
+        for x, y in zip((xs + left - 1).tolist(), (ys + top - 1).tolist(), strict=True):
             steps.setdefault((x + sx, y + sy), []).append((x + ex, y + ey))
     loops = []
     while steps:
