@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,12 +16,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from adco.backbone import Backbone, stage_features
 from adco.errors import UserError
 from adco.images import UnreadableImage, read_image
 from transfer.cache import Entry, RowsWriter
+from transfer.progress import progress
 from transfer.transforms import Transform, normalise
 
 # VISSL's AvgPool2d(kernel, stride) for the map of each stage at 224 px, about 9,000 numbers each for a ResNet-50:
@@ -144,12 +143,6 @@ def weights_sha256(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def progress(total: int, title: str, unit: str) -> tqdm:
-    """A progress bar with rate and time left on stderr; in a log file a line every 30 seconds instead."""
-    quiet = 0.1 if sys.stderr.isatty() else 30
-    return tqdm(total=total, desc=title, unit=f" {unit}", mininterval=quiet, delay=0 if quiet < 1 else quiet)
 
 
 @dataclass

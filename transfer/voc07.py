@@ -61,7 +61,7 @@ PROTOCOLS = {
         "res5",
         SvmRule(costs=VISSL_COSTS, drop_difficult=True),
         seeded=True,
-        about="Resize 256, then all squashed to 224x224; res5 pooled to 2x2 (8192-d for a ResNet-50); x / (|x| + 1e-5).\n"
+        about="Resize 256, then squash to 224x224; res5 pooled to 2x2 (8192-d for a ResNet-50); x / (|x| + 1e-5).\n"
         "C per class by 3-fold CV over .01 ... 1000; difficult: negative in training, dropped at test; all-point AP.",
     ),
 }
@@ -260,7 +260,7 @@ def say_what_data(voc: Voc) -> None:
     print(f"VOC2007: {content['trainval_images']} trainval and {content['test_images']} test images")
     if not content["official"]:
         official = " and ".join(f"{count} {split}" for split, count in OFFICIAL_IMAGES.items())
-        print(f"NOT the official VOC2007 ({official}, 20 classes; {len(voc.classes)} here): compare no published rows")
+        print(f"NOT the official VOC2007 ({official}, 20 classes; {len(voc.classes)} here): no published row compares")
     if content["images_in_both_splits"]:
         print(f"WARNING: {content['images_in_both_splits']} images are in trainval and in test: the score is too good")
 

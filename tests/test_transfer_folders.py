@@ -1,0 +1,196 @@
+"""transfer/knn.py and transfer/linear.py on an image folder, and the reading of that folder."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch.nn.functional import normalize
+
+import transfer.knn
+import transfer.linear
+from adco.backbone import load_backbone
+from adco.knn import knn_accuracy
+from adco.records import load_record
+from tests.transfer_data import assert_one_line_error, files_below, make_folder
+from transfer.features import Feature, Pictures, Reader, extract
+from transfer.imagefolder import Split, fingerprint, read_folders
+from transfer.linear import PENALTIES, choose_penalty, fit_softmax, held_out_rows, probe, standardiser
+from transfer.transforms import Transform
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path / "shapes")
+
+
+def arguments(folder, out, *more):
+    fixed = ["--checkpoint", "random:resnet18", "--image-px", "32", "--device", "cpu", "--workers", "0"]
+    return [*fixed, "--data", str(folder), "--output-dir", str(out), *more]
+
+
+# the folder
+
+
+def test_val_labels_are_numbered_as_in_training(folder):
+    """val lacks `bird`: its cats are still class 1."""
+    for path in (folder / "val" / "bird").iterdir():
+        path.unlink()
+    (folder / "val" / "bird").rmdir()
+    train, val = read_folders(folder)
+    assert val.classes == train.classes == ("bird", "cat", "dog")
+    assert {path.split("/")[0]: label for path, label in zip(val.paths, val.labels, strict=True)} == {
+        "cat": 1,
+        "dog": 2,
+    }
+
+
+def test_fingerprint_does_not_depend_on_the_place_but_on_the_pictures(folder, tmp_path):
+    moved = folder.rename(tmp_path / "moved")
+    before = fingerprint(read_folders(moved))
+    assert fingerprint(read_folders(make_folder(folder))) == before
+    (folder / "val" / "dog" / "0.png").rename(folder / "val" / "cat" / "9.png")
+    assert fingerprint(read_folders(folder)) != before
+
+
+def move(source, target):
+    return lambda folder: (folder / source).rename(folder / target)
+
+
+def flatten(folder):
+    move("train", "old")(folder)
+    move("old/cat", "train")(folder)
+
+
+def spoil_a_picture(folder):
+    (folder / "val" / "dog" / "2.png").write_bytes(b"x")
+
+
+FAULTS = {
+    "no val": (move("val", "test"), ["val", "no such image folder"]),
+    "class only in val": (move("val/cat", "val/cow"), ["'cow'", "train"]),
+    "flat folder": (flatten, ["train", "no class folder"]),
+    "picture broken": (spoil_a_picture, ["2.png", "--max-bad-share"]),
+}
+
+
+@pytest.mark.parametrize("tool", [transfer.knn, transfer.linear])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_one_line(folder, tmp_path, capsys, fault, tool):
+    spoil, parts = FAULTS[fault]
+    spoil(folder)
+    neighbours = ["--k", "1"] if tool is transfer.knn else []
+    assert_one_line_error(capsys, tool.main(arguments(folder, tmp_path / "out", *neighbours)), *parts)
+    assert not list((tmp_path / "out").glob("*.json"))
+
+
+# kNN
+
+
+def test_knn_writes_a_record_per_k(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert transfer.knn.main(arguments(folder, out, "--k", "1", "--k", "5")) == 0
+    train, val = read_folders(folder)
+    feature, rows = Feature(Transform("center", 32, 37)), []
+    for index, name in ((train, "train"), (val, "val")):
+        pictures = Pictures(index.root, index.paths, name)
+        done = extract(load_backbone("random:resnet18"), pictures, [feature], tmp_path / "own", Reader(CPU, workers=0))
+        rows.append(normalize(torch.from_numpy(done.rows[feature])))
+    labels, val_labels = torch.tensor(train.labels), torch.tensor(val.labels)
+    for k in (1, 5):
+        record = load_record(out / f"knn-k{k}-t0.07@32px.json")
+        assert record.protocol == f"knn/k{k}-t0.07@32px"
+        assert record.scores == {"top1": knn_accuracy(rows[0], labels, rows[1], val_labels, k, 0.07, 3)}
+        assert record.scores["top1"] > 50  # three colours: an untrained network tells them apart
+        assert (record.data["train_images"], record.data["val_images"], record.data["classes"]) == (24, 12, 3)
+        assert f"knn/k{k}-t0.07@32px: top1 {record.scores['top1']:.2f} %" in capsys.readouterr().out or k == 5
+
+
+def test_knn_without_a_deviation_has_the_plain_name(folder, tmp_path):
+    small = make_folder(tmp_path / "two", train=1, val=1)
+    given = arguments(small, tmp_path / "out", "--k", "2", "--image-px", "224", "--temperature", "0.1")
+    assert transfer.knn.main(given) == 0
+    assert load_record(tmp_path / "out" / "knn-k2-t0.1.json").protocol == "knn/k2-t0.1"
+
+
+@pytest.mark.parametrize(("more", "part"), [(["--k", "25"], "--k 25"), (["--k", "0"], "--k 0"), ([], "--k 200"),
+                                            (["--k", "1", "--temperature", "0"], "--temperature 0")])  # fmt: skip
+def test_knn_refuses_the_impossible_before_any_work(folder, tmp_path, capsys, more, part):
+    code = transfer.knn.main(arguments(folder, tmp_path / "out", *more))
+    assert_one_line_error(capsys, code, part)
+    assert not (tmp_path / "out").exists()
+
+
+# the linear probe
+
+
+def blobs(n=120, d=6, classes=3, seed=0):
+    generator = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    return generator.standard_normal((n, d)) + 1.5 * generator.standard_normal((classes, d))[labels], labels
+
+
+@pytest.mark.parametrize("penalty", [0.1, 0.001])
+def test_fit_equals_scikit_learn(penalty):
+    """scikit-learn minimises |w|^2 / 2 + C * sum of losses: the same with C = 1 / (N penalty)."""
+    x, labels = blobs()
+    ours = fit_softmax(torch.from_numpy(x), torch.from_numpy(labels), 3, penalty)
+    theirs = LogisticRegression(C=1 / (len(x) * penalty), tol=1e-10, max_iter=10000).fit(x, labels)
+    np.testing.assert_allclose(ours.weight.numpy().T, theirs.coef_, atol=1e-4)
+    assert ours.gradient < 1e-5
+
+
+def test_warm_start_finds_the_same_minimum():
+    x, y = (torch.from_numpy(array) for array in blobs())
+    cold = fit_softmax(x, y, 3, 0.01)
+    warm = fit_softmax(x, y, 3, 0.01, start=fit_softmax(x, y, 3, 1.0))
+    torch.testing.assert_close(cold.weight, warm.weight, atol=1e-4, rtol=0)
+
+
+def test_held_out_rows_are_a_tenth_of_each_class_by_seed():
+    labels = np.repeat([0, 1, 2, 3], [100, 50, 2, 1])
+    held = held_out_rows(labels, 0.1, seed=0)
+    assert [int(held[labels == c].sum()) for c in range(4)] == [10, 5, 1, 0]
+    np.testing.assert_array_equal(held, held_out_rows(labels, 0.1, seed=0))
+    assert (held != held_out_rows(labels, 0.1, seed=1)).any()
+
+
+def test_penalty_is_chosen_on_training_pictures_only():
+    """60 noise dimensions and 60 pictures: a strong penalty wins on held-out pictures, whatever val says."""
+    x, labels = blobs(n=300, d=4, seed=3)
+    x = np.concatenate([x, 2 * np.random.default_rng(4).standard_normal((300, 150))], axis=1).astype(np.float32)
+    train, val = Split(x[:200], labels[:200]), Split(x[200:], labels[200:])
+    scores, settings = probe(train, val, 3, seed=0, device=CPU)
+    mislabelled = Split(val.features, (val.labels + 1) % 3)
+    worse, same = probe(train, mislabelled, 3, seed=0, device=CPU)
+    assert same == settings and worse["top1"] < scores["top1"]
+    table = settings["held_out_top1"]
+    assert settings["penalty"] == max(PENALTIES, key=lambda p: (table[f"{p:g}"], p)) and len(set(table.values())) > 1
+    chosen, _ = choose_penalty(standardiser(train.features, CPU)(train.features), train.labels, 3, 0)
+    assert chosen == settings["penalty"]
+
+
+def test_standardiser_leaves_dead_dimensions_at_zero():
+    features = np.array([[1.0, 5.0], [3.0, 5.0]], dtype=np.float32)
+    assert standardiser(features, CPU)(features).tolist() == [[-1.0, 0.0], [1.0, 0.0]]
+
+
+def test_linear_command(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert transfer.linear.main(arguments(folder, out)) == 0
+    record = load_record(out / "linear-cached-features@32px.json")
+    assert record.protocol == "linear/cached-features@32px"
+    assert record.scores["top1"] > 50 and record.settings["penalty"] in PENALTIES
+    assert f"top1 {record.scores['top1']:.2f} %" in capsys.readouterr().out
+    first = files_below(out / "features")
+    assert transfer.linear.main(arguments(folder, out)) == 0  # again: same features, same score
+    assert files_below(out / "features") == first
+    assert load_record(out / "linear-cached-features@32px.json").scores == record.scores
+
+
+def test_linear_needs_two_classes(folder, tmp_path, capsys):
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (folder / split / name).rename(tmp_path / f"{split}-{name}")
+    assert_one_line_error(capsys, transfer.linear.main(arguments(folder, tmp_path / "out")), "one class only")

@@ -1,0 +1,151 @@
+"""transfer/svm.py: the classifier of the protocols, how C is chosen, and what happens to difficult images."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import StratifiedKFold
+from sklearn.svm import LinearSVC
+
+from transfer.metrics import average_precision
+from transfer.svm import SvmRule, best_cost, cross_validated_ap, linear_svc, normalise_rows, svm_scores
+
+COSTS = (0.01, 1.0, 1000.0)
+PCL = SvmRule(costs=(0.5,), drop_difficult=False)
+
+
+def quiet_clue(n=90, seed=0):
+    """A loud clue that lies for a quarter of the images beside a quiet one that never does: only a large C hears it."""
+    generator = np.random.default_rng(seed)
+    y = np.where(np.arange(n) % 3 == 0, 1, -1)
+    loud = np.where(generator.random(n) < 0.25, -y, y)
+    return np.stack([loud, 0.05 * y, np.ones(n)], axis=1), y
+
+
+def faint_clues(n=90, seed=1):
+    """Thirty faint clues, each drowned in noise: the averaging of a small C is best, a large one fits the noise."""
+    y = np.where(np.arange(n) % 3 == 0, 1, -1)
+    return 0.3 * (np.random.default_rng(seed).standard_normal((n, 30)) + 0.175 * y[:, None]), y
+
+
+def test_normalise_rows_as_the_protocols_write_it():
+    rows = normalise_rows(np.array([[3.0, 4.0], [0.0, 0.0], [1e-5, 0.0]], dtype=np.float32))
+    assert rows.dtype == np.float64
+    np.testing.assert_allclose(rows, [[3 / 5.00001, 4 / 5.00001], [0, 0], [0.5, 0]], rtol=1e-6)
+
+
+def test_classifier_minimises_the_protocols_objective():
+    """L2 + C * squared hinge, positives twice: the gradient of that, written out, vanishes at the fitted weights.
+
+    The intercept is one more weight on a constant 1 (intercept_scaling), so it is penalised too.
+    """
+    x, y = faint_clues()
+    svc = linear_svc(0.5, 0).set_params(tol=1e-10, max_iter=100000).fit(x, y)
+    x1, w = np.column_stack([x, np.ones(len(x))]), np.append(svc.coef_[0], svc.intercept_)
+    slack = np.maximum(0, 1 - y * (x1 @ w))
+    gradient = w - 2 * 0.5 * (np.where(y == 1, 2, 1) * slack * y) @ x1
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
+def test_settings_are_the_protocols():
+    found = linear_svc(0.5, 0).get_params()
+    expected = {"penalty": "l2", "loss": "squared_hinge", "dual": True, "tol": 1e-4, "max_iter": 2000, "C": 0.5}
+    assert expected.items() <= found.items()
+    assert found["class_weight"] == {1: 2, -1: 1} and found["random_state"] == 0
+
+
+@pytest.mark.parametrize(("problem", "best"), [(quiet_clue, 1000.0), (faint_clues, 0.01)])
+def test_cross_validation_finds_the_planted_cost(problem, best):
+    x, y = problem()
+    labels = y[:, None]
+    (score,) = svm_scores(x, labels, x, labels, SvmRule(COSTS, drop_difficult=True), jobs=1)
+    assert score.cost == best
+    others = [ap for cost, ap in score.cross_validated.items() if cost != best]
+    assert score.cross_validated[best] > max(others) + 0.02
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_cross_validated_ap_equals_the_explicit_loop(cost):
+    x, y = faint_clues()
+    values = []
+    for inside, outside in StratifiedKFold(3).split(x, y):
+        svc = LinearSVC(C=cost, class_weight={1: 2, -1: 1}, dual=True, max_iter=2000, random_state=0)
+        svc.fit(x[inside], y[inside])
+        values.append(average_precision_score(y[outside], svc.decision_function(x[outside])))
+    found, _ = cross_validated_ap(x, y, cost, 3, 0)
+    assert found == pytest.approx(np.mean(values), abs=1e-12)
+
+
+def test_first_of_equal_costs_is_taken():
+    assert best_cost({0.01: 0.5, 0.1: 0.7, 1.0: 0.7}) == 0.1
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_difficult_is_negative_in_training_and_dropped_or_negative_at_test(drop):
+    """Against a fit written out: the result differs from every other way to treat label 0."""
+    x, y = faint_clues(n=120)
+    labels = y.copy()
+    labels[np.flatnonzero(y == 1)[::4]] = 0  # a quarter of what looks positive is called difficult
+    train, test = slice(0, 60), slice(60, 120)
+    rule = SvmRule(costs=(0.5,), drop_difficult=drop)
+    (score,) = svm_scores(x[train], labels[train, None], x[test], labels[test, None], rule, jobs=1)
+
+    rows = normalise_rows(x)
+    svc = linear_svc(0.5, 0).fit(rows[train], np.where(labels[train] == 1, 1, -1))
+    values, counted = svc.decision_function(rows[test]), (labels[test] != 0) | (not drop)
+    assert score.ap == pytest.approx(average_precision((labels[test] == 1)[counted], values[counted]), abs=1e-12)
+
+    as_positive = linear_svc(0.5, 0).fit(rows[train], np.where(labels[train] >= 0, 1, -1)).decision_function(rows[test])
+    assert average_precision((labels[test] == 1)[counted], as_positive[counted]) != pytest.approx(score.ap, abs=1e-6)
+
+
+def test_difficult_handling_moves_the_score():
+    x, y = faint_clues(n=120)
+    labels = y.copy()
+    labels[np.flatnonzero(y == 1)[::4]] = 0
+    arguments = (x[:60], labels[:60, None], x[60:], labels[60:, None])
+    kept, dropped = (svm_scores(*arguments, SvmRule((0.5,), drop), jobs=1)[0].ap for drop in (False, True))
+    assert dropped > kept + 0.01  # the difficult ones look positive: counted as negatives they rank too high
+
+
+def test_unmeasurable_classes_are_nan_with_a_reason():
+    x, y = faint_clues(n=30)
+    never, twice, untested = np.full(30, -1), np.full(30, -1), y.copy()
+    twice[[4, 9]] = 1
+    labels = np.stack([y, never, twice, untested], axis=1)
+    test_labels = labels.copy()
+    test_labels[:, 3] = -1
+    good, no_positive, too_few, no_test = svm_scores(x, labels, x, test_labels, SvmRule(COSTS, True), jobs=1)
+    assert not math.isnan(good.ap) and not good.why_not
+    assert math.isnan(no_positive.ap) and no_positive.why_not.startswith("0 positive and 30 negative")
+    assert math.isnan(too_few.ap) and "needs 3 of each" in too_few.why_not
+    assert math.isnan(no_test.ap) and no_test.why_not == "no positive test image"
+    assert not math.isnan(svm_scores(x, labels, x, test_labels, PCL, jobs=1)[2].ap)  # two are enough without folds
+
+
+def test_fits_that_do_not_converge_are_counted_and_not_printed(monkeypatch):
+    import transfer.svm as svm
+
+    original = svm.linear_svc
+    monkeypatch.setattr(svm, "linear_svc", lambda cost, seed: original(cost, seed).set_params(max_iter=1))
+    x, y = faint_clues()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        (score,) = svm_scores(x, y[:, None], x, y[:, None], SvmRule((1.0, 1000.0), True), jobs=1)
+    assert score.unconverged == 2 * 3 + 1
+    assert svm_scores(x, y[:, None], x, y[:, None], SvmRule((0.01,), True), jobs=1)[0].unconverged == 1
+
+
+def test_converged_fits_count_nothing():
+    x, y = faint_clues()
+    assert svm_scores(x, y[:, None], x, y[:, None], PCL, jobs=1)[0].unconverged == 0
+
+
+def test_processes_change_nothing():
+    x, y = faint_clues()
+    labels = np.stack([y, -y, np.roll(y, 1)], axis=1)
+    rule = SvmRule((0.01, 1.0), True)
+    assert svm_scores(x, labels, x, labels, rule, jobs=2) == svm_scores(x, labels, x, labels, rule, jobs=1)

@@ -1,0 +1,14 @@
+"""A progress bar for whatever takes long. Without torch, so that processes which only train SVMs start quickly."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+
+def progress(total: int, title: str, unit: str) -> tqdm:
+    """A progress bar with rate and time left on stderr; in a log file a line every 30 seconds instead."""
+    quiet = 0.1 if sys.stderr.isatty() else 30
+    delay = 0 if quiet < 1 else quiet
+    return tqdm(total=total, desc=title, unit=unit, mininterval=quiet, maxinterval=max(10, quiet), delay=delay)
