@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -236,6 +237,22 @@ def test_broken_weights_are_an_error(pictures, tmp_path, backbone):
         extract(broken, pictures, [GAP], tmp_path / "cache", CPU)
 
 
+def test_a_killed_reading_process_says_what_to_change(backbone, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(features_module, "read_image", lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError, match="fewer --workers"):
+        extract(backbone, pictures, [GAP], tmp_path / "cache", Reader(torch.device("cpu"), workers=1, batch_size=5))
+    assert files_below(tmp_path / "cache") == []
+
+
+def test_a_full_gpu_says_what_to_change(backbone, pictures, tmp_path, monkeypatch):
+    def full(model, images):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(features_module, "stage_features", full)
+    with pytest.raises(UserError, match="smaller --batch-size"):
+        extract(backbone, pictures, [GAP], tmp_path / "cache", CPU)
+
+
 # unreadable pictures
 
 
@@ -276,6 +293,14 @@ def test_a_picture_that_can_be_read_again_is_computed(backbone, pictures, tmp_pa
     done = extract(backbone, pictures, [GAP], tmp_path / "cache", lenient)
     assert (len(done.kept), done.computed) == (12, 12)
     assert "can be read now" in capsys.readouterr().err
+
+
+def test_a_dangling_link_is_an_unreadable_picture(backbone, pictures, tmp_path):
+    path = pictures.root / pictures.paths[4]
+    path.unlink()
+    path.symlink_to(tmp_path / "gone.png")
+    lenient = Reader(torch.device("cpu"), workers=0, batch_size=5, max_bad_share=0.1)
+    assert list(extract(backbone, pictures, [GAP], tmp_path / "cache", lenient).unreadable) == [pictures.paths[4]]
 
 
 def test_nothing_readable_is_an_error(backbone, pictures, tmp_path):

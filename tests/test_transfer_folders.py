@@ -186,7 +186,9 @@ def test_linear_command(folder, tmp_path, capsys):
     first = files_below(out / "features")
     assert transfer.linear.main(arguments(folder, out)) == 0  # again: same features, same score
     assert files_below(out / "features") == first
-    assert load_record(out / "linear-cached-features@32px.json").scores == record.scores
+    again = load_record(out / "linear-cached-features@32px.json")
+    assert again.scores == record.scores
+    assert (record.settings["pictures_computed"], again.settings["pictures_computed"]) == (36, 0)
 
 
 def test_linear_needs_two_classes(folder, tmp_path, capsys):

@@ -51,14 +51,18 @@ class Pictures:
     name: str
 
     def fingerprint(self) -> str:
-        """sha256 of paths, sizes and times of change: a picture that was exchanged makes another data set."""
+        """sha256 of paths, sizes and times of change: a picture that was exchanged makes another data set.
+
+        A file that cannot even be looked at is left to the reading, which counts and names it.
+        """
         digest = hashlib.sha256()
         for path in self.paths:
             try:
                 stat = (self.root / path).stat()
-            except OSError as error:
-                raise UserError(f"{self.root / path}: cannot be read ({error.strerror})") from error
-            digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+                size, changed = stat.st_size, stat.st_mtime_ns
+            except OSError:
+                size, changed = -1, 0
+            digest.update(f"{path}\0{size}\0{changed}\n".encode())
         return digest.hexdigest()
 
 

@@ -24,12 +24,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Both splits under the training split's class numbers, and what a record says of the data."""
+    """Both splits under the training split's class numbers, and what a record says of the data.
+
+    computed: pictures that went through the network for this, 0 when all features came from the cache.
+    """
 
     train: Split
     val: Split
     classes: tuple[str, ...]
     data: dict[str, object]
+    computed: int
     seconds: float
 
 
@@ -48,14 +52,14 @@ def read_folders(data: Path) -> tuple[ImageIndex, ImageIndex]:
 
 def labelled_features(job: Job, data: Path, folders: tuple[ImageIndex, ImageIndex], feature: Feature) -> Labelled:
     """Extract one feature of both splits."""
-    splits, content, seconds = [], {"name": data.resolve().name}, 0.0
+    splits, content, computed, seconds = [], {"name": data.resolve().name}, 0, 0.0
     for index, name in zip(folders, ("train", "val"), strict=True):
         done = job.extract(Pictures(index.root, index.paths, name), [feature])
         splits.append(Split(done.rows[feature], np.array(index.labels)[done.kept]))
         content |= {f"{name}_images": len(done.kept), f"{name}_unreadable": skipped(done)}
-        seconds += done.seconds
+        computed, seconds = computed + done.computed, seconds + done.seconds
     content |= {"classes": len(folders[0].classes), "fingerprint": fingerprint(folders)}
-    return Labelled(*splits, folders[0].classes, content, seconds)
+    return Labelled(*splits, folders[0].classes, content, computed, seconds)
 
 
 def fingerprint(folders: tuple[ImageIndex, ImageIndex]) -> str:
@@ -63,6 +67,7 @@ def fingerprint(folders: tuple[ImageIndex, ImageIndex]) -> str:
     digest = hashlib.sha256()
     for index, name in zip(folders, ("train", "val"), strict=True):
         for path, label in zip(index.paths, index.labels, strict=True):
-            size = (index.root / path).stat().st_size
+            file = index.root / path
+            size = file.stat().st_size if file.exists() else -1
             digest.update(f"{name}\0{path}\0{size}\0{index.classes[label]}\n".encode())
     return digest.hexdigest()

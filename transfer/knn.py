@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         protocol = f"knn/k{k}-t{args.temperature:g}"
         print(f"{job.protocol(protocol)}: " + ", ".join(f"{name} {value:.2f} %" for name, value in scores.items()))
         settings = {"k": k, "temperature": args.temperature, "feature": "gap", "fit": "center"}
+        settings["pictures_computed"] = found.computed
         job.write_record(protocol, scores, found.data, settings, found.seconds + time.perf_counter() - begun)
     return 0
 

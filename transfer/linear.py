@@ -140,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{name}: " + ", ".join(f"{key} {value:.2f} %" for key, value in scores.items()))
     if settings["penalty_at_edge_of_grid"]:
         print(f"note: the chosen penalty {settings['penalty']:g} is at the edge of the grid")
+    settings["pictures_computed"] = found.computed
     seconds = found.seconds + time.perf_counter() - begun
     job.write_record("linear/cached-features", scores, found.data, settings, seconds)
     return 0

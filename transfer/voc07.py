@@ -147,12 +147,12 @@ def read_list(path: Path, digest) -> dict[str, int]:
     for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
         if not line.strip():
             continue
-        name, _, label = line.strip().partition(" ")
-        if label.strip() not in ("1", "0", "-1") or name in labels:
+        name, *label = line.split()
+        if label not in (["1"], ["0"], ["-1"]) or name in labels:
             raise UserError(
                 f"{path}:{number}: expected `IMAGE LABEL`, label 1, 0 or -1, each image once; found {line!r}"
             )
-        labels[name] = int(label)
+        labels[name] = int(label[0])
     if not labels:
         raise UserError(f"{path}: the list is empty")
     return labels
@@ -183,6 +183,7 @@ def write_record(job: Job, voc: Voc, protocol: Protocol, scores: list[ClassScore
         "random_state": protocol.rule.random_state,
         "drop_difficult": protocol.rule.drop_difficult,
         "unconverged_fits": sum(score.unconverged for score in scores),
+        "pictures_computed": done.computed,
         "classes_counted": counted,
         "classes_not_measured": {name: score.why_not for name, score in by_class.items() if score.why_not},
     }
