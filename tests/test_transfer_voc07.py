@@ -14,8 +14,8 @@ import transfer.features
 from adco.errors import UserError
 from adco.records import load_record
 from tests.transfer_data import COLOURS, assert_one_line_error, files_below, make_voc
-from transfer.svm import ClassScore
-from transfer.voc07 import CLASSES, OFFICIAL_IMAGES, PROTOCOLS, chosen_protocols, main, read_voc, table
+from transfer.svm import ClassScore, svm_scores
+from transfer.voc07 import CLASSES, OFFICIAL_IMAGES, PROTOCOLS, chosen_protocols, judge, main, read_voc, table
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -150,6 +150,20 @@ def test_skipped_pictures_are_in_the_record(voc, tmp_path, capsys):
     assert record.data["unreadable"]["count"] == 1
     assert list(record.data["unreadable"]["files"]) == ["JPEGImages/000004.jpg"]
     assert "1 unreadable pictures skipped: JPEGImages/000004.jpg" in capsys.readouterr().out
+
+
+def test_skipped_pictures_do_not_shift_the_labels(voc):
+    """Without images 2 and 30: the same as giving the SVM the remaining rows and labels by hand, image by image."""
+    found = read_voc(voc)
+    features = np.random.default_rng(0).standard_normal((36, 8)).astype(np.float32)
+    kept = np.array([i for i in range(36) if i not in (2, 30)])
+    rule = PROTOCOLS["pcl"].rule
+    by_hand = []
+    for split in ("trainval", "test"):
+        pairs = zip(found.rows[split], found.labels[split], strict=True)
+        pairs = [(features[row], labels) for row, labels in pairs if row not in (2, 30)]
+        by_hand += [np.stack(column) for column in zip(*pairs, strict=True)]
+    assert judge(found, features[kept], kept, rule, jobs=1) == svm_scores(*by_hand, rule, jobs=1)
 
 
 def spoil_nothing(voc):
