@@ -18,7 +18,7 @@ from adco.backbone import STAGES, Backbone, stage_features
 from adco.errors import UserError
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-INPUT_SHAPE = (2, 3, 97, 129)  # odd sizes: a stride or padding in the wrong place shows
+INPUT_SHAPE = (1, 3, 65, 97)  # odd sizes: a stride or padding in the wrong place shows
 
 
 def detectron2_resnet(arch: str) -> nn.Module:

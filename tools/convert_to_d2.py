@@ -12,14 +12,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adco.backbone import load_backbone
 from adco.errors import command
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    from detection.weights import to_detectron2, write_weights  # after the parser: --help needs no detectron2
+    # After the parser and detection first: --help needs no torch, and a missing detectron2 is told at once.
+    from detection.weights import to_detectron2, write_weights  # isort: skip
+    from adco.backbone import load_backbone
 
     backbone = load_backbone(args.checkpoint)
     print(f"{backbone.name}: {backbone.arch}, {len(backbone.state)} tensors, layout {backbone.source}")

@@ -1,0 +1,162 @@
+"""Every config loads, says what the protocol's table says, and is fitted to the machine or refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import detection  # noqa: F401
+from adco.errors import UserError
+from detection.settings import NOT_GIVEN, check_weights, choose_gpus, device_of, fit_to_hardware, load_config
+from detection.train_net import main, user_error_inside
+
+CONFIGS = Path(__file__).resolve().parent.parent / "detection" / "configs"
+RUNNABLE = sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("Base-"))
+
+VOC_TRAIN, COCO_TRAIN = ("voc_2007_trainval", "voc_2012_trainval"), ("coco_2017_train",)
+
+
+def config(name, *overrides):
+    return load_config(str(CONFIGS / f"{name}.yaml"), overrides)
+
+
+def test_the_configs_are_there():
+    published = {"pascal_voc_R_50_C4_24k_adco", "coco_R_50_C4_1x_adco", "coco_R_50_C4_2x_adco"}
+    assert set(RUNNABLE) == published | {"smoke_voc_R_18_C4", "smoke_coco_R_18_C4"}
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_the_protocol_shared_by_all(name):
+    cfg = config(name)
+    assert cfg.MODEL.BACKBONE.FREEZE_AT == 0
+    assert cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeadsExtraNorm"
+    assert cfg.MODEL.RESNETS.NORM == "SyncBN"
+    assert cfg.MODEL.RESNETS.STRIDE_IN_1X1 is False
+    assert cfg.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
+    assert cfg.MODEL.PIXEL_STD == [58.395, 57.12, 57.375]
+    assert cfg.INPUT.FORMAT == "RGB"
+    assert cfg.SOLVER.BASE_LR == 0.02
+    assert cfg.TEST.PRECISE_BN.ENABLED
+    assert cfg.MODEL.WEIGHTS == NOT_GIVEN
+
+
+@pytest.mark.parametrize(
+    ("name", "iterations", "steps", "warmup", "shortest", "masks", "classes", "train"),
+    [
+        ("pascal_voc_R_50_C4_24k_adco", 24000, (18000, 22000), 100, 480, False, 20, VOC_TRAIN),
+        ("coco_R_50_C4_1x_adco", 90000, (60000, 80000), 1000, 640, True, 80, COCO_TRAIN),
+        ("coco_R_50_C4_2x_adco", 180000, (120000, 160000), 1000, 640, True, 80, COCO_TRAIN),
+    ],
+)  # fmt: skip
+def test_the_published_protocols(name, iterations, steps, warmup, shortest, masks, classes, train):
+    cfg = config(name)
+    assert (iterations, steps, warmup) == (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS)
+    assert tuple(range(shortest, 801, 32)) == cfg.INPUT.MIN_SIZE_TRAIN
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TEST) == (800, 1333, 1333)
+    assert (masks, classes) == (cfg.MODEL.MASK_ON, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    assert train == cfg.DATASETS.TRAIN
+    assert (("voc_2007_test",) if classes == 20 else ("coco_2017_val",)) == cfg.DATASETS.TEST
+    assert (cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, cfg.MODEL.RPN.POST_NMS_TOPK_TEST) == (6000, 1000)
+    assert cfg.SOLVER.IMS_PER_BATCH == 16
+    assert cfg.TEST.PRECISE_BN.NUM_ITER == 200
+    assert cfg.MODEL.RESNETS.DEPTH == 50
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_every_config_reports_on_itself(name):
+    header = (CONFIGS / f"{name}.yaml").read_text().split("_BASE_")[0]
+    assert all(word in header for word in (f"{name}.yaml", "Command:", "Hardware:", "Expected:"))
+
+
+def test_smoke_configs_are_seeded():
+    assert config("smoke_voc_R_18_C4").SEED >= 0
+    assert config("smoke_coco_R_18_C4").SEED >= 0
+
+
+@pytest.mark.parametrize("norm", ["SyncBN", "naiveSyncBN"])
+@pytest.mark.parametrize(("gpus", "kept"), [(0, False), (1, False), (8, True)])
+def test_the_norm_follows_the_number_of_processes(norm, gpus, kept):
+    cfg = config("coco_R_50_C4_2x_adco", "MODEL.RESNETS.NORM", norm)
+    notes = fit_to_hardware(cfg, gpus)
+    assert (norm if kept else "BN") == cfg.MODEL.RESNETS.NORM
+    assert ("cuda" if gpus else "cpu") == cfg.MODEL.DEVICE
+    assert kept == (not notes)
+
+
+def test_other_norms_are_left_alone():
+    cfg = config("coco_R_50_C4_2x_adco", "MODEL.RESNETS.NORM", "FrozenBN")
+    fit_to_hardware(cfg, 1)
+    assert cfg.MODEL.RESNETS.NORM == "FrozenBN"
+
+
+@pytest.mark.parametrize(("gpus", "machines"), [(3, 1), (0, 2)])
+def test_a_batch_or_machine_count_that_does_not_fit_is_refused(gpus, machines):
+    with pytest.raises(UserError):
+        fit_to_hardware(config("coco_R_50_C4_2x_adco"), gpus, machines)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "available", "gpus"),
+    [(None, None, 0, 0), (None, None, 4, 1), (0, None, 4, 0), (4, None, 4, 4), (1, "cpu", 4, 0), (None, "cuda", 4, 1)],
+)
+def test_gpus_chosen(asked, device, available, gpus):
+    assert choose_gpus(asked, device, available) == gpus
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "available"),
+    [(1, None, 0), (8, None, 4), (-1, None, 4), (None, "cuda", 0), (0, "cuda", 4), (2, "cpu", 4)],
+)
+def test_gpus_refused(asked, device, available):
+    with pytest.raises(UserError):
+        choose_gpus(asked, device, available)
+
+
+def test_the_last_device_given_counts():
+    assert device_of(["MODEL.DEVICE", "cpu", "SEED", "1", "MODEL.DEVICE", "cuda"]) == "cuda"
+    assert device_of(["SEED", "1"]) is None
+
+
+@pytest.mark.parametrize("weights", [NOT_GIVEN, "/no/such/file.pkl"])
+def test_weights_must_be_given(weights):
+    with pytest.raises(UserError, match="convert_to_d2"):
+        check_weights(weights)
+
+
+def test_random_initialisation_must_be_asked_for():
+    check_weights("")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--config-file", "no/such.yaml"],
+        [],
+        ["--config-file", str(CONFIGS / "smoke_voc_R_18_C4.yaml"), "--num-gpus", "99"],
+        ["--config-file", str(CONFIGS / "smoke_voc_R_18_C4.yaml"), "--num-gpus", "0", "MODEL.DEVICE", "cuda"],
+        ["--config-file", str(CONFIGS / "smoke_voc_R_18_C4.yaml"), "--num-gpus", "0", "SOLVER.NO_SUCH_KEY", "1"],
+        ["--config-file", str(CONFIGS / "smoke_voc_R_18_C4.yaml"), "--num-gpus", "0", "SOLVER.MAX_ITER"],
+        ["--config-file", str(CONFIGS / "smoke_voc_R_18_C4.yaml"), "--num-gpus", "0"],
+        ["--config-file", str(CONFIGS / "smoke_voc_R_18_C4.yaml"), "--num-gpus", "0", "MODEL.WEIGHTS", "no.pkl"],
+        [
+            "--config-file", str(CONFIGS / "smoke_voc_R_18_C4.yaml"), "--num-gpus", "0", "MODEL.WEIGHTS", "",
+            "OUTPUT_DIR", "/proc/no/such",
+        ],
+        [
+            "--config-file", str(CONFIGS / "smoke_voc_R_18_C4.yaml"), "--num-gpus", "0", "MODEL.WEIGHTS", "",
+            "OUTPUT_DIR", "/tmp", "DATASETS.TEST", "('voc_2099_test',)", "DATASETS.TRAIN", "()",
+        ],
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_exit_2(argv, capsys):
+    assert main(argv) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+
+
+def test_a_spawned_process_passes_its_user_error_on():
+    text = "\n\n-- Process 1 terminated:\nTraceback ...\nadco.errors.UserError: x.pkl: 0 of 265\n"
+    assert str(user_error_inside(RuntimeError(text))) == "x.pkl: 0 of 265"
+    assert user_error_inside(RuntimeError("CUDA out of memory")) is None
