@@ -102,7 +102,9 @@ def read_checkpoint(path: Path) -> dict:
     if not head:
         raise UserError(f"{path}: the checkpoint is empty (0 bytes); download it again")
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UserError(f"{path}: this is a web page, not a checkpoint; the download link answered with HTML, download it again")
+        raise UserError(
+            f"{path}: this is a web page, not a checkpoint; the download link answered with HTML, download it again"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -184,7 +186,9 @@ def _recognise(path: Path, content: Mapping) -> tuple[Layout, dict[str, Tensor]]
         if isinstance(entry, Mapping) and isinstance(entry.get(layout.prefix + "conv1.weight"), Tensor):
             return layout, {name: value for name, value in entry.items() if isinstance(value, Tensor)}
     known = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS))
-    raise UserError(f"{path}: no ResNet found in it; top-level keys are {sorted(map(str, content))[:8]}, layouts known: {known}")
+    raise UserError(
+        f"{path}: no ResNet found in it; top-level keys are {sorted(map(str, content))[:8]}, layouts known: {known}"
+    )
 
 
 def _split(path: Path, layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -53,7 +53,10 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Contrast:
-    """The contrastive loss. in_batch_negatives: the softmax also runs over the other keys of the batch (released code)."""
+    """The contrastive loss.
+
+    in_batch_negatives: the softmax also runs over the other keys of the batch (released code), or not (paper)
+    """
 
     tau: float = 0.12
     tau_bank: float = 0.02
@@ -93,7 +96,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Probe:
-    """Weighted kNN on frozen features every n epochs (0: never), on `root/train` and `root/val` (default: data.root)."""
+    """Weighted kNN on frozen features every n epochs (0: never): `root/train` against `root/val`, default data.root."""
 
     every_epochs: int = 0
     root: str = ""

@@ -1,7 +1,7 @@
 """Random numbers that are a function of where they are used, not of what was drawn before.
 
-Philox-4x32-10 (Salmon et al., SC 2011), vectorised: the key is (seed, purpose), the counter (sample, epoch, view, block).
-No state to save, so views do not depend on workers, ranks or restarts.
+Philox-4x32-10 (Salmon et al., SC 2011), vectorised: the key is (seed, purpose), the counter (sample, epoch, view,
+block). No state to save, so views do not depend on workers, ranks or restarts.
 """
 
 from __future__ import annotations

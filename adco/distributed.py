@@ -1,4 +1,4 @@
-"""Ranks and what they exchange; on one process every function is the identity. The only file that names torch.distributed."""
+"""Ranks and what they exchange; the identity on one process. The only file that names torch.distributed."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from adco.backbone import build_resnet
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, W) -> unit embeddings (B, dim): ResNet, average pool, Linear(C, C), ReLU, Linear(C, dim), L2 norm."""
+    """Images (B, 3, H, W) -> unit rows (B, dim): ResNet, average pool, Linear(C, C), ReLU, Linear(C, dim), L2 norm."""
 
     def __init__(self, arch: str, stem: str, dim: int):
         super().__init__()
@@ -31,7 +31,7 @@ def key_encoder_of(encoder: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
-    """key <- momentum * key + (1 - momentum) * query for every parameter; BatchNorm statistics are each encoder's own."""
+    """key <- momentum * key + (1 - momentum) * query, parameters only: BatchNorm statistics are each encoder's own."""
     keys, queries = list(key.parameters()), list(query.parameters())
     torch._foreach_mul_(keys, momentum)
     torch._foreach_add_(keys, queries, alpha=1 - momentum)

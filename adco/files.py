@@ -15,7 +15,7 @@ from adco.errors import UserError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Yield a binary file that becomes `path` only when the block ends well: temporary file, fsync, rename, fsync of the folder.
+    """Yield a binary file that becomes `path` when the block ends well: temporary file, fsync, rename, folder fsync.
 
     Raises UserError when the file cannot be written (no permission, no space); nothing is left behind then.
     """
@@ -33,7 +33,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary = None
         _sync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose a folder with permission and space") from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); choose a folder with permission and space"
+        ) from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
@@ -62,7 +64,9 @@ def output_folder(path: Path | str) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError(f"{path}: the output folder cannot be written ({error.strerror or error}); choose another") from error
+        raise UserError(
+            f"{path}: the output folder cannot be written ({error.strerror or error}); choose another"
+        ) from error
     return path
 
 

@@ -51,7 +51,9 @@ class Request:
     samples: np.ndarray
 
 
-def requests(seed: int, count: int, batch: int, first_step: int, last_step: int, first_epoch: int = 0) -> Iterator[Request]:
+def requests(
+    seed: int, count: int, batch: int, first_step: int, last_step: int, first_epoch: int = 0
+) -> Iterator[Request]:
     """The requests of steps [first_step, last_step): whole batches of each epoch's order, the remainder left out."""
     steps_per_epoch = count // batch
     epoch, order = None, None

@@ -57,7 +57,9 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 def progress(total: int, title: str, unit: str, initial: int = 0) -> tqdm:
     """A bar with rate and time left on stderr; in a log file a line every 30 seconds instead."""
     quiet = 0.1 if sys.stderr.isatty() else 30
-    return tqdm(total=total, initial=initial, desc=title, unit=f" {unit}", mininterval=quiet, delay=0 if quiet < 1 else quiet)
+    return tqdm(
+        total=total, initial=initial, desc=title, unit=f" {unit}", mininterval=quiet, delay=0 if quiet < 1 else quiet
+    )
 
 
 class KnnProbe:
@@ -70,7 +72,9 @@ class KnnProbe:
         self.sets = [_Pictures(index_folder(Path(root) / split), px, max_images) for split in ("train", "val")]
         self.px, self.k, self.temperature, self.workers = px, k, temperature, workers
         if self.sets[0].index.classes != self.sets[1].index.classes:
-            raise UserError(f"{root}: train and val have different classes; the kNN probe needs the same folders in both")
+            raise UserError(
+                f"{root}: train and val have different classes; the kNN probe needs the same folders in both"
+            )
 
     def __call__(self, backbone: nn.Module, device: torch.device) -> float:
         """Percent of val images whose class the neighbours vote for. The backbone's mode is put back afterwards."""

@@ -1,4 +1,4 @@
-"""Result records: one JSON file per measured row. Reports and MODEL_ZOO.md are generated from these and nothing else."""
+"""Result records: one JSON file per measured row. Reports and MODEL_ZOO.md are made from these alone."""
 
 from __future__ import annotations
 

@@ -41,7 +41,9 @@ class Trainer:
         self.probe = _probe(recipe)
         self.steps_per_epoch = len(self.index) // recipe.batch
         if not self.steps_per_epoch:
-            raise UserError(f"recipe: batch={recipe.batch} is larger than the {len(self.index)} images of {self.index.root}")
+            raise UserError(
+                f"recipe: batch={recipe.batch} is larger than the {len(self.index)} images of {self.index.root}"
+            )
         self.steps = recipe.epochs * self.steps_per_epoch
         torch.manual_seed(recipe.seed)
         self.method = build_method(recipe).to(self.device, memory_format=torch.channels_last)
@@ -55,7 +57,7 @@ class Trainer:
         self._resume() if resume else self._refuse_to_overwrite()
 
     def fit(self) -> Path:
-        """Train to the end; return the last checkpoint. Ctrl-C and SIGTERM write one first and raise KeyboardInterrupt."""
+        """Train to the end, return the last checkpoint; Ctrl-C and SIGTERM write one and raise KeyboardInterrupt."""
         header = f"# commit: {commit()}\n# command: {shlex.join(sys.argv)}\n"
         write_text(self.output / "recipe.yaml", header + self.recipe.to_yaml())
         self.log, begun, before = Log(self.output, self.step), time.perf_counter(), self.seconds
@@ -127,7 +129,9 @@ class Trainer:
         every, epoch, rest = self.recipe.checkpoint, *divmod(self.step, self.steps_per_epoch)
         last = self.step == self.steps
         if self.probe and rest == 0 and (epoch % self.recipe.probe.every_epochs == 0 or last):
-            self.log.write(self.step, {"epoch": epoch, "knn_top1": self.probe(self.method.encoder.backbone, self.device)})
+            self.log.write(
+                self.step, {"epoch": epoch, "knn_top1": self.probe(self.method.encoder.backbone, self.device)}
+            )
         due = rest == 0 and epoch % every.every_epochs == 0
         due |= bool(every.every_steps) and self.step % every.every_steps == 0
         if due or last or self.stopping:
@@ -137,10 +141,9 @@ class Trainer:
 
     def _save(self, scalars: dict[str, torch.Tensor]) -> None:
         self._check_finite(scalars["loss"].item())
-        state = checkpoint.State(
-            self.step, asdict(self.recipe), self.method.state_dict(), self.optimizer.state_dict(), dict(self.bad.reasons),
-            self.seconds,
-        )  # fmt: skip
+        method, optimizer = self.method.state_dict(), self.optimizer.state_dict()
+        bad = dict(self.bad.reasons)
+        state = checkpoint.State(self.step, asdict(self.recipe), method, optimizer, bad, self.seconds)
         checkpoint.save(self.output, state, self.recipe.checkpoint.keep)
 
     def _report(self, scalars: dict[str, torch.Tensor], bar, rate: Rate) -> None:
@@ -149,7 +152,9 @@ class Trainer:
         lr, bank_lr = self.learning_rates()
         epoch = self.step / self.steps_per_epoch
         speed = rate(bar.n - bar.initial)
-        bar.set_postfix(epoch=f"{epoch:.1f}", loss=f"{values['loss']:.3f}", acc=f"{values['accuracy']:.1f}%", refresh=False)
+        bar.set_postfix(
+            epoch=f"{epoch:.1f}", loss=f"{values['loss']:.3f}", acc=f"{values['accuracy']:.1f}%", refresh=False
+        )
         self.log.write(self.step, {"epoch": epoch, **values, "lr": lr, "bank_lr": bank_lr, "images_per_second": speed})
 
     def _check_finite(self, loss: float) -> None:
@@ -181,7 +186,9 @@ class Trainer:
 
     def _refuse_to_overwrite(self) -> None:
         if any(self.output.glob("checkpoint_*.pth")):
-            raise UserError(f"{self.output}: already holds a run; add --resume to go on, or choose another --output-dir")
+            raise UserError(
+                f"{self.output}: already holds a run; add --resume to go on, or choose another --output-dir"
+            )
 
     def _finish(self) -> Path:
         path = checkpoint.newest_intact(self.output)
@@ -212,7 +219,9 @@ def refuse_changes(path: Path, old: dict, new: dict) -> None:
     changed = [key for key in after if before.get(key) != after[key] and not key.startswith(FREE_TO_CHANGE)]
     if changed:
         shown = "; ".join(f"{key}: {before.get(key)} -> {after[key]}" for key in changed)
-        raise UserError(f"{path}: was trained with another recipe ({shown}); use the same recipe or another --output-dir")
+        raise UserError(
+            f"{path}: was trained with another recipe ({shown}); use the same recipe or another --output-dir"
+        )
 
 
 def _probe(recipe: Recipe) -> KnnProbe | None:

@@ -28,7 +28,7 @@ _DRAWS = 2 * TRIES + 2 + 1 + 1 + 4 + 1 + 1 + 1 + 1
 class Choices:
     """What happens to the pixels of B views after the crop, one row an image.
 
-    flip, gray: (B,) bool. factors: (B, 4) float32 brightness, contrast, saturation (1: unchanged) and hue (0: unchanged).
+    flip, gray: (B,) bool. factors: (B, 4) float32 brightness, contrast, saturation (1: as it is) and hue (0: as it is).
     order: (B, 4) int64, the order in which the four are applied. sigma_px: (B,) float32 blur width, 0 for none.
     """
 
@@ -88,7 +88,7 @@ def crop_box(width: int, height: int, scale: Sequence[float], u: np.ndarray) -> 
 
 
 def cut(image: Image.Image, px: int, box: tuple[int, int, int, int]) -> np.ndarray:
-    """Crop `box` out of an RGB picture and resize it, bilinear and antialiased as torchvision does: (3, px, px) uint8."""
+    """Crop `box` out of an RGB picture and resize it, bilinear and antialiased as torchvision: (3, px, px) uint8."""
     left, top, width, height = box
     crop = image.crop((left, top, left + width, top + height)).resize((px, px), Image.Resampling.BILINEAR)
     return np.asarray(crop).transpose(2, 0, 1)

@@ -73,7 +73,13 @@ def _adco(queries: torch.Tensor, keys: torch.Tensor, bank: torch.Tensor, tau: fl
     pairs = make_pairs(2 if symmetric else len(queries) + 1, symmetric)
     key_views = (0, 1) if symmetric else (len(queries),)
     return adversarial_contrast(
-        dict(enumerate(queries)), dict(zip(key_views, keys, strict=True)), pairs, bank, tau, tau_bank, in_batch_negatives=True
+        dict(enumerate(queries)),
+        dict(zip(key_views, keys, strict=True)),
+        pairs,
+        bank,
+        tau,
+        tau_bank,
+        in_batch_negatives=True,
     )
 
 

@@ -70,14 +70,24 @@ def test_jitter_applies_each_images_own_order(photos):
 
 
 def test_greyscale_equals_pillow(photos):
-    assert levels_off(augment.luma(photos / LEVELS).expand(-1, 3, -1, -1), [pil(p).convert("L").convert("RGB") for p in photos]) < 0.6
+    assert (
+        levels_off(
+            augment.luma(photos / LEVELS).expand(-1, 3, -1, -1), [pil(p).convert("L").convert("RGB") for p in photos]
+        )
+        < 0.6
+    )
 
 
 def test_blur_equals_torchvisions_gaussian_and_is_near_pillows(photos):
     sigma = torch.tensor([0.0, 0.1, 0.5, 0.8, 1.0, 1.3, 1.7, 2.0])
     result = augment.gaussian_blur(photos / LEVELS, sigma)
     assert torch.equal(result[0], photos[0] / LEVELS)
-    assert levels_off(result, [pil(p).filter(ImageFilter.GaussianBlur(s)) for p, s in zip(photos, sigma.tolist(), strict=True)]) < 2.0
+    assert (
+        levels_off(
+            result, [pil(p).filter(ImageFilter.GaussianBlur(s)) for p, s in zip(photos, sigma.tolist(), strict=True)]
+        )
+        < 2.0
+    )
     for row in range(1, len(photos)):
         size = 2 * int(np.ceil(3 * sigma[row].item())) + 1
         theirs = pixels.gaussian_blur(photos[row] / LEVELS, [size, size], [sigma[row].item()] * 2)

@@ -33,7 +33,13 @@ def test_every_recipe_loads_and_reports_on_itself(path):
 @pytest.mark.parametrize(("name", "symmetric"), [("adco_r50_200ep", False), ("adco_r50_sym_200ep", True)])
 def test_published_recipes_have_the_released_hyper_parameters(name, symmetric):
     r = load_recipe(name)
-    assert (r.epochs, r.batch, r.encoder.arch, r.encoder.dim, r.encoder.key_momentum) == (200, 256, "resnet50", 128, 0.999)
+    assert (r.epochs, r.batch, r.encoder.arch, r.encoder.dim, r.encoder.key_momentum) == (
+        200,
+        256,
+        "resnet50",
+        128,
+        0.999,
+    )
     assert (r.contrast.tau, r.contrast.tau_bank, r.contrast.symmetric) == (0.12, 0.02, symmetric)
     assert (r.bank.size, r.bank.lr, r.bank.sgd_momentum, r.bank.weight_decay) == (65536, 3.0, 0.9, 1e-4)
     assert (r.optimizer.lr, r.optimizer.final_lr, r.optimizer.schedule_by) == (0.03, 0.0006, "epoch")

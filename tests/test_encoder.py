@@ -8,7 +8,9 @@ import torch
 from adco.encoder import Encoder, key_encoder_of, momentum_update
 
 
-@pytest.mark.parametrize(("arch", "stem", "px"), [("resnet18", "small", 16), ("resnet18", "imagenet", 64), ("resnet50", "imagenet", 32)])
+@pytest.mark.parametrize(
+    ("arch", "stem", "px"), [("resnet18", "small", 16), ("resnet18", "imagenet", 64), ("resnet50", "imagenet", 32)]
+)
 def test_embeddings_are_unit_rows(arch, stem, px):
     rows = Encoder(arch, stem, dim=24)(torch.randn(3, 3, px, px))
     assert rows.shape == (3, 24)

@@ -15,10 +15,10 @@ from PIL import Image
 
 from adco.errors import UserError
 from adco.sample import MARKER, UNFINISHED, make_sample
-from adco.sample_layouts import PLACES_IMAGES, coco_categories, draw, jobs, make_folders
-from adco.sample_objects import CLASSES, Sprite
-from adco.sample_outline import area, bounding_box, polygons, run_lengths
-from adco.sample_scene import compose
+from adco.sample.layouts import PLACES_IMAGES, coco_categories, draw, jobs, make_folders
+from adco.sample.objects import CLASSES, Sprite
+from adco.sample.outline import area, bounding_box, polygons, run_lengths
+from adco.sample.scene import compose
 from tools.make_sample import main
 
 VOC_SETS = {"VOC2007": ("train", "val", "trainval", "test"), "VOC2012": ("train", "val", "trainval")}

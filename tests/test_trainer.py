@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -62,7 +61,12 @@ def identical(a: dict, b: dict) -> bool:
     "choices",
     [
         [],
-        ["contrast.symmetric=true", "contrast.in_batch_negatives=false", "bank.renormalize=true", "bank.lr_schedule=cosine"],
+        [
+            "contrast.symmetric=true",
+            "contrast.in_batch_negatives=false",
+            "bank.renormalize=true",
+            "bank.lr_schedule=cosine",
+        ],
         ["bank.init=train_and_fill", "views=[{px: 16}, {px: 12}, {px: 16}]"],
     ],
     ids=["released", "paper", "multi-crop"],
@@ -78,7 +82,9 @@ def test_a_run_ends_with_everything_a_user_needs(tiny, tmp_path, choices):
     record = load_record(output / "record.json")
     assert record.scores.keys() == {"loss", "accuracy", "knn_top1"}
     assert record.checkpoint["sha256"] == backbone.sha256
-    assert load_recipe(output / "recipe.yaml") == load_recipe(tiny[0], [*tiny[1], "probe.every_epochs=1", "probe.px=16", *choices])
+    assert load_recipe(output / "recipe.yaml") == load_recipe(
+        tiny[0], [*tiny[1], "probe.every_epochs=1", "probe.px=16", *choices]
+    )
     assert (output / "recipe.yaml").read_text().startswith("# commit: ")
     assert [row["epoch"] for row in read_metrics(output / "metrics.jsonl") if "knn_top1" in row] == [1, 2]
     assert list((output / "tensorboard").iterdir())
@@ -104,7 +110,9 @@ def test_the_bank_starts_from_key_embeddings(tiny, tmp_path):
     run.fill_bank()
     assert not (run.method.bank.rows == before).all(dim=1).any()
     torch.testing.assert_close(run.method.bank.rows.norm(dim=1), torch.ones(30))
-    assert all(torch.equal(encoder[name], p) for name, p in run.method.encoder.named_parameters())  # `encode` trains nothing
+    assert all(
+        torch.equal(encoder[name], p) for name, p in run.method.encoder.named_parameters()
+    )  # `encode` trains nothing
 
 
 def test_train_and_fill_trains_the_encoder_and_restarts_the_key_encoder_from_it(tiny, tmp_path):
@@ -131,7 +139,9 @@ def test_stopped_at_any_step_and_resumed_is_bit_identical(tiny, tmp_path):
         resumed.fit()
         assert identical(weights(whole), weights(part))
         names = ("step", "loss", "knn_top1", "lr")
-        rows = [[{n: row.get(n) for n in names} for row in read_metrics(run / "metrics.jsonl")] for run in (whole, part)]
+        rows = [
+            [{n: row.get(n) for n in names} for row in read_metrics(run / "metrics.jsonl")] for run in (whole, part)
+        ]
         assert rows[0] == rows[1]
 
 
@@ -140,7 +150,15 @@ def test_a_killed_run_resumes_from_its_newest_intact_checkpoint(tiny, tmp_path):
     options = [*overrides, "epochs=3", "checkpoint.every_steps=1"]
     trainer(tiny, tmp_path / "whole", "epochs=3").fit()
     part = tmp_path / "part"
-    command = [sys.executable, str(ROOT / "tools" / "train_adco.py"), "--config-file", path, "--output-dir", str(part), *options]
+    command = [
+        sys.executable,
+        str(ROOT / "tools" / "train_adco.py"),
+        "--config-file",
+        path,
+        "--output-dir",
+        str(part),
+        *options,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for_checkpoint(part)
     process.send_signal(signal.SIGKILL)
@@ -235,7 +253,9 @@ def test_an_empty_data_folder_is_named(tiny, tmp_path, capsys):
 
 def test_an_unwritable_output_is_named(tiny, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    code, errors = run_tool(["--config-file", tiny[0], "--output-dir", str(tmp_path / "file" / "run"), *tiny[1]], capsys)
+    code, errors = run_tool(
+        ["--config-file", tiny[0], "--output-dir", str(tmp_path / "file" / "run"), *tiny[1]], capsys
+    )
     assert code == 2
     assert f"{tmp_path / 'file' / 'run'}: the output folder cannot be written" in errors
 

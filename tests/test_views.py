@@ -24,7 +24,9 @@ def draws(**changes) -> views.Draws:
 def test_crops_are_distributed_as_torchvisions(width, height):
     image = torch.zeros(3, height, width)
     torch.manual_seed(0)
-    theirs = np.array([RandomResizedCrop.get_params(image, [0.2, 1.0], views.ASPECT) for _ in range(COUNT)])[:, [1, 0, 3, 2]]
+    theirs = np.array([RandomResizedCrop.get_params(image, [0.2, 1.0], views.ASPECT) for _ in range(COUNT)])[
+        :, [1, 0, 3, 2]
+    ]
     ours = np.array([views.crop_box(width, height, (0.2, 1.0), u) for u in draws().crops])
     assert (ours[:, :2] >= 0).all()
     assert (ours[:, 0] + ours[:, 2] <= width).all()

@@ -16,11 +16,10 @@ from adco.trainer import Trainer
 EXAMPLES = """\
 examples:
   # AdCo as published, on ImageNet
-  python tools/train_adco.py --config-file adco/recipes/adco_r50_200ep.yaml data.root=/data/imagenet --output-dir output/adco
-  # the same run goes on after any interruption
-  python tools/train_adco.py --config-file adco/recipes/adco_r50_200ep.yaml data.root=/data/imagenet --output-dir output/adco --resume
+  python tools/train_adco.py --config-file adco/recipes/adco_r50_200ep.yaml data.root=IMAGENET --output-dir output/adco
+  # the same run goes on after any interruption: the same command with --resume
   # a small run on your own pictures: FOLDER/train/CLASS/*.jpg, or any folder of pictures
-  python tools/train_adco.py --config-file adco_r18_imagenette data.root=FOLDER epochs=50 optimizer.lr=0.06 --output-dir output/mine
+  python tools/train_adco.py --config-file adco_r18_imagenette data.root=FOLDER epochs=50 --output-dir output/mine
 
 In the output folder: recipe.yaml (resolved), checkpoint_STEP.pth with its sha256, metrics.jsonl, tensorboard/,
 bad_images.txt if some could not be read, and record.json at the end.
@@ -30,13 +29,28 @@ bad_images.txt if some could not be read, and record.json at the end.
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="RECIPE", help=f"a YAML file, or the name of one of ours: {names}")
-    parser.add_argument("--output-dir", type=Path, default=Path("output"), help="where checkpoints and metrics go (default: %(default)s)")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest intact checkpoint in the output folder")
-    parser.add_argument("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:INDEX (default: the recipe's, auto)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config-file", required=True, metavar="RECIPE", help=f"a YAML file, or the name of one of ours: {names}"
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("output"),
+        help="where checkpoints and metrics go (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest intact checkpoint in the output folder"
+    )
+    parser.add_argument(
+        "--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:INDEX (default: the recipe's, auto)"
+    )
     parser.add_argument("--seed", type=int, help="overrides the recipe's seed")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides of the recipe, e.g. optimizer.lr=0.06")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="overrides of the recipe, e.g. optimizer.lr=0.06"
+    )
     args = parser.parse_intermixed_args(argv)
     extra = [f"{key}={value}" for key in ("device", "seed") if (value := getattr(args, key)) is not None]
     recipe = load_recipe(args.config_file, [*args.overrides, *extra])

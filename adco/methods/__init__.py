@@ -1,4 +1,4 @@
-"""One file per objective, all with one face: `forward(views) -> Step`, `update(step, bank_lr)`, and how to fill a bank."""
+"""One file per objective, one face: `forward(views) -> Step`, `update(step, bank_lr)`, and how to fill a bank."""
 
 from torch import nn
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from adco.sample_shapes import BLACK, BODY, DARK, GLASS, HOLE, PALE, SECOND, TRIM, Pen
+from adco.sample.shapes import BLACK, BODY, DARK, GLASS, HOLE, PALE, SECOND, TRIM, Pen
 
 
 def aeroplane(p: Pen) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from adco.sample_paint import noise, rgb
+from adco.sample.paint import noise, rgb
 
 
 @dataclass

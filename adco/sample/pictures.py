@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adco.sample_backdrops import SCENE_NAMES, backdrop
-from adco.sample_objects import CLASSES, KINDS, Sprite, draw_object
-from adco.sample_scene import Seen, compose, finish, place
+from adco.sample.backdrops import SCENE_NAMES, backdrop
+from adco.sample.objects import CLASSES, KINDS, Sprite, draw_object
+from adco.sample.scene import Seen, compose, finish, place
 
 CROWD_CLASSES = ("person", "sheep", "bird", "cow", "bottle", "car")
 

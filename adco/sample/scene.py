@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adco.sample_objects import Sprite, draw_object
+from adco.sample.objects import Sprite, draw_object
 
 MIN_VISIBLE_SHARE, MIN_VISIBLE_PX = 0.12, 24  # a thing of which less is seen is left out of the picture altogether
 DIFFICULT_SHARE, DIFFICULT_SIDE_PX = 0.35, 10  # seen to a smaller share, or with a shorter box side: `difficult`

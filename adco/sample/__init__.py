@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from adco.errors import UserError
 from adco.files import output_folder, write_text
-from adco.sample_layouts import FOLDERS, Job, draw, jobs, make_folders, write_lists
+from adco.sample.layouts import FOLDERS, Job, draw, jobs, make_folders, write_lists
 
 SCHEMA = 1  # raise it when the same seed gives other bytes than before
 MARKER, UNFINISHED = "sample.json", "sample.unfinished.json"
@@ -46,7 +46,7 @@ class SampleSummary:
 def make_sample(out: Path | str, seed: int, images: int, workers: int = 1, progress: bool = False) -> SampleSummary:
     """Draw the sample into `out`, or find it there finished. The bytes do not depend on `workers`.
 
-    images: pictures of ImageNet's training set; the other sets follow from it (see sample_layouts.SUBSETS).
+    images: pictures of ImageNet's training set; the other sets follow from it (see layouts.SUBSETS).
     workers: processes that draw; more than one needs a main module that can be imported again (as tools/ are).
     Raises UserError for a bad number, a folder that holds something else, or one that cannot be written.
     """

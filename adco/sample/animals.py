@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from adco.sample_shapes import BLACK, BODY, DARK, PALE, SECOND, SKIN, TRIM, Pen
+from adco.sample.shapes import BLACK, BODY, DARK, PALE, SECOND, SKIN, TRIM, Pen
 
 
 def _legs(p: Pen, paint: int, xs: tuple[float, ...], top: float, low: float, wide: float, hoof: int | None) -> None:

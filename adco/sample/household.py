@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from adco.sample_shapes import BLACK, BODY, DARK, GLASS, PALE, SECOND, SKIN, TRIM, Pen
+from adco.sample.shapes import BLACK, BODY, DARK, GLASS, PALE, SECOND, SKIN, TRIM, Pen
 
 
 def bottle(p: Pen) -> str:

@@ -9,11 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from adco import sample_animals as animals
-from adco import sample_household as household
-from adco import sample_paint as paint
-from adco import sample_vehicles as vehicles
-from adco.sample_shapes import BLACK, BODY, DARK, GLASS, HOLE, PAINTS, PALE, SECOND, SKIN, TRIM, Pen
+from adco.sample import animals, household, paint, vehicles
+from adco.sample.shapes import BLACK, BODY, DARK, GLASS, HOLE, PAINTS, PALE, SECOND, SKIN, TRIM, Pen
 
 SUPERSAMPLE = 2
 

@@ -1,0 +1,147 @@
+"""The whole way in ten minutes on two cores: draw a sample world, pretrain on it, convert, detect, classify, report.
+
+Everything lands in the output folder; run the same command again and finished stages are reused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from adco import checkpoint, report
+from adco.errors import UserError, command
+from adco.files import output_folder, write_text
+from adco.monitor import read_metrics
+from adco.records import load_record
+
+MODELS = ("random", "pretrained")
+IMAGE_PX = "96"  # frozen features at the pictures' own scale; the protocol names say so
+STAGES = 10
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output-dir", type=Path, default=Path("demo_output"), help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample and the pretraining (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=2000, help="training pictures to draw (default: %(default)s)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="overrides of the pretraining recipe, e.g. epochs=1"
+    )
+    args = parser.parse_intermixed_args(argv)
+    out, begun = output_folder(args.output_dir), time.perf_counter()
+    stages = Stages(out)
+    world, run = out / "world", out / "pretraining"
+
+    stages.run(
+        "draw the sample world", "tools/make_sample.py", world, "--seed", args.seed, "--images", args.images,
+        done=world / "sample.json",
+    )  # fmt: skip
+    stages.run(
+        "pretrain with AdCo", "tools/train_adco.py", "--config-file", "adco_r18_sample", "--seed", args.seed,
+        "--output-dir", run, "--resume", f"data.root={world / 'imagenet'}", *args.overrides, done=run / "record.json",
+    )  # fmt: skip
+    weights = {"random": f"random:resnet18:{args.seed}", "pretrained": checkpoint.newest_intact(run)}
+    for model in MODELS:
+        judge(stages, model, weights[model], world)
+    picture = out / "detections.png"
+    stages.run(
+        "draw detections", "detection/draw.py", out / "pretrained" / "detection", picture, "--images", 6, done=picture
+    )
+
+    records = {model: [load_record(path) for path in record_paths(out / model)] for model in MODELS}
+    rows = report.table_rows(records)
+    print(f"\n{report.as_text(rows, MODELS)}\n")
+    path = write_report(out, rows, records)
+    print(f"report: {path}   ({(time.perf_counter() - begun) / 60:.1f} minutes)")
+    return 0
+
+
+class Stages:
+    """Runs our own tools one after the other, each in a process of its own, and says which one and how long."""
+
+    def __init__(self, out: Path):
+        self.out, self.number = out, 0
+
+    def run(
+        self, title: str, tool: str, *arguments: object, done: Path, environment: dict[str, str] | None = None
+    ) -> None:
+        """Run `tool` unless `done` exists. Raises UserError naming the stage and its command when it fails."""
+        self.number += 1
+        label = f"[{self.number}/{STAGES}] {title}"
+        if done.exists():
+            print(f"{label}: already done", flush=True)
+            return
+        print(f"{label} ...", flush=True)
+        begun = time.perf_counter()
+        line = [sys.executable, str(ROOT / tool), *map(str, arguments)]
+        code = subprocess.run(line, env=os.environ | (environment or {}), stdout=subprocess.DEVNULL).returncode
+        if code == 130:
+            raise KeyboardInterrupt
+        if code:
+            raise UserError(
+                f"the demo stopped at '{title}' (exit code {code}, its message is above); run the same command to go on"
+            )
+        print(f"{label}: {time.perf_counter() - begun:.0f} s", flush=True)
+
+
+def judge(stages: Stages, model: str, weights: object, world: Path) -> None:
+    """Frozen-feature benchmarks and the smoke detector from one backbone; records below OUTPUT/model."""
+    out = stages.out / model
+    shared = ("--checkpoint", weights, "--output-dir", out / "transfer", "--image-px", IMAGE_PX)
+    stages.run(
+        f"kNN, {model}", "transfer/knn.py", *shared, "--data", world / "imagenet", "--k", 20,
+        done=out / "transfer" / f"knn-k20-t0.07@{IMAGE_PX}px.json",
+    )  # fmt: skip
+    stages.run(
+        f"VOC07 SVM, {model}", "transfer/voc07.py", *shared, "--data", world / "VOCdevkit", "--protocol", "pcl",
+        done=out / "transfer" / f"voc07-svm-pcl@{IMAGE_PX}px.json",
+    )  # fmt: skip
+    stages.run(
+        f"convert, {model}", "tools/convert_to_d2.py", weights, out / "detectron2.pkl", done=out / "detectron2.pkl"
+    )
+    stages.run(
+        f"fine-tune a detector, {model}", "detection/train_net.py",
+        "--config-file", ROOT / "detection" / "configs" / "smoke_voc_R_18_C4.yaml", "--num-gpus", 0,
+        "MODEL.WEIGHTS", out / "detectron2.pkl", "OUTPUT_DIR", out / "detection",
+        done=out / "detection" / "record.json", environment={"DETECTRON2_DATASETS": str(world / "VOCdevkit")},
+    )  # fmt: skip
+
+
+def record_paths(folder: Path) -> list[Path]:
+    """The records of one model, frozen features first."""
+    return [*sorted((folder / "transfer").glob("*.json")), folder / "detection" / "record.json"]
+
+
+def write_report(out: Path, rows: list[report.Row], records: dict[str, list]) -> Path:
+    """OUTPUT/report.html with the table, the curves and the detections."""
+    metrics = read_metrics(out / "pretraining" / "metrics.jsonl")
+    baseline = next(row.values["random"] for row in rows if row.protocol.startswith("knn/"))
+    pictures = {
+        "Loss, contrast accuracy and the kNN probe over the epochs": report.curves(metrics, baseline),
+        "Detections of the pretrained detector (right, orange) beside the ground truth (left, green)": (
+            out / "detections.png"
+        ).read_bytes(),
+    }
+    first = records["pretrained"][0]
+    notes = [
+        f"{first.hardware}; commit {first.commit}; {', '.join(f'{k} {v}' for k, v in first.versions.items())}.",
+        "The sample is drawn by a program: the scores compare the columns, and are no VOC07, ImageNet or COCO numbers.",
+        f"@{IMAGE_PX}px: the protocol at another input size than its own 224 px; the network was pretrained at 64 px.",
+    ]
+    lead = "Random weights against AdCo pretraining, on a drawn world; every row under the protocol it names."
+    path = out / "report.html"
+    write_text(path, report.page("AdCo demo", lead, rows, MODELS, pictures, notes))
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
