@@ -50,14 +50,17 @@ def make_record(
 ) -> Record:
     """The record of one run; `settings` adds what the config does not know (tensors loaded, overrides, GPUs)."""
     scores, undefined = flat_scores(results)
+    train = [dict(facts) for facts in data if facts["name"] in cfg.DATASETS.TRAIN]
+    test = [dict(facts) for facts in data if facts["name"] in cfg.DATASETS.TEST]
     return Record(
         protocol=f"detection/{config_name}",
         scores=scores,
         checkpoint=describe_weights(weights, cfg.MODEL.RESNETS.DEPTH),
         data={
             "name": "+".join(cfg.DATASETS.TEST),
-            "train": [dict(facts) for facts in data if facts["name"] in cfg.DATASETS.TRAIN],
-            "test": [dict(facts) for facts in data if facts["name"] in cfg.DATASETS.TEST],
+            "fingerprint": "+".join(str(facts["fingerprint"]) for facts in test),
+            "train": train,
+            "test": test,
         },
         settings=describe_settings(cfg) | dict(settings) | {"undefined_scores": undefined},
         duration_seconds=round(duration_seconds, 2),

@@ -14,6 +14,7 @@ from adco.errors import UserError
 
 SYNC_NORMS = ("SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 NORM_OWNERS = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
+NO_PART_OF_THE_PROTOCOL = ("MODEL.WEIGHTS", "MODEL.DEVICE", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS")
 NOT_GIVEN = "MODEL.WEIGHTS-not-given.pkl"
 
 
@@ -61,6 +62,12 @@ def device_of(overrides: Sequence[str]) -> str | None:
     """The last MODEL.DEVICE among `KEY VALUE` pairs, None when there is none."""
     values = [value for key, value in zip(overrides[::2], overrides[1::2], strict=False) if key == "MODEL.DEVICE"]
     return values[-1] if values else None
+
+
+def deviations(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Those of the `KEY VALUE` pairs that can make a run differ from its protocol, as `KEY VALUE`."""
+    pairs = zip(overrides[::2], overrides[1::2], strict=True)
+    return tuple(f"{key} {value}" for key, value in pairs if key not in NO_PART_OF_THE_PROTOCOL)
 
 
 def fit_to_hardware(cfg: CfgNode, gpus: int, machines: int = 1) -> list[str]:

@@ -50,7 +50,7 @@ def prepare(args, started: float):
     from adco.files import output_folder
     from detection.datasets import inspect_dataset
     from detection.register import setup_environment
-    from detection.settings import check_weights, choose_gpus, device_of, fit_to_hardware, load_config
+    from detection.settings import check_weights, choose_gpus, deviations, device_of, fit_to_hardware, load_config
     from detection.trainer import Job
 
     setup_environment()
@@ -67,7 +67,7 @@ def prepare(args, started: float):
     data = tuple(inspect_dataset(name) for name in dict.fromkeys(names))
     for facts in data:
         print("{name}: {images} images, {boxes} boxes, {classes_with_boxes} classes".format(**facts), flush=True)
-    return gpus, cfg, Job(Path(args.config_file).stem, tuple(args.opts), gpus, data, started)
+    return gpus, cfg, Job(Path(args.config_file).stem, deviations(args.opts), gpus, data, started)
 
 
 def user_error_inside(error: Exception) -> UserError | None:

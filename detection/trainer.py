@@ -28,6 +28,7 @@ from detection.weights import backbone_tensors
 class Job:
     """What every process of a run needs besides the config.
 
+    overrides: what was set beside the config file and may make the run differ from its protocol
     data: the datasets' facts, gathered once by the process that starts the others
     """
 

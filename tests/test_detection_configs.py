@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 
 import detection  # noqa: F401
 from adco.errors import UserError
-from detection.settings import NOT_GIVEN, check_weights, choose_gpus, device_of, fit_to_hardware, load_config
+from detection.settings import (
+    NOT_GIVEN,
+    check_weights,
+    choose_gpus,
+    deviations,
+    device_of,
+    fit_to_hardware,
+    load_config,
+)
 from detection.train_net import main, user_error_inside
+from detection.trainer import Job, run
 
 CONFIGS = Path(__file__).resolve().parent.parent / "detection" / "configs"
 RUNNABLE = sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("Base-"))
@@ -154,6 +164,19 @@ def test_a_mistake_is_one_line_and_exit_2(argv, capsys):
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ")
     assert len(error.splitlines()) == 1
+
+
+def test_only_what_can_move_a_score_is_a_deviation():
+    given = ["MODEL.WEIGHTS", "x.pkl", "SOLVER.MAX_ITER", "3", "OUTPUT_DIR", "out"]
+    assert deviations(given) == ("SOLVER.MAX_ITER 3",)
+
+
+def test_a_run_can_be_sent_to_spawned_processes():
+    job = Job("smoke_voc_R_18_C4", (), 2, ({"name": "voc_2007_test"},), 0.0)
+    function, cfg, sent = pickle.loads(pickle.dumps((run, config("smoke_voc_R_18_C4"), job)))
+    assert function is run
+    assert sent == job
+    assert cfg.SOLVER.IMS_PER_BATCH == 2
 
 
 def test_a_spawned_process_passes_its_user_error_on():

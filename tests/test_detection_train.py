@@ -65,6 +65,7 @@ def test_train_evaluate_record_and_draw(tmp_path, weights, monkeypatch):
     assert record.checkpoint["origin"]["name"] == "net.pth"
     assert record.data["test"][0]["images"] == 5
     assert record.data["train"][0]["boxes"] == 16
+    assert "SOLVER.MAX_ITER 3" in record.settings["overrides"]
     assert (record.settings["norm"], record.settings["backbone_tensors_loaded"]) == ("BN", 100)
     assert json.loads((out / "inference" / PREDICTIONS).read_text())
 
