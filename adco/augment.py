@@ -28,6 +28,11 @@ def augment(pixels: Tensor, choices: Choices) -> Tensor:
     return normalize(images)
 
 
+def from_uint8(pixels: Tensor) -> Tensor:
+    """uint8 pictures without augmentation -> the network's input, normalised float32."""
+    return normalize(pixels.float().div_(255))
+
+
 def normalize(images: Tensor) -> Tensor:
     """Images in [0, 1] minus ImageNet's mean, over its standard deviation."""
     mean, std = images.new_tensor(MEAN), images.new_tensor(STD)

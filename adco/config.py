@@ -43,11 +43,15 @@ class Data:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A torchvision ResNet and MoCo's two-layer head; the key encoder follows by exponential moving average."""
+    """A torchvision ResNet and MoCo's two-layer head; the key encoder follows by exponential moving average.
+
+    head_norm: BatchNorm between the head's layers. MoCo and AdCo have none; short runs spread their embeddings sooner.
+    """
 
     arch: str = "resnet50"
     stem: str = "imagenet"
     dim: int = 128
+    head_norm: bool = False
     key_momentum: float = 0.999
 
 

@@ -12,13 +12,18 @@ from adco.backbone import build_resnet
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, W) -> unit rows (B, dim): ResNet, average pool, Linear(C, C), ReLU, Linear(C, dim), L2 norm."""
+    """Images (B, 3, H, W) -> unit rows (B, dim): ResNet, average pool, Linear(C, C), ReLU, Linear(C, dim), L2 norm.
 
-    def __init__(self, arch: str, stem: str, dim: int):
+    head_norm: BatchNorm after the head's first layer, which then has no bias.
+    """
+
+    def __init__(self, arch: str, stem: str, dim: int, head_norm: bool = False):
         super().__init__()
         self.backbone = build_resnet(arch, stem)
         width = 512 if arch in ("resnet18", "resnet34") else 2048
-        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, dim))
+        norm = [nn.BatchNorm1d(width)] if head_norm else []
+        hidden = nn.Linear(width, width, bias=not head_norm)
+        self.head = nn.Sequential(hidden, *norm, nn.ReLU(inplace=True), nn.Linear(width, dim))
 
     def forward(self, images: Tensor) -> Tensor:
         return F.normalize(self.head(self.backbone(images)), dim=1)

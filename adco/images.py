@@ -74,19 +74,28 @@ def read_image(path: Path | str) -> Image.Image:
 
 @dataclass
 class BadImages:
-    """The files that could not be read: counted, named, and an error once they pass `max_share` of `total`."""
+    """The files below `root` that could not be read: counted, named, an error once they pass `max_share` of `total`.
 
+    setting: how the user raises max_share, for the error's advice.
+    """
+
+    root: Path
     total: int
     max_share: float
+    setting: str
     reasons: dict[str, str] = field(default_factory=dict)
 
-    def add(self, path: str, reason: str) -> None:
-        """Note one unreadable file. Raises UserError when there are now too many."""
-        self.reasons[path] = reason
-        if len(self.reasons) > self.max_share * self.total:
+    def update(self, reasons: dict[str, str]) -> None:
+        """Note unreadable files, path -> reason. Raises UserError, naming one, when there are now too many."""
+        self.reasons.update(reasons)
+        count = len(self.reasons)
+        if count > self.max_share * self.total:
+            path, reason = next(iter((reasons or self.reasons).items()))
+            enough = min(0.99, max(0.01, 2 * count / self.total))
             raise UserError(
-                f"{path}: cannot be read ({reason}); {len(self.reasons)} of {self.total} images are unreadable, "
-                f"more than data.max_bad_share={self.max_share:g} allows: mend or remove them, or raise it"
+                f"{self.root / path}: cannot be read ({reason}); {count} of {self.total} images are unreadable so "
+                f"far, more than {self.setting}={self.max_share:g} allows: mend the file, or skip such images with "
+                f"{self.setting}={enough:.2g}"
             )
 
     def report(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -13,9 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms import functional as pixels
-from tqdm import tqdm
 
-from adco.augment import normalize
+from adco.augment import from_uint8
 from adco.errors import UserError
 from adco.files import write_text
 from adco.images import ImageIndex, UnreadableImage, index_folder, read_image
@@ -52,14 +50,6 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         except ValueError:
             break
     return rows
-
-
-def progress(total: int, title: str, unit: str, initial: int = 0) -> tqdm:
-    """A bar with rate and time left on stderr; in a log file a line every 30 seconds instead."""
-    quiet = 0.1 if sys.stderr.isatty() else 30
-    return tqdm(
-        total=total, initial=initial, desc=title, unit=f" {unit}", mininterval=quiet, delay=0 if quiet < 1 else quiet
-    )
 
 
 class KnnProbe:
@@ -111,7 +101,7 @@ def embed(backbone: nn.Module, pictures: Dataset, device: torch.device, workers:
     """Unit features (N, C) and labels (N,) of the readable pictures."""
     rows, labels = [], []
     for images, found in DataLoader(pictures, batch_size=256, num_workers=workers, collate_fn=_readable):
-        images = normalize(images.to(device).float().div_(255)).contiguous(memory_format=torch.channels_last)
+        images = from_uint8(images.to(device)).contiguous(memory_format=torch.channels_last)
         rows.append(F.normalize(backbone(images), dim=1))
         labels.append(found)
     return torch.cat(rows), torch.cat(labels)

@@ -15,7 +15,15 @@ import matplotlib.pyplot as plt
 
 from adco.records import Record
 
-HEADLINES = ("mAP", "top1", "AP", "AP50", "AP75")  # the scores of a record that a table shows, in this order
+HEADLINES = (
+    "mAP",
+    "top1",
+    "AP",
+    "AP50",
+    "AP75",
+    "segm/AP",
+    "knn_top1",
+)  # the scores of a record that a table shows, in this order
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,18 @@ def as_text(rows: Sequence[Row], models: Sequence[str]) -> str:
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def as_markdown(records: Mapping[str, Record]) -> str:
+    """The measured rows of MODEL_ZOO.md. records: path of the file, relative to the project -> its record."""
+    lines = ["| model | protocol | scores (%) | data | hardware | record |", "|---|---|---|---|---|---|"]
+    for path, record in records.items():
+        scores = ", ".join(f"{name} {record.scores[name]:.2f}" for name in HEADLINES if name in record.scores)
+        model = path.split("/")[-2]
+        lines.append(
+            f"| {model} | {record.protocol} | {scores or 'none'} | {record.data['name']} | {record.hardware} | [json]({path}) |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def curves(metrics: Sequence[Mapping[str, float]], baseline: float | None = None) -> bytes:

@@ -23,7 +23,8 @@ from adco.files import output_folder, sha256_of, write_text
 from adco.images import BadImages, ImageIndex, index_folder
 from adco.loader import ViewDataset, batches, requests
 from adco.methods import build_method
-from adco.monitor import KnnProbe, Log, Rate, progress, read_metrics
+from adco.monitor import KnnProbe, Log, Rate, read_metrics
+from adco.progress import progress
 from adco.records import Record, commit
 
 FILL_EPOCH = 2**31  # the views that fill the bank are never those of a training epoch
@@ -51,7 +52,7 @@ class Trainer:
         self.optimizer = torch.optim.SGD(
             self.method.encoder.parameters(), solver.lr, momentum=solver.sgd_momentum, weight_decay=solver.weight_decay
         )
-        self.bad = BadImages(len(self.index), recipe.data.max_bad_share)
+        self.bad = BadImages(self.index.root, len(self.index), recipe.data.max_bad_share, "data.max_bad_share")
         self.step, self.seconds, self.stopping = 0, 0.0, False
         self.output = output_folder(output)
         self._resume() if resume else self._refuse_to_overwrite()
@@ -165,10 +166,8 @@ class Trainer:
             )
 
     def _note_bad(self, found: dict[str, str]) -> None:
-        new = found.keys() - self.bad.reasons.keys()
-        for path in sorted(new):
-            self.bad.add(path, found[path])
-        if new:
+        if found.keys() - self.bad.reasons.keys():
+            self.bad.update(found)
             write_text(self.output / "bad_images.txt", self.bad.report())
 
     def _resume(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -59,9 +61,8 @@ def test_unreadable_files_say_why(tmp_path):
 
 
 def test_too_many_unreadable_files_are_an_error_that_names_one():
-    bad = BadImages(total=100, max_share=0.02)
-    bad.add("a.jpg", "truncated")
-    bad.add("b.jpg", "empty")
-    assert bad.report() == "a.jpg\ttruncated\nb.jpg\tempty\n"
-    with pytest.raises(UserError, match=r"c.jpg: cannot be read \(gone\); 3 of 100"):
-        bad.add("c.jpg", "gone")
+    bad = BadImages(Path("root"), total=100, max_share=0.02, setting="--max-bad-share")
+    bad.update({"b.jpg": "truncated", "a.jpg": "empty"})
+    assert bad.report() == "a.jpg\tempty\nb.jpg\ttruncated\n"
+    with pytest.raises(UserError, match=r"root/c.jpg: cannot be read \(gone\); 3 of 100 .* --max-bad-share=0.06"):
+        bad.update({"c.jpg": "gone"})

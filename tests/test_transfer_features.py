@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 
 import transfer.features as features_module
+from adco.augment import from_uint8
 from adco.backbone import load_backbone
 from adco.errors import UserError
 from adco.images import index_folder
+from adco.progress import progress
 from tests.transfer_data import files_below, make_folder
 from transfer.features import Feature, Pictures, Reader, extract, pooled, weights_sha256
-from transfer.progress import progress
-from transfer.transforms import Transform, normalise
+from transfer.transforms import Transform
 
 GAP = Feature(Transform("center", 32, 36))
 RES5 = Feature(Transform("squash", 64, 72), "res5")
@@ -76,10 +77,10 @@ def test_sizes_that_make_no_sense_are_errors(crop, resize):
         Transform("center", crop, resize)
 
 
-def test_normalise_takes_out_imagenet_statistics():
+def test_from_uint8_takes_out_imagenet_statistics():
     image = torch.tensor([124, 116, 104], dtype=torch.uint8).view(1, 3, 1, 1)
     expected = [(124 / 255 - 0.485) / 0.229, (116 / 255 - 0.456) / 0.224, (104 / 255 - 0.406) / 0.225]
-    assert normalise(image).flatten().tolist() == pytest.approx(expected, abs=1e-5)
+    assert from_uint8(image).flatten().tolist() == pytest.approx(expected, abs=1e-5)
 
 
 # feature kinds
@@ -116,7 +117,7 @@ def test_gap_is_what_torchvision_computes(backbone, pictures, tmp_path):
     done = extract(backbone, pictures, [GAP], tmp_path / "cache", CPU)
     images = torch.stack([GAP.transform(Image.open(pictures.root / path).convert("RGB")) for path in pictures.paths])
     with torch.no_grad():
-        expected = backbone.module()(normalise(images))
+        expected = backbone.module()(from_uint8(images))
     torch.testing.assert_close(torch.from_numpy(done.rows[GAP]), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adco.augment import MEAN, STD
 from adco.backbone import Backbone, load_backbone
 from adco.device import resolve_device
 from adco.errors import UserError
 from adco.files import output_folder
 from adco.records import Record
 from transfer.features import Extraction, Feature, Pictures, Reader, extract
-from transfer.transforms import CROP_PX, MEAN, RESIZE_PX, STD, Transform
+from transfer.transforms import CROP_PX, RESIZE_PX, Transform
 
 
 class Parser(argparse.ArgumentParser):

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,13 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from adco.augment import from_uint8
 from adco.backbone import Backbone, stage_features
 from adco.errors import UserError
-from adco.images import UnreadableImage, read_image
+from adco.images import BadImages, UnreadableImage, read_image
+from adco.progress import progress
 from transfer.cache import Entry, RowsWriter
-from transfer.progress import progress
-from transfer.transforms import Transform, normalise
+from transfer.transforms import Transform
 
 # VISSL's AvgPool2d(kernel, stride) for the map of each stage at 224 px, about 9,000 numbers each for a ResNet-50:
 # 6x6x256, 4x4x512, 3x3x1024, 2x2x2048. Padding 0.
@@ -104,7 +105,7 @@ def extract(
     data = pictures.fingerprint()
     entries = {f: Entry(cache, f"{pictures.name}-{f.name}", _key(backbone, weights, data, f), pictures.root)
                for f in dict.fromkeys(features)}  # fmt: skip
-    bad = BadPictures(pictures, reader.max_bad_share)
+    bad = BadImages(pictures.root, len(pictures.paths), reader.max_bad_share, "--max-bad-share")
     loaded = {feature: entry.load() for feature, entry in entries.items()}
     missing = {feature: entry for feature, entry in entries.items() if loaded[feature] is None}
     for found in loaded.values():
@@ -147,27 +148,6 @@ def weights_sha256(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-@dataclass
-class BadPictures:
-    """The pictures that could not be read so far, and the share at which they become an error."""
-
-    pictures: Pictures
-    max_share: float
-    reasons: dict[str, str] = field(default_factory=dict)
-
-    def update(self, reasons: dict[str, str]) -> None:
-        """Note unreadable pictures: path -> reason."""
-        self.reasons.update(reasons)
-        total, count = len(self.pictures.paths), len(self.reasons)
-        if count > self.max_share * total:
-            path, reason = next(iter(self.reasons.items()))
-            raise UserError(
-                f"{self.pictures.root / path}: cannot be read ({reason}); {count} of {total} pictures are unreadable "
-                f"so far, --max-bad-share {self.max_share:g} allows fewer: mend the file, or skip such pictures with "
-                f"--max-bad-share {min(1.0, max(0.01, 2 * count / total)):.2g}"
-            )
 
 
 class _Decoded(Dataset):
@@ -219,7 +199,7 @@ def _one_pass(
     pictures: Pictures,
     missing: dict[Feature, Entry],
     reader: Reader,
-    bad: BadPictures,
+    bad: BadImages,
 ) -> None:
     """Read every picture once and write all the missing arrays, rows of unreadable pictures as NaN."""
     widths = {f: _forward(model, torch.zeros(1, 3, f.transform.crop_px, f.transform.crop_px, dtype=torch.uint8), [f],
@@ -255,7 +235,7 @@ def _one_pass(
 
 
 def _forward(model: nn.Module, images: Tensor, features: Sequence[Feature], device: torch.device) -> dict:
-    stages = stage_features(model, normalise(images.to(device, non_blocking=True)))
+    stages = stage_features(model, from_uint8(images.to(device, non_blocking=True)))
     return {feature: pooled(stages, feature.kind) for feature in features}
 
 

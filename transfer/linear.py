@@ -25,11 +25,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from adco.errors import UserError, command
+from adco.progress import progress
 from transfer.cli import make_job, make_parser
 from transfer.features import Feature
 from transfer.imagefolder import Split, labelled_features, read_folders
 from transfer.metrics import top_k_percent
-from transfer.progress import progress
 
 PENALTIES = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)  # from the strongest: the first of equals is the simplest model
 HELD_OUT = 0.1

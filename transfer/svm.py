@@ -13,8 +13,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
+from adco.progress import progress
 from transfer.metrics import average_precision
-from transfer.progress import progress
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from torchvision.transforms import functional as pixels
 
 from adco.errors import UserError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP_PX, RESIZE_PX = 224, 256  # the protocols' sizes
 
 
@@ -43,7 +42,7 @@ class Transform:
         return f"{self.fit}{self.crop_px}" + ("" if standard else f"-resize{self.resize_px}")
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """RGB picture -> (3, crop_px, crop_px) uint8; `normalise` makes it the network's input."""
+        """RGB picture -> (3, crop_px, crop_px) uint8; `adco.augment.from_uint8` makes it the network's input."""
         bilinear = pixels.InterpolationMode.BILINEAR
         image = pixels.resize(image, self.resize_px, bilinear, antialias=True)
         if self.fit == "center":
@@ -51,8 +50,3 @@ class Transform:
         else:
             image = pixels.resize(image, [self.crop_px, self.crop_px], bilinear, antialias=True)
         return pixels.pil_to_tensor(image)
-
-
-def normalise(images: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 -> float32 with ImageNet's mean and deviation taken out."""
-    return pixels.normalize(images.float().div(255), MEAN, STD)

@@ -31,10 +31,10 @@ class AdCo(nn.Module):
         super().__init__()
         self.contrast, self.key_momentum = recipe.contrast, recipe.encoder.key_momentum
         self.pairs = make_pairs(len(recipe.views), recipe.contrast.symmetric)
-        self.encoder = Encoder(recipe.encoder.arch, recipe.encoder.stem, recipe.encoder.dim)
+        encoder, bank = recipe.encoder, recipe.bank
+        self.encoder = Encoder(encoder.arch, encoder.stem, encoder.dim, encoder.head_norm)
         self.key_encoder = key_encoder_of(self.encoder)
-        bank = recipe.bank
-        self.bank = Bank(bank.size, recipe.encoder.dim, bank.sgd_momentum, bank.weight_decay, bank.renormalize)
+        self.bank = Bank(bank.size, encoder.dim, bank.sgd_momentum, bank.weight_decay, bank.renormalize)
 
     def forward(self, views: Sequence[Tensor]) -> Step:
         """views: V tensors (B, 3, S_v, S_v). The key encoder is updated before its forward pass, as released."""
