@@ -64,9 +64,8 @@ def as_markdown(records: Mapping[str, Record]) -> str:
     for path, record in records.items():
         scores = ", ".join(f"{name} {record.scores[name]:.2f}" for name in HEADLINES if name in record.scores)
         model = path.split("/")[-2]
-        lines.append(
-            f"| {model} | {record.protocol} | {scores or 'none'} | {record.data['name']} | {record.hardware} | [json]({path}) |"
-        )
+        cells = (model, record.protocol, scores or "none", record.data["name"], record.hardware, f"[json]({path})")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
