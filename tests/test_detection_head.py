@@ -44,7 +44,12 @@ def load(model, path):
 
 @pytest.mark.parametrize(
     ("config", "arch", "count"),
-    [("pascal_voc_R_50_C4_24k_adco", "resnet50", 265), ("smoke_coco_R_18_C4", "resnet18", 100)],
+    [
+        ("pascal_voc_R_50_C4_24k_adco", "resnet50", 265),
+        ("coco_R_50_C4_1x_adco", "resnet50", 265),
+        ("coco_R_50_C4_2x_adco", "resnet50", 265),
+        ("smoke_coco_R_18_C4", "resnet18", 100),
+    ],
 )
 def test_every_backbone_tensor_loads(tmp_path, config, arch, count):
     arrays = arrays_of(tmp_path, arch)
