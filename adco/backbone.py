@@ -8,6 +8,7 @@ because its layout names it, everything else that does not fit is an error.
 from __future__ import annotations
 
 import functools
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,10 +109,15 @@ def read_checkpoint(path: Path) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{path}: not a readable checkpoint of tensors (truncated, or holds objects that are refused): {reason}"
-        ) from error
+        if isinstance(error, pickle.UnpicklingError):
+            reason = (
+                "it is no checkpoint, or holds Python objects, which are refused: only tensors and containers are read"
+            )
+        else:
+            reason = (
+                f"truncated or damaged ({(str(error).splitlines() or [''])[0][:80].strip()}); download or copy it again"
+            )
+        raise UserError(f"{path}: not readable: {reason}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
     return dict(content)
