@@ -114,9 +114,8 @@ def read_checkpoint(path: Path) -> dict:
                 "it is no checkpoint, or holds Python objects, which are refused: only tensors and containers are read"
             )
         else:
-            reason = (
-                f"truncated or damaged ({(str(error).splitlines() or [''])[0][:80].strip()}); download or copy it again"
-            )
+            first = (str(error).splitlines() or [""])[0][:80].strip()
+            reason = f"truncated or damaged, or no checkpoint at all ({first}); download or copy it again"
         raise UserError(f"{path}: not readable: {reason}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
