@@ -23,7 +23,7 @@ from adco.monitor import read_metrics
 from adco.records import load_record
 
 MODELS = ("random", "pretrained")
-IMAGE_PX = "96"  # frozen features at the pictures' own scale; the protocol names say so
+IMAGE_PX = "64"  # frozen features at the pictures' own scale; the protocol names say so
 STAGES = 10
 
 
@@ -135,7 +135,7 @@ def write_report(out: Path, rows: list[report.Row], records: dict[str, list]) ->
     notes = [
         f"{first.hardware}; commit {first.commit}; {', '.join(f'{k} {v}' for k, v in first.versions.items())}.",
         "The sample is drawn by a program: the scores compare the columns, and are no VOC07, ImageNet or COCO numbers.",
-        f"@{IMAGE_PX}px: the protocol at another input size than its own 224 px; the network was pretrained at 64 px.",
+        f"@{IMAGE_PX}px: the protocol at another input size than its own 224 px; the network was pretrained at 40 px.",
     ]
     lead = "Random weights against AdCo pretraining, on a drawn world; every row under the protocol it names."
     path = out / "report.html"

@@ -88,6 +88,16 @@ class Sprite:
     group: int = -1
 
 
+def _livery(name: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The colours of one object: seven times in eight one of its class's two usual liveries, a little worn."""
+    if rng.random() < 1 / 8:
+        return _tones(rng, KINDS[name].palette)
+    usual = np.random.default_rng((CLASSES.index(name), int(rng.integers(2))))
+    first, step = _tones(usual, KINDS[name].palette)
+    wear = rng.uniform(0.88, 1.12, 3).astype(np.float32)
+    return first * wear, step * wear
+
+
 def _tones(rng: np.random.Generator, palette: str) -> tuple[np.ndarray, np.ndarray]:
     """Colour tables (2 * PAINTS, 3): each paint's first tone, the step to its second; inks follow from row PAINTS."""
     first, step = np.zeros((2 * PAINTS, 3), np.float32), np.zeros((2 * PAINTS, 3), np.float32)
@@ -126,7 +136,7 @@ def draw_object(
     joined = (joined - low) * scale + SUPERSAMPLE
 
     labels = _label_map(pen, joined, size * SUPERSAMPLE, scale)
-    rgba = _colour(kind, labels, rng, np.linalg.inv(matrix), scale / SUPERSAMPLE, light)
+    rgba = _colour(kind, _livery(name, rng), labels, rng, np.linalg.inv(matrix), scale / SUPERSAMPLE, light)
     return Sprite(rgba, round(centre_x - size[0] / 2), round(foot_y - size[1]), name, pose)
 
 
@@ -153,6 +163,7 @@ def _coverage(labels: Image.Image, slot: int) -> np.ndarray:
 
 def _colour(
     kind: Kind,
+    tones: tuple[np.ndarray, np.ndarray],
     labels: Image.Image,
     rng: np.random.Generator,
     inverse: np.ndarray,
@@ -160,7 +171,7 @@ def _colour(
     light: tuple[float, float],
 ) -> np.ndarray:
     """Texture and light on a supersampled label map; scale: pixels per unit. Returns premultiplied rgba (h, w, 4)."""
-    first, step = _tones(rng, kind.palette)
+    first, step = tones
     opaque = np.where(np.arange(2 * PAINTS) % PAINTS != HOLE, 255, 0)[:, None]
     table = np.concatenate([first.clip(0, 1) * opaque, opaque], axis=1).astype(np.uint8)
     body, second = _coverage(labels, BODY), _coverage(labels, SECOND)

@@ -10,6 +10,7 @@ from adco.sample.backdrops import SCENE_NAMES, backdrop
 from adco.sample.objects import CLASSES, KINDS, Sprite, draw_object
 from adco.sample.scene import Seen, compose, finish, place
 
+PLACES_A_SCENE = 4
 CROWD_CLASSES = ("person", "sheep", "bird", "cow", "bottle", "car")
 
 
@@ -23,10 +24,15 @@ class Picture:
 
 
 def _scene_for(name: str, rng: np.random.Generator) -> str:
-    """A class's usual surroundings six times in ten, otherwise any."""
+    """A class's usual surroundings five times in six, otherwise any."""
     usual = KINDS[name].scenes
-    names = usual if rng.random() < 0.6 else SCENE_NAMES
+    names = usual if rng.random() < 5 / 6 else SCENE_NAMES
     return names[int(rng.integers(len(names)))]
+
+
+def _place(scene: str, rng: np.random.Generator) -> np.random.Generator:
+    """One of the few places of a scene: pictures of objects were taken there again and again."""
+    return np.random.default_rng((SCENE_NAMES.index(scene), int(rng.integers(PLACES_A_SCENE))))
 
 
 def _light(rng: np.random.Generator) -> tuple[float, float]:
@@ -44,8 +50,8 @@ def portrait(rng: np.random.Generator, name: str) -> Picture:
     """An ImageNet-like picture of one `name`, about 128 pixels a side, with clutter behind it and sometimes before."""
     width, height = (int(side) for side in rng.integers(112, 145, 2))
     scene, light = _scene_for(name, rng), _light(rng)
-    ground, horizon = backdrop(scene, rng, width, height, rng.uniform(0.5, 3.0))
-    long_px = rng.uniform(0.62, 1.0) * min(width, height)
+    ground, horizon = backdrop(scene, _place(scene, rng), width, height, rng.uniform(2.0, 4.0))
+    long_px = rng.uniform(0.75, 1.1) * min(width, height)
     sprites: list[Sprite] = []
     for _ in range(int(rng.integers(0, 3)) if rng.random() < 0.5 else 0):
         sprites.append(
@@ -73,7 +79,7 @@ def street_life(rng: np.random.Generator, first: str, crowds: bool) -> Picture:
         (long_side, int(long_side * aspect)) if rng.random() < 0.75 else (int(long_side * aspect), long_side)
     )
     scene, light = _scene_for(first, rng), _light(rng)
-    ground, horizon = backdrop(scene, rng, width, height, rng.uniform(0.5, 1.8))
+    ground, horizon = backdrop(scene, _place(scene, rng), width, height, rng.uniform(0.5, 1.8))
     names = [first]
     for _ in range(int(rng.integers(1, 7) if crowds else rng.integers(0, 5))):
         names.append(names[int(rng.integers(len(names)))] if rng.random() < 0.3 else _other(rng, scene, ""))
