@@ -1,9 +1,9 @@
 """A small drawn world in the layouts of the real data sets: ImageNet, VOC 2007 + 2012, COCO 2017, Places205.
 
-Twenty classes with VOC's names are told apart by silhouette, texture and their usual liveries, not by colour alone; eight scenes lie behind
-them. The scenes carry names of Places205 and labels 0..7 in alphabetical order, so they are a subset of its 205
-categories with labels of their own. Every picture is a function of (seed, subset, its number): a larger sample begins
-with the smaller one's pictures.
+Twenty classes with VOC's names are told apart by silhouette, texture and their usual liveries, not by colour alone;
+eight scenes lie behind them. The scenes carry names of Places205 and labels 0..7 in alphabetical order, so they are a
+subset of its 205 categories with labels of their own. Every picture is a function of (seed, subset, its number): a
+larger sample begins with the smaller one's pictures.
 """
 
 from __future__ import annotations
