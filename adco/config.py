@@ -251,7 +251,7 @@ def _override(content: dict, override: str) -> None:
         for part in parents:
             node = node[part]
         node[last]  # an override never adds a key
-        node[last] = yaml.safe_load(text)
+        node[last] = yaml.safe_load(text) if text else ""
     except (KeyError, IndexError, TypeError):
         raise _unknown_key("command line", key) from None
     except yaml.YAMLError as error:

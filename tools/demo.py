@@ -24,7 +24,7 @@ from adco.records import load_record
 
 MODELS = ("random", "pretrained")
 IMAGE_PX = "64"  # frozen features at the pictures' own scale; the protocol names say so
-STAGES = 10
+STAGES = 11
 
 
 @command
