@@ -181,6 +181,8 @@ def check_recipe(recipe: Recipe) -> None:
     _need("encoder.key_momentum", recipe.encoder.key_momentum, 0 <= recipe.encoder.key_momentum <= 1, "in [0, 1]")
     _need("data.workers", recipe.data.workers, recipe.data.workers >= 0, "0 or more")
     _need("data.max_bad_share", recipe.data.max_bad_share, 0 <= recipe.data.max_bad_share < 1, "in [0, 1)")
+    warmup = recipe.optimizer.warmup_epochs
+    _need("optimizer.warmup_epochs", warmup, 0 <= warmup <= recipe.epochs, f"from 0 to epochs={recipe.epochs}")
     _need("checkpoint.keep", recipe.checkpoint.keep, recipe.checkpoint.keep >= 1, "at least 1")
     _need("checkpoint.every_epochs", recipe.checkpoint.every_epochs, recipe.checkpoint.every_epochs >= 1, "at least 1")
     count = len(recipe.views)

@@ -21,7 +21,7 @@ def cosine(
     position = step / steps_per_epoch if by == "step" else float(step // steps_per_epoch)
     if position < warmup_epochs:
         return lr * (position + (1 / steps_per_epoch if by == "step" else 1)) / warmup_epochs
-    share = (position - warmup_epochs) / (epochs - warmup_epochs)
+    share = (position - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)  # a run may be all warm-up
     return final_lr + 0.5 * (lr - final_lr) * (1 + math.cos(math.pi * share))
 
 

@@ -86,6 +86,7 @@ def test_the_resolved_recipe_reads_back_as_itself(recipe_file):
         ("", ["method=mocha"], ["method='mocha'", "adco"]),
         ("", ["contrast.tau=0"], ["contrast.tau=0", "above 0"]),
         ("", ["views.0.scale=[0.9,0.2]"], ["views.0.scale", "low <= high"]),
+        ("", ["optimizer.warmup_epochs=3", "epochs=2"], ["optimizer.warmup_epochs=3", "from 0 to epochs=2"]),
         ("", ["data.max_bad_share=1.5"], ["data.max_bad_share=1.5"]),
         ("- a list", [], ["mine.yaml", "expected a mapping"]),
         ("epochs: [", [], ["mine.yaml", "not a readable recipe"]),

@@ -32,5 +32,10 @@ def test_warm_up_is_linear_and_then_the_cosine_starts_from_the_top():
     assert [cosine(step, **RUN, warmup_epochs=2) for step in (0, 10, 20)] == pytest.approx([0.015, 0.03, 0.03])
 
 
+def test_a_run_may_be_all_warm_up():
+    rates = [cosine(step, 2, epochs=1, lr=0.1, final_lr=0.0, warmup_epochs=1, by="step") for step in range(3)]
+    assert rates == pytest.approx([0.05, 0.1, 0.1])
+
+
 def test_constant_is_constant():
     assert {constant(step=step, steps_per_epoch=1, epochs=2, lr=3.0, final_lr=0.0) for step in range(5)} == {3.0}
