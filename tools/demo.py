@@ -83,7 +83,8 @@ class Stages:
         print(f"{label} ...", flush=True)
         begun = time.perf_counter()
         line = [sys.executable, str(ROOT / tool), *map(str, arguments)]
-        code = subprocess.run(line, env=os.environ | {"PYTHONWARNINGS": "ignore"} | (environment or {}), stdout=subprocess.DEVNULL).returncode
+        settings = os.environ | {"PYTHONWARNINGS": "ignore"} | (environment or {})
+        code = subprocess.run(line, env=settings, stdout=subprocess.DEVNULL).returncode
         if code == 130:
             raise KeyboardInterrupt
         if code:
