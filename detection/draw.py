@@ -44,7 +44,10 @@ def draw_run(output_dir: Path, out: Path, images: int = 6, min_score: float = 0.
     dataset, predictions = load_run(Path(output_dir))
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    metadata, entries = MetadataCatalog.get(dataset), DatasetCatalog.get(dataset)
+    try:
+        metadata, entries = MetadataCatalog.get(dataset), DatasetCatalog.get(dataset)
+    except OSError as error:
+        raise UserError(f"{dataset}: {error.filename} is missing; set DETECTRON2_DATASETS as the run had it") from error
     classes = metadata.thing_classes
     to_class = metadata.get("thing_dataset_id_to_contiguous_id", {})  # COCO numbers its categories with gaps
     by_image = defaultdict(list)

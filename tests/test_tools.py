@@ -60,13 +60,15 @@ def test_a_broken_zoo_is_one_line_and_stays_as_it_was(tmp_path, capsys, broken):
 
 def test_a_finished_stage_is_not_run_again(tmp_path, capsys):
     (tmp_path / "done").write_text("")
-    demo.Stages(tmp_path).run("draw", "tools/absent.py", done=tmp_path / "done")
+    demo.Stages(tmp_path, {}).run("draw", "tools/absent.py", done=tmp_path / "done")
     assert f"[1/{demo.STAGES}] draw: already done" in capsys.readouterr().out
 
 
 def test_a_failed_stage_is_named(tmp_path):
     with pytest.raises(UserError, match=r"stopped at 'draw' \(exit code 2"):
-        demo.Stages(tmp_path).run("draw", "tools/make_sample.py", tmp_path, "--images", "-3", done=tmp_path / "done")
+        demo.Stages(tmp_path, {}).run(
+            "draw", "tools/make_sample.py", tmp_path, "--images", "-3", done=tmp_path / "done"
+        )
 
 
 @pytest.mark.parametrize("tool", [demo, train_adco, make_sample, convert_to_d2, report], ids=lambda tool: tool.__name__)

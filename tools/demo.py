@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_intermixed_args(argv)
     out, begun = output_folder(args.output_dir), time.perf_counter()
-    stages = Stages(out)
     world, run = out / "world", out / "pretraining"
+    stages = Stages(out, {"DETECTRON2_DATASETS": str(world / "VOCdevkit"), "PYTHONWARNINGS": "ignore"})
 
     stages.run(
         "draw the sample world", "tools/make_sample.py", world, "--seed", args.seed, "--images", args.images,
@@ -54,8 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         judge(stages, model, weights[model], world)
     picture = out / "detections.png"
     stages.run(
-        "draw detections", "detection/draw.py", out / "pretrained" / "detection", picture, "--images", 6, done=picture
-    )
+        "draw detections", "detection/draw.py", out / "pretrained" / "detection", picture, "--images", 6,
+        "--min-score", 0.2, done=picture,
+    )  # fmt: skip
 
     records = {model: [load_record(path) for path in record_paths(out / model)] for model in MODELS}
     rows = report.table_rows(records)
@@ -68,12 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 class Stages:
     """Runs our own tools one after the other, each in a process of its own, and says which one and how long."""
 
-    def __init__(self, out: Path):
-        self.out, self.number = out, 0
+    def __init__(self, out: Path, environment: dict[str, str]):
+        self.out, self.environment, self.number = out, environment, 0
 
-    def run(
-        self, title: str, tool: str, *arguments: object, done: Path, environment: dict[str, str] | None = None
-    ) -> None:
+    def run(self, title: str, tool: str, *arguments: object, done: Path) -> None:
         """Run `tool` unless `done` exists. Raises UserError naming the stage and its command when it fails."""
         self.number += 1
         label = f"[{self.number}/{STAGES}] {title}"
@@ -83,8 +82,7 @@ class Stages:
         print(f"{label} ...", flush=True)
         begun = time.perf_counter()
         line = [sys.executable, str(ROOT / tool), *map(str, arguments)]
-        settings = os.environ | {"PYTHONWARNINGS": "ignore"} | (environment or {})
-        code = subprocess.run(line, env=settings, stdout=subprocess.DEVNULL).returncode
+        code = subprocess.run(line, env=os.environ | self.environment, stdout=subprocess.DEVNULL).returncode
         if code == 130:
             raise KeyboardInterrupt
         if code:
@@ -113,7 +111,7 @@ def judge(stages: Stages, model: str, weights: object, world: Path) -> None:
         f"fine-tune a detector, {model}", "detection/train_net.py",
         "--config-file", ROOT / "detection" / "configs" / "smoke_voc_R_18_C4.yaml", "--num-gpus", 0,
         "MODEL.WEIGHTS", out / "detectron2.pkl", "OUTPUT_DIR", out / "detection",
-        done=out / "detection" / "record.json", environment={"DETECTRON2_DATASETS": str(world / "VOCdevkit")},
+        done=out / "detection" / "record.json",
     )  # fmt: skip
 
 
