@@ -86,7 +86,7 @@ def curves(metrics: Sequence[Mapping[str, float]], baseline: float | None = None
         right.axhline(baseline, color="#6b7280", linestyle="--", label="random weights")
         right.legend()
     right.set(xlabel="epoch", ylabel="kNN top-1 (%)", title="Is it learning?")
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.15 * max([baseline or 0, 1, *(row["knn_top1"] for row in probes)]))
     with io.BytesIO() as file:
         figure.savefig(file, format="png", dpi=120)
         plt.close(figure)

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     picture = out / "detections.png"
     stages.run(
         "draw detections", "detection/draw.py", out / "pretrained" / "detection", picture, "--images", 6,
-        "--min-score", 0.2, done=picture,
+        "--min-score", 0.1, done=picture,
     )  # fmt: skip
 
     records = {model: [load_record(path) for path in record_paths(out / model)] for model in MODELS}
