@@ -54,12 +54,13 @@ class Trainer:
         )
         self.bad = BadImages(self.index.root, len(self.index), recipe.data.max_bad_share, "data.max_bad_share")
         self.step, self.seconds, self.stopping = 0, 0.0, False
+        self.commit = commit()  # of the code that runs, whatever is committed meanwhile
         self.output = output_folder(output)
         self._resume() if resume else self._refuse_to_overwrite()
 
     def fit(self) -> Path:
         """Train to the end, return the last checkpoint; Ctrl-C and SIGTERM write one and raise KeyboardInterrupt."""
-        header = f"# commit: {commit()}\n# command: {shlex.join(sys.argv)}\n"
+        header = f"# commit: {self.commit}\n# command: {shlex.join(sys.argv)}\n"
         write_text(self.output / "recipe.yaml", header + self.recipe.to_yaml())
         self.log, begun, before = Log(self.output, self.step), time.perf_counter(), self.seconds
         with _stop_requests(self), _closing(self.log):
@@ -200,6 +201,7 @@ class Trainer:
             data={"name": self.index.root.parent.name, "images": len(self.index), "unreadable": len(self.bad.reasons)},
             settings=asdict(self.recipe),
             duration_seconds=self.seconds,
+            commit=self.commit,
         ).write(self.output / "record.json")
         return path
 
