@@ -39,7 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
     out, begun = output_folder(args.output_dir), time.perf_counter()
     world, run = out / "world", out / "pretraining"
-    stages = Stages(out, {"DETECTRON2_DATASETS": str(world / "VOCdevkit"), "PYTHONWARNINGS": "ignore"})
+    stages = Stages(
+        out,
+        {
+            "DETECTRON2_DATASETS": str(world / "VOCdevkit"),
+            "PYTHONWARNINGS": "ignore",
+            "OMP_WAIT_POLICY": "PASSIVE",  # on a busy machine, threads that spin while they wait cost several times more
+        },
+    )
 
     stages.run(
         "draw the sample world", "tools/make_sample.py", world, "--seed", args.seed, "--images", args.images,
