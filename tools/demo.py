@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         {
             "DETECTRON2_DATASETS": str(world / "VOCdevkit"),
             "PYTHONWARNINGS": "ignore",
-            "OMP_WAIT_POLICY": "PASSIVE",  # on a busy machine, threads that spin while they wait cost several times more
+            "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow a busy machine down several times
         },
     )
 
