@@ -64,9 +64,28 @@ def as_markdown(records: Mapping[str, Record]) -> str:
     for path, record in records.items():
         scores = ", ".join(f"{name} {record.scores[name]:.2f}" for name in HEADLINES if name in record.scores)
         model = path.split("/")[-2]
-        cells = (model, record.protocol, scores or "none", record.data["name"], record.hardware, f"[json]({path})")
+        cells = (
+            model,
+            record.protocol,
+            scores or "none",
+            _data_in_words(record.data),
+            record.hardware,
+            f"[json]({path})",
+        )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
+
+
+def _data_in_words(data: Mapping[str, object]) -> str:
+    """Name and size of what a record was measured on, so that a subset is never taken for the whole."""
+    tests = data.get("test") or ()
+    counts = [("train", data.get("train_images") or data.get("trainval_images") or data.get("images"))]
+    counts += [("test", data.get("val_images") or data.get("test_images") or sum(part["images"] for part in tests))]
+    if data.get("train"):
+        counts[0] = ("train", sum(part["images"] for part in data["train"]))
+    sizes = ", ".join(f"{count} {split}" for split, count in counts if count)
+    subset = "; not the official set" if data.get("official") is False else ""
+    return f"{data['name']} ({sizes}{subset})" if sizes else str(data["name"])
 
 
 def curves(metrics: Sequence[Mapping[str, float]], baseline: float | None = None) -> bytes:

@@ -30,16 +30,23 @@ def test_every_file_the_zoo_and_the_readme_link_to_exists():
 
 def test_rows_are_rewritten_between_the_markers_and_nothing_else(tmp_path):
     zoo, results = tmp_path / "ZOO.md", tmp_path / "results"
-    Record("knn/k20", {"top1": 12.345}, {"name": "x"}, {"name": "tiny"}, hardware="a laptop").write(
-        results / "m" / "a.json"
-    )
+    Record(
+        "knn/k20",
+        {"top1": 12.345},
+        {"name": "x"},
+        {"name": "tiny", "train_images": 5, "val_images": 2, "official": False},
+        hardware="a laptop",
+    ).write(results / "m" / "a.json")
     zoo.write_text(f"before\n{report.BEGIN}old\n{report.END}after\n")
     assert report.main(["--zoo", str(zoo), "--results", str(results)]) == 0
     text = zoo.read_text()
     assert text.startswith(f"before\n{report.BEGIN}")
     assert text.endswith(f"{report.END}after\n")
     assert "old" not in text
-    assert "| m | knn/k20 | top1 12.35 | tiny | a laptop | [json](results/m/a.json) |" in text
+    assert (
+        "| m | knn/k20 | top1 12.35 | tiny (5 train, 2 test; not the official set) | a laptop | [json](results/m/a.json) |"
+        in text
+    )
 
 
 @pytest.mark.parametrize("broken", ["no markers", "no records", "bad record"])
