@@ -36,11 +36,13 @@ class Batch:
         )
 
     def to_views(self, device: torch.device) -> list[Tensor]:
-        """V normalised float views (B, 3, S_v, S_v) on the device."""
-        return [
-            augment.augment(p.to(device, non_blocking=True), c.map(lambda t: t.to(device, non_blocking=True)))
-            for p, c in zip(self.pixels, self.choices, strict=True)
-        ]
+        """V normalised float views (B, 3, S_v, S_v) on the device, channels last in memory as the encoder is."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        made = (augment.augment(moved(p), c.map(moved)) for p, c in zip(self.pixels, self.choices, strict=True))
+        return [view.contiguous(memory_format=torch.channels_last) for view in made]
 
 
 @dataclass(frozen=True)

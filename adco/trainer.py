@@ -84,7 +84,7 @@ class Trainer:
         lr, bank_lr = self.learning_rates()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        views = [view.contiguous(memory_format=torch.channels_last) for view in batch.to_views(self.device)]
+        views = batch.to_views(self.device)
         result = self.method(views)
         self.optimizer.zero_grad()
         result.loss.backward()
@@ -109,7 +109,7 @@ class Trainer:
         with progress(rows, "filling the bank", "keys") as bar:
             for batch in self._batches(0, math.ceil(rows / self.recipe.batch), FILL_EPOCH):
                 self._note_bad(batch.bad)
-                views = [view.contiguous(memory_format=torch.channels_last) for view in batch.to_views(self.device)]
+                views = batch.to_views(self.device)
                 if self.recipe.bank.init == "train_and_fill":
                     filled = self.method.train_and_fill(views, row, self.optimizer)
                 else:
