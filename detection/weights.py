@@ -66,11 +66,24 @@ def write_weights(
         candidate.replace(out)
 
 
+class _ArraysOnly(pickle.Unpickler):
+    """Reads NumPy arrays and plain containers; anything else in a pickle is refused, not run."""
+
+    def find_class(self, module: str, name: str) -> object:
+        arrays = {"_reconstruct", "_frombuffer", "ndarray", "dtype"}
+        if module.split(".")[0] == "numpy" and name in arrays:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is refused")
+
+
 def origin_of(path: Path) -> dict[str, object]:
     """What a converted file says of the checkpoint it came from; {} for other files."""
     if path.suffix != ".pkl":
         return {}
     with path.open("rb") as file:
-        content = pickle.load(file, encoding="latin1")
+        try:
+            content = _ArraysOnly(file, encoding="latin1").load()
+        except pickle.UnpicklingError:  # not one of ours: it holds more than arrays
+            return {}
     ours = isinstance(content, dict) and content.get("__author__") == AUTHOR
     return content.get("origin", {}) if ours else {}

@@ -194,3 +194,19 @@ def test_a_wrong_checkpoint_is_one_line_and_exit_2(tmp_path, capsys, spoil):
 def test_the_output_must_be_a_pkl(tmp_path, capsys, name):
     assert main(["random:resnet18", str(tmp_path / name)]) == 2
     assert ".pkl" in capsys.readouterr().err
+
+
+def test_reading_a_files_origin_runs_nothing(tmp_path, monkeypatch):
+    import os
+    import pickle
+
+    from detection.weights import origin_of
+
+    class Executes:
+        def __reduce__(self):
+            return os.system, ("echo executed > executed",)
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"__author__": Executes(), "origin": {"name": "x"}}))
+    assert origin_of(tmp_path / "x.pkl") == {}
+    assert not (tmp_path / "executed").exists()
