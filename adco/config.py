@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adco.errors import UserError
+from adco.limits import check_recipe
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -29,37 +30,64 @@ class View:
     gray_p: float = 0.2
     blur_p: float = 0.5
     blur_sigma_px: typing.List[float] = field(default_factory=lambda: [0.1, 2.0])  # noqa: UP006
+    solarize_p: float = 0.0
     flip_p: float = 0.5
 
 
 @dataclass(frozen=True)
 class Data:
-    """Where the images are: `root/train/CLASS/*.jpg`, or any folder of images (labels are not used to train)."""
+    """Where the images are (labels are not used to train), and who decodes them.
+
+    root: `root/train/CLASS/*.jpg` or any folder of images; `PATH/{000..146}.tar` or a URL of tar shards; `sample`;
+        `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenette:FOLDER`
+    backend: `native` one fused pass a view on the CPU, `device` colour and blur on the training device, `reference`
+        torchvision's transforms; `auto` chooses by device
+    in_memory: decode every image once and keep it (small images)
+    """
 
     root: str = ""
     workers: int = 8
+    backend: str = "auto"
+    in_memory: bool = False
     max_bad_share: float = 0.01
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A torchvision ResNet and MoCo's two-layer head; the key encoder follows by exponential moving average.
+    """A torchvision ResNet with an MLP head; where the method has one, a key encoder follows by moving average.
 
-    head_norm: BatchNorm between the head's layers. MoCo and AdCo have none; short runs spread their embeddings sooner.
+    head_layers, head_width (0: the backbone's), dim: Linear-ReLU ... Linear to `dim`; head_norm: BatchNorm after each
+        hidden layer; head_out_norm: BatchNorm without affine after the last; head_out_bias: its bias (none under a norm)
+    predictor_width: hidden width of BYOL's and SimSiam's predictor
+    key_momentum: of the moving average; key_momentum_to_one: it rises to 1 along half a cosine (BYOL, CaCo)
+    batch_norm: statistics of a rank's images (`local`) or of all ranks' (`sync`)
+    key_batch_norm: the same for the key encoder, or `shuffle`: local, over images shuffled between ranks (MoCo)
+    norm_splits: `local` and `shuffle` on one process take statistics over batch / norm_splits images, as that many ranks would
+    join_views: views of one size go through the network as one batch (SimCLR, SwAV); otherwise one after another
     """
 
     arch: str = "resnet50"
     stem: str = "imagenet"
     dim: int = 128
+    head_layers: int = 2
+    head_width: int = 0
     head_norm: bool = False
+    head_out_norm: bool = False
+    head_out_bias: bool = True
+    predictor_width: int = 0
     key_momentum: float = 0.999
+    key_momentum_to_one: bool = False
+    batch_norm: str = "local"
+    key_batch_norm: str = "shuffle"
+    norm_splits: int = 1
+    join_views: bool = False
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """The contrastive loss.
+    """The contrastive loss: temperatures of the encoder and of the bank, and which keys are negatives.
 
-    in_batch_negatives: the softmax also runs over the other keys of the batch (released code), or not (paper)
+    in_batch_negatives: the softmax also runs over the other keys of all ranks (released AdCo), or not (paper)
     """
 
     tau: float = 0.12
@@ -70,32 +98,92 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Bank:
-    """The adversaries and their own SGD.
+    """The rows a query is contrasted with: AdCo's and CaCo's learn by SGD, MoCo's and MoCHi's are a queue of keys.
 
+    objective: what the adversaries ascend, the `loss` (eqs. 4-6) or `J` (section 4.1)
     renormalize: unit rows after each step (paper) or rows that drift in length (released code)
-    lr_schedule: `constant` (released) or `cosine` (paper), from `lr` to 0, stepped like the encoder's
-    init: `encode` fills with key embeddings (paper); `train_and_fill` also trains the encoder meanwhile (released)
+    lr_schedule: `constant` (released) or `cosine` (paper), from `lr` to 0, stepped like the encoder's; after a warm-up
+    init: `encode` fills with key embeddings (paper); `train_and_fill` also trains the encoder meanwhile (released);
+        `random` unit rows (MoCo, CaCo)
+    placement: `sharded` each rank keeps size / ranks rows; `replicated` all; `auto` shards where several ranks divide the size
     """
 
     size: int = 65536
+    objective: str = "loss"
     lr: float = 3.0
     lr_schedule: str = "constant"
+    warmup_epochs: float = 0.0
     sgd_momentum: float = 0.9
     weight_decay: float = 1e-4
     renormalize: bool = False
     init: str = "train_and_fill"
+    placement: str = "auto"
+
+
+@dataclass(frozen=True)
+class Mix:
+    """MoCHi: from the `hard` rows nearest to a query, that many mixtures of two, and that many of one with the query."""
+
+    hard: int = 1024
+    pairs: int = 512
+    with_query: int = 256
+    from_epoch: int = 10
+
+
+@dataclass(frozen=True)
+class Swap:
+    """SwAV: prototypes, Sinkhorn's sharpness and rounds, and an optional queue of embeddings that helps small batches."""
+
+    prototypes: int = 3000
+    epsilon: float = 0.05
+    rounds: int = 3
+    frozen_epochs: float = 1.0
+    queue: int = 0
+    queue_from_epoch: int = 15
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """SGD with a cosine from `lr` to `final_lr` after a linear warm-up, stepped by `epoch` or by `step`."""
+    """SGD or LARS with a cosine from `lr` to `final_lr` after a linear warm-up, stepped by `epoch` or by `step`.
 
+    trust: LARS's coefficient; weight_decay_all: decay biases and norms too (SGD as released; LARS never does)
+    constant_predictor_lr: SimSiam's predictor keeps `lr`
+    """
+
+    kind: str = "sgd"
     lr: float = 0.03
     final_lr: float = 0.0006
     warmup_epochs: float = 0.0
     schedule_by: str = "epoch"
     sgd_momentum: float = 0.9
     weight_decay: float = 1e-4
+    weight_decay_all: bool = True
+    trust: float = 0.001
+    constant_predictor_lr: bool = False
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the arithmetic runs; the loss and the bank are float32 always.
+
+    precision: autocast of the encoders, `float32`, `bf16` or `fp16`
+    accumulate: micro-batches of a step, one backward pass each, with the meaning of the whole batch
+    channels_last, fused_optimizer, compile: see docs/speed.md for what each gave where
+    """
+
+    precision: str = "float32"
+    accumulate: int = 1
+    channels_last: bool = True
+    fused_optimizer: bool = True
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Health of embeddings and bank every n steps (0: never); Weights & Biases where it is installed and asked for."""
+
+    every_steps: int = 50
+    wandb: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,7 +221,11 @@ class Recipe:
     encoder: Encoder = field(default_factory=Encoder)
     contrast: Contrast = field(default_factory=Contrast)
     bank: Bank = field(default_factory=Bank)
+    mix: Mix = field(default_factory=Mix)
+    swap: Swap = field(default_factory=Swap)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    compute: Compute = field(default_factory=Compute)
+    monitor: Monitor = field(default_factory=Monitor)
     probe: Probe = field(default_factory=Probe)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
@@ -161,46 +253,6 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     recipe = OmegaConf.to_object(_typed(source, filled))
     check_recipe(recipe)
     return recipe
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Raise UserError for the first value that cannot mean anything."""
-    _one_of("method", recipe.method, ("adco",))
-    _one_of("encoder.arch", recipe.encoder.arch, ("resnet18", "resnet34", "resnet50", "resnet101"))
-    _one_of("encoder.stem", recipe.encoder.stem, ("imagenet", "small"))
-    _one_of("bank.init", recipe.bank.init, ("encode", "train_and_fill"))
-    _one_of("bank.lr_schedule", recipe.bank.lr_schedule, ("constant", "cosine"))
-    _one_of("optimizer.schedule_by", recipe.optimizer.schedule_by, ("epoch", "step"))
-    _need("epochs", recipe.epochs, recipe.epochs >= 1, "at least 1")
-    _need("batch", recipe.batch, recipe.batch >= 2, "at least 2, BatchNorm needs two images")
-    _need("seed", recipe.seed, 0 <= recipe.seed < 2**32, "a whole number from 0 to 2^32 - 1")
-    _need("contrast.tau", recipe.contrast.tau, recipe.contrast.tau > 0, "above 0")
-    _need("contrast.tau_bank", recipe.contrast.tau_bank, recipe.contrast.tau_bank > 0, "above 0")
-    _need("bank.size", recipe.bank.size, recipe.bank.size >= 1, "at least 1")
-    _need("encoder.dim", recipe.encoder.dim, recipe.encoder.dim >= 1, "at least 1")
-    _need("encoder.key_momentum", recipe.encoder.key_momentum, 0 <= recipe.encoder.key_momentum <= 1, "in [0, 1]")
-    _need("data.workers", recipe.data.workers, recipe.data.workers >= 0, "0 or more")
-    _need("data.max_bad_share", recipe.data.max_bad_share, 0 <= recipe.data.max_bad_share < 1, "in [0, 1)")
-    warmup = recipe.optimizer.warmup_epochs
-    _need("optimizer.warmup_epochs", warmup, 0 <= warmup <= recipe.epochs, f"from 0 to epochs={recipe.epochs}")
-    _need("checkpoint.keep", recipe.checkpoint.keep, recipe.checkpoint.keep >= 1, "at least 1")
-    _need("checkpoint.every_epochs", recipe.checkpoint.every_epochs, recipe.checkpoint.every_epochs >= 1, "at least 1")
-    count = len(recipe.views)
-    _need("views", count, count == 2 or (count > 2 and not recipe.contrast.symmetric), "2, or more when not symmetric")
-    for i, view in enumerate(recipe.views):
-        _check_view(f"views.{i}", view)
-
-
-def _check_view(name: str, view: View) -> None:
-    _need(f"{name}.px", view.px, view.px >= 8, "at least 8")
-    ordered = len(view.scale) == 2 and 0 < view.scale[0] <= view.scale[1] <= 1
-    _need(f"{name}.scale", view.scale, ordered, "two shares of the area, 0 < low <= high <= 1")
-    sigma = view.blur_sigma_px
-    _need(f"{name}.blur_sigma_px", sigma, len(sigma) == 2 and 0 < sigma[0] <= sigma[1], "two widths, 0 < low <= high")
-    strengths = len(view.jitter) == 4 and min(view.jitter) >= 0 and max(view.jitter[:3]) <= 1 and view.jitter[3] <= 0.5
-    _need(f"{name}.jitter", view.jitter, strengths, "four strengths in [0, 1], the hue's in [0, 0.5]")
-    for key in ("jitter_p", "gray_p", "blur_p", "flip_p"):
-        _need(f"{name}.{key}", getattr(view, key), 0 <= getattr(view, key) <= 1, "in [0, 1]")
 
 
 def _find(path: Path | str) -> Path:
@@ -281,13 +333,3 @@ def _dotted(kind: type, prefix: str = "") -> Iterator[str]:
 def _kinds(kind: type) -> dict[str, type]:
     hints = typing.get_type_hints(kind)
     return {f.name: hints[f.name] for f in fields(kind)}
-
-
-def _one_of(key: str, value: str, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise UserError(f"recipe: {key}={value!r} is not known; choose one of {', '.join(options)}")
-
-
-def _need(key: str, value: object, fine: bool, expected: str) -> None:
-    if not fine:
-        raise UserError(f"recipe: {key}={value} is out of range; expected {expected}")
