@@ -1,0 +1,163 @@
+"""Races: a candidate against a reference in the same run, interleaved, so that a busy machine slows both alike.
+
+A benchmark is a file `benchmarks/NAME.py` with one function, `run(options: Options) -> Outcome`, which times things
+with `race` and says what it found as ratios with goals; `benchmarks/run.py` prints, records and compares.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from adco.errors import UserError
+from adco.records import Record, load_record
+
+ROUNDS = 5
+REGRESSION = 0.2  # a ratio this much below the committed one is worth a warning
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says. quick: end within a minute on two cores; reference: a clone of the released code;
+    data: a folder of pictures to use instead of generated ones; device: where the work runs."""
+
+    quick: bool = False
+    reference: Path | None = None
+    data: Path | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def rounds(self) -> int:
+        """How many times each contestant runs: never below 5, because a median of fewer hides nothing."""
+        return ROUNDS if self.quick else 2 * ROUNDS - 1
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each round, in the order run; `items` is how many things one round does (images, steps)."""
+
+    name: str
+    seconds: tuple[float, ...]
+    items: float = 1
+
+    @property
+    def median(self) -> float:
+        """Seconds a round, median."""
+        return statistics.median(self.seconds)
+
+    @property
+    def rate(self) -> float:
+        """Items a second at the median."""
+        return self.items / self.median
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times better than the reference, against a goal. value > 1: the candidate is better."""
+
+    name: str
+    value: float
+    goal: float
+
+    def line(self) -> str:
+        """`RATIO name value goal`, for eyes and scripts."""
+        return f"RATIO {self.name} {self.value:.2f} {self.goal:g}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a benchmark found. unit: what `Timing.items` counts; the last ratio is the headline; scores: other figures
+    (MiB, shares); data: what it ran on; settings: every size that moves them; notes: what was not run and why."""
+
+    unit: str
+    timings: Sequence[Timing]
+    ratios: Sequence[Ratio]
+    scores: Mapping[str, float] = field(default_factory=dict)
+    data: str = "generated"
+    settings: Mapping[str, object] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def table(self) -> str:
+        """Aligned lines: name, milliseconds an item, items a second, spread of the rounds."""
+        lines = [("contestant", f"ms/{self.unit}", f"{self.unit}/s", "spread")]
+        for timing in self.timings:
+            spread = (max(timing.seconds) - min(timing.seconds)) / timing.median
+            lines.append((timing.name, f"{1e3 / timing.rate:.2f}", f"{timing.rate:.1f}", f"{100 * spread:.0f}%"))
+        lines += [(name, f"{value:.4g}", "", "") for name, value in self.scores.items()]
+        widths = [max(len(line[i]) for line in lines) for i in range(4)]
+        return "\n".join(
+            "  ".join(
+                c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        )
+
+    def record(self, name: str, seconds: float) -> Record:
+        """The outcome as a result record of protocol `benchmark/NAME`."""
+        scores = {f"ratio/{ratio.name}": round(ratio.value, 3) for ratio in self.ratios}
+        scores |= {f"{self.unit}_per_s/{timing.name}": round(timing.rate, 3) for timing in self.timings}
+        goals = {ratio.name: ratio.goal for ratio in self.ratios}
+        settings = {**self.settings, "goals": goals, "rounds": len(self.timings[0].seconds) if self.timings else 0}
+        if self.notes:
+            settings["notes"] = list(self.notes)
+        return Record(f"benchmark/{name}", {**scores, **self.scores}, {}, {"name": self.data}, settings, seconds)
+
+
+def race(
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int = ROUNDS,
+    items: float = 1,
+    device: torch.device | None = None,
+) -> dict[str, Timing]:
+    """Run every contestant once unmeasured, then `rounds` times in turn, the order reversed each round.
+
+    A contestant may return a float: the seconds of the part that counts; otherwise the whole call counts.
+    On a CUDA device a call ends when the device's work has ended.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for round_ in range(rounds + 1):
+        order = list(contestants)[:: 1 if round_ % 2 else -1]
+        for name in order:
+            taken = _timed(contestants[name], device)
+            if round_:
+                seconds[name].append(taken)
+    return {name: Timing(name, tuple(taken), items) for name, taken in seconds.items()}
+
+
+def ratio(name: str, reference: Timing, candidate: Timing, goal: float) -> Ratio:
+    """How many times faster an item of the candidate is: the median of the rounds' own ratios.
+
+    Both must come from one `race`: neighbours in time shared the same machine.
+    """
+    rounds = zip(reference.seconds, candidate.seconds, strict=True)
+    scale = candidate.items / reference.items
+    return Ratio(name, statistics.median(scale * theirs / ours for theirs, ours in rounds), goal)
+
+
+def regressions(outcome: Outcome, committed: Path) -> list[str]:
+    """One line for every ratio that is more than 20% below the committed record's; none where there is no record."""
+    if not committed.is_file():
+        return []
+    try:
+        before = load_record(committed)
+    except UserError as error:
+        return [str(error)]
+    lines = []
+    for ratio_ in outcome.ratios:
+        was = before.scores.get(f"ratio/{ratio_.name}")
+        if was is not None and ratio_.value < (1 - REGRESSION) * was:
+            lines.append(f"{ratio_.name}: {ratio_.value:.2f} is below the recorded {was:.2f} ({before.hardware})")
+    return lines
+
+
+def _timed(work: Callable[[], object], device: torch.device | None) -> float:
+    begun = time.perf_counter()
+    result = work()
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return result if isinstance(result, float) else time.perf_counter() - begun

@@ -1,0 +1,78 @@
+"""Speed and memory, each against a reference in the same run.
+
+    python benchmarks/run.py [input|step|bank|svm|resume|all] [--quick] [--reference CLONE] [--data FOLDER]
+
+Prints a table, writes a record, warns where a ratio fell by more than a fifth below the committed record; the last
+lines of a benchmark are `RATIO name value goal`, the headline last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from adco.device import resolve_device
+from adco.errors import UserError, command
+from adco.files import output_folder
+from benchmarks.race import Options, regressions
+
+NAMES = ("input", "step", "bank", "svm", "resume")
+HERE = Path(__file__).resolve().parent
+COMMITTED = HERE.parent / "results" / "benchmarks"
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one benchmark, or all that there are."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("name", nargs="?", default="all", choices=(*NAMES, "all"), help="which benchmark")
+    parser.add_argument("--quick", action="store_true", help="a minute each on two cores, with fewer rounds")
+    parser.add_argument("--reference", type=Path, help="a clone of the released AdCo, timed beside our re-statement")
+    parser.add_argument("--data", type=Path, help="a folder of pictures (default: generated ones)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX")
+    parser.add_argument("--output-dir", type=Path, default=Path("output/benchmarks"), help="where the records go")
+    args = parser.parse_args(argv)
+    for option in ("reference", "data"):
+        folder = getattr(args, option)
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"--{option} {folder}: no such folder")
+    options = Options(args.quick, args.reference, args.data, resolve_device(args.device))
+    output = output_folder(args.output_dir)
+    for name in NAMES if args.name == "all" else (args.name,):
+        if not (HERE / f"{name}.py").is_file():
+            if args.name != "all":
+                raise UserError(f"{name}: benchmarks/{name}.py is not there; choose another benchmark")
+            print(f"{name}: benchmarks/{name}.py is not there; not run")
+            continue
+        run_one(name, options, output)
+    return 0
+
+
+def run_one(name: str, options: Options, output: Path) -> None:
+    """Run `benchmarks/NAME.py`, print its table and ratios, write `output/NAME.json` (`NAME-quick.json`)."""
+    print(f"== {name}{' (quick)' if options.quick else ''}", flush=True)
+    begun = time.perf_counter()
+    outcome = importlib.import_module(f"benchmarks.{name}").run(options)
+    file = f"{name}-quick.json" if options.quick else f"{name}.json"
+    worse = regressions(outcome, COMMITTED / file)  # before a new record may take its place
+    record = outcome.record(name, round(time.perf_counter() - begun, 1))
+    print(outcome.table())
+    print(f"{record.hardware}; {record.duration_seconds} s; record: {record.write(output / file)}")
+    for line in outcome.notes:
+        print(f"note: {line}")
+    for line in worse:
+        print(f"warning: {line}")
+    for ratio in outcome.ratios:
+        print(ratio.line(), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
