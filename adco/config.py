@@ -56,13 +56,13 @@ class Data:
 class Encoder:
     """A torchvision ResNet with an MLP head; where the method has one, a key encoder follows by moving average.
 
-    head_layers, head_width (0: the backbone's), dim: Linear-ReLU ... Linear to `dim`; head_norm: BatchNorm after each
-        hidden layer; head_out_norm: BatchNorm without affine after the last; head_out_bias: its bias (none under a norm)
+    head_layers, head_width (0: the backbone's), dim: Linear, ReLU ... Linear to `dim`; head_norm: BatchNorm after each
+        hidden layer; head_out_norm: BatchNorm without affine after the last; head_out_bias: the last layer's bias
     predictor_width: hidden width of BYOL's and SimSiam's predictor
     key_momentum: of the moving average; key_momentum_to_one: it rises to 1 along half a cosine (BYOL, CaCo)
     batch_norm: statistics of a rank's images (`local`) or of all ranks' (`sync`)
     key_batch_norm: the same for the key encoder, or `shuffle`: local, over images shuffled between ranks (MoCo)
-    norm_splits: `local` and `shuffle` on one process take statistics over batch / norm_splits images, as that many ranks would
+    norm_splits: `local` and `shuffle` statistics over 1 / norm_splits of a rank's images, as that many ranks have them
     join_views: views of one size go through the network as one batch (SimCLR, SwAV); otherwise one after another
     """
 
@@ -105,7 +105,7 @@ class Bank:
     lr_schedule: `constant` (released) or `cosine` (paper), from `lr` to 0, stepped like the encoder's; after a warm-up
     init: `encode` fills with key embeddings (paper); `train_and_fill` also trains the encoder meanwhile (released);
         `random` unit rows (MoCo, CaCo)
-    placement: `sharded` each rank keeps size / ranks rows; `replicated` all; `auto` shards where several ranks divide the size
+    placement: `sharded` each rank keeps size / ranks rows; `replicated` all; `auto` shards where ranks divide the size
     """
 
     size: int = 65536
@@ -122,7 +122,7 @@ class Bank:
 
 @dataclass(frozen=True)
 class Mix:
-    """MoCHi: from the `hard` rows nearest to a query, that many mixtures of two, and that many of one with the query."""
+    """MoCHi: of the `hard` rows nearest to a query, so many mixtures of two, and so many of one with the query."""
 
     hard: int = 1024
     pairs: int = 512
@@ -132,7 +132,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class Swap:
-    """SwAV: prototypes, Sinkhorn's sharpness and rounds, and an optional queue of embeddings that helps small batches."""
+    """SwAV: prototypes, Sinkhorn's sharpness and rounds, and an optional queue of embeddings for small batches."""
 
     prototypes: int = 3000
     epsilon: float = 0.05

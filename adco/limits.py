@@ -22,12 +22,17 @@ CHOICES = {
     "compute.precision": ("float32", "bf16", "fp16"),
 }
 AT_LEAST = {
-    "epochs": 1, "batch": 2, "encoder.dim": 1, "encoder.head_layers": 1, "encoder.head_width": 0, "encoder.predictor_width": 0,
-    "encoder.norm_splits": 1, "bank.size": 1, "bank.lr": 0, "bank.weight_decay": 0, "mix.hard": 1, "mix.pairs": 0,
-    "mix.with_query": 0, "mix.from_epoch": 0, "swap.prototypes": 2, "swap.rounds": 1, "swap.frozen_epochs": 0, "swap.queue": 0,
-    "swap.queue_from_epoch": 0, "optimizer.lr": 0, "optimizer.final_lr": 0, "optimizer.weight_decay": 0, "compute.accumulate": 1,
-    "monitor.every_steps": 0, "data.workers": 0, "probe.every_epochs": 0, "probe.k": 1, "probe.max_images": 1,
-    "checkpoint.keep": 1, "checkpoint.every_epochs": 1, "checkpoint.every_steps": 0,
+    0: (
+        "encoder.head_width", "encoder.predictor_width", "bank.lr", "bank.weight_decay", "mix.pairs", "mix.with_query",
+        "mix.from_epoch", "swap.frozen_epochs", "swap.queue", "swap.queue_from_epoch", "optimizer.lr",
+        "optimizer.final_lr", "optimizer.weight_decay", "monitor.every_steps", "data.workers", "probe.every_epochs",
+        "checkpoint.every_steps",
+    ),
+    1: (
+        "epochs", "encoder.dim", "encoder.head_layers", "encoder.norm_splits", "bank.size", "mix.hard", "swap.rounds",
+        "compute.accumulate", "probe.k", "probe.max_images", "checkpoint.keep", "checkpoint.every_epochs",
+    ),
+    2: ("batch", "swap.prototypes"),
 }  # fmt: skip
 ABOVE_ZERO = ("contrast.tau", "contrast.tau_bank", "swap.epsilon", "optimizer.trust", "probe.temperature")
 SHARES = ("encoder.key_momentum", "bank.sgd_momentum", "optimizer.sgd_momentum")  # in [0, 1]
@@ -45,8 +50,9 @@ def check_recipe(recipe) -> None:
     for key, options in CHOICES.items():
         if value(key) not in options:
             raise UserError(f"recipe: {key}={value(key)!r} is not known; choose one of {', '.join(options)}")
-    for key, low in AT_LEAST.items():
-        _need(key, value(key), value(key) >= low, f"at least {low}")
+    for low, keys in AT_LEAST.items():
+        for key in keys:
+            _need(key, value(key), value(key) >= low, f"at least {low}")
     for key in ABOVE_ZERO:
         _need(key, value(key), value(key) > 0, "above 0")
     for key in SHARES:
