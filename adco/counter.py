@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-ORDER, VIEWS = 0, 1  # purposes: the order of samples in an epoch, the random choices of a view
+# purposes: the order of samples in an epoch, the choices of a view, images shuffled between ranks, negatives to mix
+ORDER, VIEWS, SHUFFLE, MIX = 0, 1, 2, 3
 
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
@@ -26,18 +27,18 @@ def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
 
 
-def uniforms(seed: int, epoch: int, samples: np.ndarray, view: int, count: int) -> np.ndarray:
+def uniforms(seed: int, epoch: int, samples: np.ndarray, view: int, count: int, purpose: int = VIEWS) -> np.ndarray:
     """(B,) sample numbers -> (B, count) float64 uniform in [0, 1), a function of (seed, epoch, sample, view)."""
     blocks = np.arange(-(-count // 4))
     counter = np.empty((len(samples), len(blocks), 4), dtype=np.uint64)
     counter[..., 0], counter[..., 1] = np.asarray(samples)[:, None], epoch
     counter[..., 2], counter[..., 3] = view, blocks
-    return philox(counter, (seed, VIEWS)).reshape(len(samples), -1)[:, :count] * 2.0**-32
+    return philox(counter, (seed, purpose)).reshape(len(samples), -1)[:, :count] * 2.0**-32
 
 
-def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order of `count` samples in an epoch: (count,) int64, each sample once."""
+def permutation(seed: int, epoch: int, count: int, purpose: int = ORDER) -> np.ndarray:
+    """The order of `count` samples in an epoch (or of images in a step): (count,) int64, each once."""
     counter = np.zeros((count, 4), dtype=np.uint64)
     counter[:, 0], counter[:, 1] = np.arange(count), epoch
-    words = philox(counter, (seed, ORDER)).astype(np.uint64)
+    words = philox(counter, (seed, purpose)).astype(np.uint64)
     return np.argsort((words[:, 0] << _HALF) | words[:, 1], kind="stable")
