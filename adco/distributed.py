@@ -1,14 +1,61 @@
-"""Ranks and what they exchange; the identity on one process. The only file that names torch.distributed."""
+"""Ranks and what they exchange; the identity on one process. The only file that names torch.distributed.
+
+A sum over the ranks is the same bits on every rank, and the same in every run with as many ranks.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from adco.errors import UserError
+
+TIMEOUT = timedelta(minutes=int(os.environ.get("ADCO_TIMEOUT_MINUTES", "15")))
+_control = None  # gloo group for what the CPUs say to each other beside a GPU's collectives
+
+
+@contextmanager
+def started(device: torch.device) -> Iterator[torch.device]:
+    """Join the other ranks when a launcher (torchrun, SLURM with its variables) started this process; leave at the end.
+
+    Yields the device of this rank: `cuda:LOCAL_RANK` for `cuda`. NCCL on GPUs, gloo on CPUs. Raises UserError.
+    """
+    global _control
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _running():
+        yield device
+        return
+    if device.type == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"rank {local} of this machine has no GPU of its own, {torch.cuda.device_count()} are visible; "
+                "start at most one rank a GPU (torchrun --nproc-per-node)"
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    _control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    try:
+        yield device
+    finally:
+        _control = None
+        dist.destroy_process_group()
+
+
+def restarted() -> bool:
+    """Whether torchrun started this process anew after a failure (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def rank() -> int:
-    """This process's number among all ranks, 0 on one process."""
+    """This process's number among all ranks of all machines, 0 on one process."""
     return dist.get_rank() if _running() else 0
 
 
@@ -17,22 +64,126 @@ def ranks() -> int:
     return dist.get_world_size() if _running() else 1
 
 
+def own(rows: Tensor) -> Tensor:
+    """This rank's N of the (ranks * N, ...) rows that `gather` would give."""
+    size = rows.shape[0] // ranks()
+    return rows[rank() * size : (rank() + 1) * size]
+
+
 def gather(rows: Tensor) -> Tensor:
-    """(N, D) on each rank -> (ranks * N, D), rank 0's rows first. Carries no gradient: for keys only."""
+    """(N, ...) on each rank -> (ranks * N, ...), rank 0's rows first. Carries no gradient."""
     if not _running():
         return rows
-    parts = [torch.empty_like(rows) for _ in range(ranks())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+    parts = rows.new_empty((ranks() * rows.shape[0], *rows.shape[1:]))
+    dist.all_gather_into_tensor(parts, rows.detach().contiguous())
+    return parts
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """`gather` through which each rank's rows receive the gradients of all ranks' losses, summed."""
+    return _Gather.apply(rows) if _running() else rows
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum over the ranks, equal on every rank. Carries no gradient."""
+    return _reduced(tensor, dist.ReduceOp.SUM)
 
 
 def mean(tensor: Tensor) -> Tensor:
-    """The mean over the ranks, equal on every rank."""
+    """The mean over the ranks, equal on every rank. Carries no gradient."""
+    return total(tensor) / ranks()
+
+
+def largest(tensor: Tensor) -> Tensor:
+    """The element-wise maximum over the ranks."""
+    return _reduced(tensor, dist.ReduceOp.MAX)
+
+
+def total_with_gradient(tensor: Tensor) -> Tensor:
+    """`total` through which each rank's tensor receives the gradients of all ranks' losses, summed."""
+    return _Total.apply(tensor) if _running() else tensor
+
+
+def own_total(rows: Tensor) -> Tensor:
+    """Sum the (ranks * N, ...) rows over the ranks and keep this rank's N (reduce-scatter)."""
+    if not _running():
+        return rows
+    if rows.device.type != "cuda":
+        return own(total(rows))  # gloo has no reduce-scatter
+    mine = rows.new_empty((rows.shape[0] // ranks(), *rows.shape[1:]))
+    dist.reduce_scatter_tensor(mine, rows.contiguous())
+    return mine
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether the flag is set on any rank. Between CPUs, without waiting for a GPU."""
+    if not _running():
+        return flag
+    found = torch.tensor([int(flag)])
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=_control)
+    return bool(found.item())
+
+
+def gather_objects(thing: object) -> list:
+    """One plain Python object of each rank, rank 0's first."""
+    if not _running():
+        return [thing]
+    things = [None] * ranks()
+    dist.all_gather_object(things, thing, group=_control)
+    return things
+
+
+def parallel(module: nn.Module) -> nn.Module:
+    """The module with its gradients averaged over the ranks in the backward pass; itself on one process.
+
+    Every rank builds the same parameters from the same seed, and BatchNorm's running statistics stay each rank's own.
+    """
+    if not _running():
+        return module
+    devices = [torch.cuda.current_device()] if next(module.parameters()).is_cuda else None
+    return DistributedDataParallel(
+        module, device_ids=devices, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
+    )
+
+
+@contextmanager
+def gradients_stay_here(module: nn.Module) -> Iterator[None]:
+    """Backward passes inside add up on this rank only; the next one outside averages the sum (accumulation)."""
+    with module.no_sync() if isinstance(module, DistributedDataParallel) else _nothing():
+        yield
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        return gather(rows)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return own_total(gradient)
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:
+        return total(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return total(gradient)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _reduced(tensor: Tensor, operation: dist.ReduceOp) -> Tensor:
     if not _running():
         return tensor
-    total = tensor.clone()
-    dist.all_reduce(total)
-    return total / ranks()
+    result = tensor.detach().clone()
+    dist.all_reduce(result, operation)
+    return result
 
 
 def _running() -> bool:

@@ -1,8 +1,64 @@
-"""Learning-rate schedules as pure functions of the step."""
+"""Optimizers, parameter groups, and learning-rate schedules as pure functions of the step."""
 
 from __future__ import annotations
 
 import math
+
+import torch
+from torch import nn
+
+from adco.config import Optimizer as Options
+
+
+def build_optimizer(options: Options, encoder: nn.Module, fused: bool) -> torch.optim.Optimizer:
+    """SGD or LARS over the trained encoder; a group with `constant_lr` is left out of the schedule."""
+    kind = torch.optim.SGD if options.kind == "sgd" else LARS
+    extra = {"fused": fused} if options.kind == "sgd" else {"trust": options.trust}
+    groups = parameter_groups(options, encoder)
+    return kind(groups, lr=options.lr, momentum=options.sgd_momentum, weight_decay=options.weight_decay, **extra)
+
+
+def parameter_groups(options: Options, encoder: nn.Module) -> list[dict]:
+    """Weights, and apart from them what is not decayed (biases, norms) and what keeps its learning rate (predictor)."""
+    groups: dict[tuple[bool, bool], list] = {}
+    for name, parameter in encoder.named_parameters():
+        decayed = parameter.ndim > 1 or (options.weight_decay_all and options.kind == "sgd")
+        constant = options.constant_predictor_lr and name.startswith("tail.")
+        groups.setdefault((decayed, constant), []).append(parameter)
+    plain = {True: {}, False: {"weight_decay": 0.0, "trust": 0.0}}
+    return [
+        {"params": found, "constant_lr": constant, **plain[decayed]} for (decayed, constant), found in groups.items()
+    ]
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum whose step is, for each tensor, scaled to trust * |w| / |g + wd w| (You et al., 2017).
+
+    A group with trust 0 (biases, norms) takes plain SGD steps. As in the released code of BYOL's and MoCo v3's users.
+    """
+
+    def __init__(self, params, lr: float, momentum: float, weight_decay: float, trust: float):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """v <- m v + scale (g + wd w); w <- w - lr v."""
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            steps = torch._foreach_add([p.grad for p in weights], weights, alpha=group["weight_decay"])
+            if group["trust"]:
+                sizes, lengths = torch._foreach_norm(weights), torch._foreach_norm(steps)
+                scales = [
+                    torch.where((w > 0) & (g > 0), group["trust"] * w / g, 1.0)
+                    for w, g in zip(sizes, lengths, strict=True)
+                ]
+                torch._foreach_mul_(steps, scales)
+            velocities = [self.state[p].setdefault("velocity", torch.zeros_like(p)) for p in weights]
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, steps)
+            torch._foreach_add_(weights, velocities, alpha=-group["lr"])
 
 
 def cosine(
@@ -18,13 +74,21 @@ def cosine(
 
     by `epoch`: constant within an epoch, as the released code; by `step`: it moves at every step.
     """
-    position = step / steps_per_epoch if by == "step" else float(step // steps_per_epoch)
-    if position < warmup_epochs:
-        return lr * (position + (1 / steps_per_epoch if by == "step" else 1)) / warmup_epochs
+    position, share = _position(step, steps_per_epoch, warmup_epochs, by)
+    if share is not None:
+        return lr * share
     share = (position - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)  # a run may be all warm-up
     return final_lr + 0.5 * (lr - final_lr) * (1 + math.cos(math.pi * share))
 
 
-def constant(lr: float, **_: object) -> float:
-    """The same learning rate at every step; takes and ignores what `cosine` takes."""
-    return lr
+def constant(step: int, steps_per_epoch: int, lr: float, warmup_epochs: float = 0.0, by: str = "epoch", **_) -> float:
+    """The same learning rate after a linear warm-up; takes what `cosine` takes."""
+    _, share = _position(step, steps_per_epoch, warmup_epochs, by)
+    return lr if share is None else lr * share
+
+
+def _position(step: int, steps_per_epoch: int, warmup_epochs: float, by: str) -> tuple[float, float | None]:
+    """Where a step is in epochs, and its share of the warm-up, None after it."""
+    position = step / steps_per_epoch if by == "step" else float(step // steps_per_epoch)
+    done = position + (1 / steps_per_epoch if by == "step" else 1)
+    return position, done / warmup_epochs if position < warmup_epochs else None

@@ -85,5 +85,5 @@ def test_pairs_of_each_variant():
     assert make_pairs(2, False) == (Pair(0, 1, 1.0),)
     assert make_pairs(2, True) == (Pair(0, 1, 0.5), Pair(1, 0, 0.5))
     assert make_pairs(6, False) == tuple(Pair(query, 5, 1.0) for query in range(5))
-    with pytest.raises(ValueError, match="takes 2 views"):
-        make_pairs(3, True)
+    multi = make_pairs(4, True)  # two directions, each with every other view as a query
+    assert multi == (*(Pair(q, 3, 0.5) for q in (0, 1, 2)), *(Pair(q, 0, 0.5) for q in (1, 2, 3)))

@@ -1,11 +1,14 @@
-"""One file per objective, one face: `forward(views) -> Step`, `update(step, bank_lr)`, and how to fill a bank."""
-
-from torch import nn
+"""One file per objective, one face: methods/base.py."""
 
 from adco.config import Recipe
 from adco.methods.adco import AdCo
+from adco.methods.base import Method
+from adco.methods.caco import CaCo
+from adco.methods.moco import MoCo
+
+METHODS = {"adco": AdCo, "caco": CaCo, "moco": MoCo}
 
 
-def build_method(recipe: Recipe) -> nn.Module:
+def build_method(recipe: Recipe) -> Method:
     """The objective that `recipe.method` names, with its encoders and its bank."""
-    return {"adco": AdCo}[recipe.method](recipe)
+    return METHODS[recipe.method](recipe)

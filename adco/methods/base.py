@@ -1,0 +1,123 @@
+"""The face of every objective, and what those with a key encoder share. Shapes: B images a rank, D embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adco import counter, distributed
+from adco.bank import Bank
+from adco.config import Recipe
+from adco.contrast import Contrast, Pair
+from adco.encoder import Encoder, key_encoder_of, momentum_update
+from adco.norms import replace_norms
+from adco.optim import cosine
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When in the run: `step` steps are done of `steps`."""
+
+    step: int
+    steps: int
+    steps_per_epoch: int
+
+    @property
+    def epoch(self) -> float:
+        return self.step / self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an objective leaves behind.
+
+    loss: this rank's scalar, with gradient; scalars: what to report
+    queries, keys: (B, D) unit rows of one pair of views, for the health of the embedding and for a queue
+    direction: (K, D) along which the bank's rows move, where they learn
+    """
+
+    loss: Tensor
+    scalars: dict[str, Tensor]
+    queries: Tensor
+    keys: Tensor
+    direction: Tensor | None = None
+
+
+class Method(nn.Module):
+    """An objective in four parts: `encoder` (trained), `targets` (without gradient), `objective`, `update`.
+
+    encoder: list of views (B, 3, S, S) -> list of rows (B, ·), for the views in `query_views`
+    """
+
+    def __init__(self, recipe: Recipe, encoder: Encoder, pairs: Sequence[Pair]):
+        super().__init__()
+        options = recipe.encoder
+        self.encoder = replace_norms(encoder, options.batch_norm == "sync", options.norm_splits)
+        self.pairs = tuple(pairs)
+        self.query_views = tuple(sorted({pair.query for pair in pairs}))
+        self.key_views = tuple(sorted({pair.key for pair in pairs}))
+        self.bank = self.key_encoder = None  # of the methods that have them
+
+    def targets(self, parts: Sequence[Sequence[Tensor]], moment: Moment) -> dict[int, Tensor]:
+        """What the queries are compared with, without gradient: view -> (B, D). parts: micro-batches of views."""
+        return {}
+
+    def objective(self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: Moment) -> Step:
+        """The loss of the encoder's outputs, view -> (B, ·), and what the bank learns from the same forward pass."""
+        raise NotImplementedError
+
+    def update(self, step: Step, moment: Moment, bank_lr: float) -> None:
+        """After the optimizer's step."""
+
+
+class KeyedMethod(Method):
+    """A method whose targets are keys: the rows of an encoder that follows the trained one by moving average."""
+
+    def __init__(self, recipe: Recipe, encoder: Encoder, pairs: Sequence[Pair]):
+        super().__init__(recipe, encoder, pairs)
+        self.options, self.seed = recipe.encoder, recipe.seed
+        self.key_encoder = key_encoder_of(self.encoder, recipe.encoder)
+
+    def targets(self, parts: Sequence[Sequence[Tensor]], moment: Moment) -> dict[int, Tensor]:
+        """The keys; the key encoder takes its step before them, as in the released code."""
+        momentum = self.options.key_momentum
+        if self.options.key_momentum_to_one:
+            momentum = cosine(moment.step, 1, moment.steps, momentum, 1.0, by="step")
+        momentum_update(self.key_encoder, self.encoder, momentum)
+        return {view: self.keys([part[view] for part in parts], view, moment.step) for view in self.key_views}
+
+    @torch.no_grad()
+    def keys(self, parts: Sequence[Tensor], view: int, step: int) -> Tensor:
+        """Micro-batches (b, 3, S, S) of one view -> (B, D). `shuffle`: each from images of all ranks and parts."""
+        if self.options.key_batch_norm != "shuffle" or distributed.ranks() * len(parts) * self.options.norm_splits == 1:
+            return torch.cat([self.key_encoder([part])[0] for part in parts])
+        images = torch.cat(list(parts))
+        order = counter.permutation(self.seed, 64 * step + view, distributed.ranks() * len(images), counter.SHUFFLE)
+        order = torch.from_numpy(order).to(images.device)
+        mixed = distributed.gather(images)[distributed.own(order)].contiguous(memory_format=torch.channels_last)
+        rows = torch.cat([self.key_encoder([part])[0] for part in mixed.chunk(len(parts))])
+        return distributed.own(distributed.gather(rows)[order.argsort()])
+
+
+class BankedMethod(KeyedMethod):
+    """A keyed method that contrasts its queries with a bank, whose rows learn from the same forward pass."""
+
+    def __init__(self, recipe: Recipe, encoder: Encoder, pairs: Sequence[Pair]):
+        super().__init__(recipe, encoder, pairs)
+        self.bank = Bank(recipe.bank, recipe.encoder.dim)
+        self.contrast = recipe.contrast
+
+    def play(self, queries: Mapping[int, Tensor], keys: Mapping[int, Tensor], moment: Moment) -> Contrast:
+        """The contrast of the queries, view -> (B, D), with the keys and the bank."""
+        raise NotImplementedError
+
+    def objective(self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: Moment) -> Step:
+        result, pair = self.play(outputs, targets, moment), self.pairs[0]
+        scalars = {"loss": result.loss.detach(), "accuracy": 100 * result.accuracy}
+        return Step(result.loss, scalars, outputs[pair.query].detach(), targets[pair.key], result.direction)
+
+    def update(self, step: Step, moment: Moment, bank_lr: float) -> None:
+        self.bank.ascend(step.direction, bank_lr)
