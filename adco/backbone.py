@@ -1,16 +1,15 @@
 """Any public checkpoint -> a torchvision ResNet state dict. The single bridge to all downstream work.
 
-A checkpoint is recognised by its layout (where the backbone's keys sit), stripped to torchvision names, and compared
-tensor by tensor with the torchvision architecture it claims to be. Nothing is dropped silently: a projection head goes
-because its layout names it, everything else that does not fit is an error.
+A checkpoint is recognised by its layout (`adco/layouts.py`), stripped to torchvision names, and compared tensor by
+tensor with the torchvision architecture it claims to be. Nothing is dropped silently: a projection head goes because
+its layout names it, everything else that does not fit is an error.
 """
 
 from __future__ import annotations
 
 import functools
-import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,36 +18,21 @@ from torch import Tensor, nn
 
 from adco.errors import UserError
 from adco.files import sha256_of
+from adco.layouts import LAYOUTS, SOURCES, Layout
+from adco.weightfiles import read_weights
 
-ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101")
-STAGES = ("res2", "res3", "res4", "res5")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one family of projects writes a checkpoint: which entry holds the tensors, and the backbone's prefix in it.
-
-    dropped: prefixes of tensors that belong to the pretraining alone; anything else beside the backbone is an error.
-    """
-
-    name: str
-    entry: str | None
-    prefix: str
-    dropped: tuple[str, ...]
-
-
-# Ordered: the first layout whose entry exists and whose `prefix + "conv1.weight"` is present wins.
-LAYOUTS = (
-    Layout("adco-suite", "method", "encoder.backbone.", ("encoder.head.", "key_encoder.", "bank.")),
-    Layout(
-        "moco",  # MoCo v1/v2, AdCo and CaCo as released: wrapped in DistributedDataParallel
-        "state_dict",
-        "module.encoder_q.",
-        ("module.encoder_q.fc.", "module.encoder_k.", "module.queue", "module.memory"),
-    ),
-    Layout("torchvision", None, "", ("fc.",)),
-    Layout("torchvision", "state_dict", "", ("fc.",)),
+ARCHITECTURES = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
 )
+STAGES = ("res2", "res3", "res4", "res5")
 
 
 @dataclass(frozen=True)
@@ -56,7 +40,8 @@ class Backbone:
     """A verified set of torchvision ResNet tensors and where they came from.
 
     state: torchvision names -> CPU tensors, without `num_batches_tracked` and `fc` (265 tensors for resnet50)
-    dropped: names of the tensors that were left out, all of them named by the layout
+    source: the layout that was recognised, or `random`
+    dropped: names of the tensors that were left out -> why; the layout names every one
     """
 
     arch: str
@@ -65,7 +50,7 @@ class Backbone:
     source: str
     name: str
     sha256: str
-    dropped: tuple[str, ...] = ()
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
     def module(self) -> nn.Module:
         """A torchvision ResNet in eval mode with these weights and `fc` replaced by identity."""
@@ -78,55 +63,37 @@ class Backbone:
         return {"name": self.name, "sha256": self.sha256, "arch": self.arch, "stem": self.stem, "source": self.source}
 
 
-def load_backbone(path: str | Path) -> Backbone:
+def load_backbone(path: str | Path, source: str | None = None) -> Backbone:
     """Read a checkpoint file, or `random:ARCH[:SEED]` for torchvision's own initialisation.
 
+    source: a layout's name, to read the file as that and nothing else; recognised by itself otherwise
     Raises UserError that names the file and what is wrong with it: absent, a web page, truncated, not tensors only,
     an unknown layout, missing, extra or misshapen tensors.
     """
+    if source is not None and source not in SOURCES:
+        raise UserError(f"source {source!r} is not known; choose one of {', '.join(SOURCES)}")
     if str(path).startswith("random:"):
         return _random_backbone(str(path))
     path = Path(path)
-    content = read_checkpoint(path)
-    layout, tensors = _recognise(path, content)
-    backbone, dropped = _split(path, layout, tensors)
-    arch, stem = identify(path, backbone)
-    check_state(path, backbone, arch, stem)
-    return Backbone(arch, stem, backbone, layout.name, path.name, sha256_of(path), dropped)
-
-
-def read_checkpoint(path: Path) -> dict:
-    """`torch.load` restricted to tensors and plain containers, on the CPU, with errors a user can act on."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint file")
-    head = path.open("rb").read(256).lstrip().lower()
-    if not head:
-        raise UserError(f"{path}: the checkpoint is empty (0 bytes); download it again")
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+    layout, tensors = _recognise(path, read_weights(path), source)
+    names, dropped, strangers = layout.split(tensors)
+    if strangers:
+        raise UserError(f"{path}: tensors that the {layout.name} layout does not have: {', '.join(strangers[:6])}")
+    state = {new: tensors[old] for old, new in names.items() if not new.endswith("num_batches_tracked")}
+    arch, stem = identify(state)
+    check_state(path, state, arch, stem)
+    if stem == "small" and not layout.small_stem:
         raise UserError(
-            f"{path}: this is a web page, not a checkpoint; the download link answered with HTML, download it again"
+            f"{path}: {layout.name}'s 3x3 stem pads by 2, ours by 1: its outputs would differ; not supported"
         )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if isinstance(error, pickle.UnpicklingError):
-            reason = (
-                "it is no checkpoint, or holds Python objects, which are refused: only tensors and containers are read"
-            )
-        else:
-            first = (str(error).splitlines() or [""])[0][:80].strip()
-            reason = f"truncated or damaged, or no checkpoint at all ({first}); download or copy it again"
-        raise UserError(f"{path}: not readable: {reason}") from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
-    return dict(content)
+    return Backbone(arch, stem, state, layout.name, path.name, sha256_of(path), dropped)
 
 
 def build_resnet(arch: str, stem: str = "imagenet") -> nn.Module:
     """A torchvision ResNet without its classifier.
 
     stem: `imagenet` (7x7 stride 2, max pool) or `small` (3x3 stride 1, no pool; for images of about 32 to 64 px).
-    Output: (B, C) average-pooled features, C = 512 for resnet18/34 and 2048 for resnet50/101.
+    Output: (B, C) average-pooled features, C = 512 for resnet18/34 and 2048 for the others.
     """
     if arch not in ARCHITECTURES:
         raise UserError(f"architecture {arch!r} is not supported; choose one of {', '.join(ARCHITECTURES)}")
@@ -150,20 +117,15 @@ def stage_features(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return features
 
 
-def identify(path: Path, state: Mapping[str, Tensor]) -> tuple[str, str]:
-    """The architecture and stem whose tensor names and stem kernel these are. Raises UserError when none fits."""
-    names = set(state)
-    for arch in ARCHITECTURES:
-        if names == set(expected_shapes(arch, "imagenet")):
-            break
-    else:
-        arch = min(ARCHITECTURES, key=lambda a: len(names ^ set(expected_shapes(a, "imagenet"))))
-    small = tuple(state["conv1.weight"].shape[2:]) == (3, 3)
-    return arch, "small" if small else "imagenet"
+def identify(state: Mapping[str, Tensor]) -> tuple[str, str]:
+    """The architecture and stem that these tensors fit, or else fit best."""
+    stem = "small" if "conv1.weight" in state and tuple(state["conv1.weight"].shape[2:]) == (3, 3) else "imagenet"
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return min(ARCHITECTURES, key=lambda arch: len(found.items() ^ expected_shapes(arch, stem).items())), stem
 
 
 def check_state(path: Path, state: Mapping[str, Tensor], arch: str, stem: str) -> None:
-    """Raise UserError naming every missing, extra or misshapen tensor against the torchvision architecture."""
+    """Raise UserError naming every missing, extra, misshapen or non-finite tensor against the architecture."""
     expected = expected_shapes(arch, stem)
     faults = [f"missing {name}" for name in expected if name not in state]
     faults += [f"extra {name}" for name in state if name not in expected]
@@ -172,6 +134,7 @@ def check_state(path: Path, state: Mapping[str, Tensor], arch: str, stem: str) -
         for name, shape in expected.items()
         if name in state and tuple(state[name].shape) != shape
     ]
+    faults += [f"{name} holds NaN or infinity" for name in expected if name in state and not _finite(state[name])]
     if faults:
         shown = "; ".join(faults[:6]) + (f"; and {len(faults) - 6} more" if len(faults) > 6 else "")
         raise UserError(f"{path}: does not fit {arch} ({len(expected)} tensors), the nearest architecture: {shown}")
@@ -185,29 +148,38 @@ def expected_shapes(arch: str, stem: str) -> dict[str, tuple[int, ...]]:
     return {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.endswith("num_batches_tracked")}
 
 
-def _recognise(path: Path, content: Mapping) -> tuple[Layout, dict[str, Tensor]]:
-    for layout in LAYOUTS:
-        entry = content if layout.entry is None else content.get(layout.entry)
-        if isinstance(entry, Mapping) and isinstance(entry.get(layout.prefix + "conv1.weight"), Tensor):
-            return layout, {name: value for name, value in entry.items() if isinstance(value, Tensor)}
-    known = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS))
+def _recognise(path: Path, content: Mapping, source: str | None) -> tuple[Layout, dict[str, Tensor]]:
+    """The first layout that knows every tensor; else the first that finds a ResNet, whose strangers are then named."""
+    candidates = []
+    for layout in (row for row in LAYOUTS if source in (None, row.name)):
+        for entry in layout.entries:
+            tensors = _tensors_at(content, entry)
+            if tensors and layout.has_probe(tensors):
+                candidates.append((layout, tensors))
+                if not layout.split(tensors)[2]:
+                    return candidates[-1]
+    if candidates:
+        return candidates[0]
+    if "conv1_w" in content:
+        raise UserError(
+            f"{path}: a Caffe2 file (BGR, stride in the 1x1, BatchNorm folded): no torchvision ResNet is equal"
+        )
+    keys = sorted(map(str, content))[:8]
     raise UserError(
-        f"{path}: no ResNet found in it; top-level keys are {sorted(map(str, content))[:8]}, layouts known: {known}"
+        f"{path}: no ResNet found in it; top-level keys are {keys}, layouts known: {source or ', '.join(SOURCES)}"
     )
 
 
-def _split(path: Path, layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    backbone, dropped, strangers = {}, [], []
-    for name, tensor in tensors.items():
-        if name.startswith(layout.dropped):
-            dropped.append(name)
-        elif not name.startswith(layout.prefix):
-            strangers.append(name)
-        elif not name.endswith("num_batches_tracked"):
-            backbone[name.removeprefix(layout.prefix)] = tensor
-    if strangers:
-        raise UserError(f"{path}: tensors that the {layout.name} layout does not have: {', '.join(strangers[:6])}")
-    return backbone, tuple(dropped)
+def _tensors_at(content: Mapping, entry: tuple[str, ...]) -> dict[str, Tensor]:
+    for key in entry:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    if not isinstance(content, Mapping):
+        return {}
+    return {name: value for name, value in content.items() if isinstance(value, Tensor) and isinstance(name, str)}
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def _random_backbone(name: str) -> Backbone:

@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
+import copy
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
-import torchvision
 
 from adco.backbone import ARCHITECTURES, STAGES, build_resnet, expected_shapes, load_backbone, stage_features
 from adco.errors import UserError
+from adco.layouts import LAYOUTS, SOURCES, wrapper_of
+from adco.weightfiles import load_arrays, write_state
+from tests.public_checkpoints import BUILDERS, moco_v2, network, solo_learn, torchvision_file
 
-COUNTS = {"resnet18": 100, "resnet34": 180, "resnet50": 265, "resnet101": 520}  # convolutions + 4 a BatchNorm
-
-
-def torchvision_state(arch: str, seed: int = 3) -> dict[str, torch.Tensor]:
-    """A torchvision ResNet's state dict with its classifier and BatchNorm statistics unlike the defaults."""
-    torch.manual_seed(seed)
-    state = getattr(torchvision.models, arch)(num_classes=7).state_dict()
-    for name, value in state.items():
-        if "running_" in name:
-            state[name] = torch.rand_like(value) + 0.5
-    return state
+COUNTS = {  # convolutions + 4 a BatchNorm
+    "resnet18": 100, "resnet34": 180, "resnet50": 265, "resnet101": 520, "wide_resnet50_2": 265,
+    "wide_resnet101_2": 520, "resnext50_32x4d": 265, "resnext101_32x8d": 520, "resnext101_64x4d": 520,
+}  # fmt: skip
 
 
-def moco(state: dict[str, torch.Tensor]) -> dict:
-    """As MoCo, AdCo and CaCo write it: both encoders under DistributedDataParallel, a two-layer head, a queue."""
-    layers = {name: value for name, value in state.items() if not name.startswith("fc.")}
-    heads = {f"fc.{layer}.{kind}": torch.zeros(2) for layer in (0, 2) for kind in ("weight", "bias")}
-    both = {
-        f"module.{encoder}.{name}": value
-        for encoder in ("encoder_q", "encoder_k")
-        for name, value in (layers | heads).items()
-    }
-    return {
-        "epoch": 5,
-        "arch": "x",
-        "state_dict": both | {"module.queue": torch.zeros(2, 3), "module.queue_ptr": torch.zeros(1)},
-    }
-
-
-LAYOUTS = {"torchvision": lambda s: s, "nested": lambda s: {"state_dict": s, "epoch": 1}, "moco": moco}
+def save(path, content):
+    torch.save(content, path)
+    return path
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -49,34 +33,113 @@ def test_a_backbone_has_torchvisions_tensors(arch):
     assert len(expected_shapes(arch, "imagenet")) == COUNTS[arch]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
-def test_every_layout_gives_the_networks_own_output(tmp_path, arch, layout):
-    state = torchvision_state(arch)
-    torch.save(LAYOUTS[layout](state), tmp_path / "x.pth")
-    backbone = load_backbone(tmp_path / "x.pth")
-    assert (backbone.arch, backbone.stem, len(backbone.state)) == (arch, "imagenet", COUNTS[arch])
-    original = getattr(torchvision.models, arch)(num_classes=7).eval()
-    original.load_state_dict(state)
-    original.fc = torch.nn.Identity()
-    images = torch.randn(2, 3, 64, 64)
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # DINO's weight_norm is torch's older one
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_projects_checkpoint_gives_that_projects_own_output(tmp_path, name):
+    source, build = BUILDERS[name]
+    content, forward = build(network())
+    backbone = load_backbone(save(tmp_path / "x.pth", content))
+    assert (backbone.source, backbone.arch, backbone.stem, len(backbone.state)) == (source, "resnet18", "imagenet", 100)
+    images = torch.randn(1, 3, 70, 64)
     with torch.inference_mode():
-        assert torch.equal(backbone.module()(images), original(images))
-        stages = stage_features(backbone.module(), images)
+        torch.testing.assert_close(backbone.module()(images), forward(images), rtol=0, atol=1e-5)
+
+
+def test_every_source_is_tested():
+    assert {source for source, _ in BUILDERS.values()} | {"detectron2", "dino-student"} == set(SOURCES)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_forced_source_reads_that_and_nothing_else(tmp_path):
+    path = save(tmp_path / "x.pth", BUILDERS["dino"][1](network())[0])
+    teacher, student = load_backbone(path), load_backbone(path, "dino-student")
+    assert not torch.equal(teacher.state["conv1.weight"], student.state["conv1.weight"])
+    with pytest.raises(UserError, match="no ResNet found.*layouts known: moco"):
+        load_backbone(path, "moco")
+    with pytest.raises(UserError, match="source 'moko' is not known; choose one of adco-suite"):
+        load_backbone(path, "moko")
+
+
+@pytest.mark.parametrize("arch", ["resnet50", "resnext50_32x4d"])
+def test_architectures_with_the_same_names_are_told_apart_by_shape(tmp_path, arch):
+    backbone = load_backbone(save(tmp_path / "x.pth", network(arch).state_dict()))
+    assert (backbone.arch, len(backbone.state)) == (arch, COUNTS[arch])
+
+
+def test_stages_are_those_of_the_network(tmp_path):
+    net = network()
+    backbone = load_backbone(save(tmp_path / "x.pth", net.state_dict()))
+    with torch.inference_mode():
+        stages = stage_features(backbone.module(), torch.ones(1, 3, 64, 64))
     assert tuple(stages) == STAGES
-    torch.testing.assert_close(stages["res5"].mean(dim=(2, 3)), original(images))
+    torch.testing.assert_close(stages["res5"].mean(dim=(2, 3)), backbone.module()(torch.ones(1, 3, 64, 64)).detach())
 
 
-def test_what_is_dropped_is_named(tmp_path):
-    torch.save(moco(torchvision_state("resnet18")), tmp_path / "x.pth")
-    dropped = load_backbone(tmp_path / "x.pth").dropped
-    assert {"module.encoder_q.fc.0.weight", "module.queue", "module.encoder_k.conv1.weight"} <= set(dropped)
+def test_what_is_dropped_is_named_with_a_reason(tmp_path):
+    dropped = load_backbone(save(tmp_path / "x.pth", moco_v2(network())[0])).dropped
+    assert dropped["module.encoder_q.fc.0.weight"].startswith("projection")
+    assert dropped["module.queue"].startswith("queue")
+    assert dropped["module.encoder_k.conv1.weight"].startswith("second encoder")
+
+
+def test_no_layout_drops_a_backbone():
+    for layout in LAYOUTS:
+        for pattern, _ in layout.dropped:
+            assert not layout.split({"conv1.weight": 0, "layer1.0.bn1.running_var": 0})[1], (layout.name, pattern)
+
+
+def test_wrappers_are_taken_off_only_when_every_name_has_them():
+    assert wrapper_of({"module._orig_mod.a": 0, "module._orig_mod.b": 0}) == "module._orig_mod."
+    assert wrapper_of({"module.a": 0, "b": 0}) == ""
+    assert wrapper_of({}) == ""
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 def test_the_small_stem_is_recognised(tmp_path, arch):
     torch.save(build_resnet(arch, "small").state_dict(), tmp_path / "x.pth")
     assert load_backbone(tmp_path / "x.pth").stem == "small"
+
+
+def test_a_stem_whose_padding_differs_is_refused(tmp_path):
+    net = copy.deepcopy(network())
+    net.conv1 = torch.nn.Conv2d(3, 64, 3, padding=2, bias=False)
+    with pytest.raises(UserError, match="solo-learn's 3x3 stem pads by 2"):
+        load_backbone(save(tmp_path / "x.pth", solo_learn(net)[0]))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_what_is_written_is_read_back_bit_for_bit(tmp_path, suffix):
+    first = load_backbone(save(tmp_path / "x.pth", torchvision_file(network())[0]))
+    write_state(tmp_path / f"y{suffix}", first.state, first.describe())
+    again = load_backbone(tmp_path / f"y{suffix}")
+    assert (again.arch, again.source) == ("resnet18", "torchvision")
+    assert all(torch.equal(first.state[name], again.state[name]) for name in first.state)
+
+
+def test_a_pickle_of_arrays_is_read_whatever_protocol_wrote_it(tmp_path):
+    content = {"a": np.arange(3.0), "b": {"c": np.float32(2), "d": np.zeros(0)}, "e": [1, "x", None]}
+    for protocol in range(2, 6):
+        (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol))
+        with (tmp_path / "x.pkl").open("rb") as file:
+            again = load_arrays(file)
+        assert np.array_equal(again["a"], content["a"])
+        assert again["b"]["c"] == 2
+        assert again["e"] == content["e"]
+
+
+class Meter:
+    """Somebody's class, in a checkpoint."""
+
+    ran = False
+
+    def __setstate__(self, state):
+        type(self).ran = True
+
+
+def test_other_peoples_objects_are_passed_over_without_running_them(tmp_path):
+    content = moco_v2(network())[0] | {"meter": Meter(), "args": argparse.Namespace(lr=1)}
+    assert load_backbone(save(tmp_path / "x.pth", content)).source == "moco"
+    assert not Meter.ran
 
 
 class Executes:
@@ -87,13 +150,17 @@ class Executes:
 
 
 def broken(kind: str, path) -> None:
-    state = torchvision_state("resnet18")
+    state = network().state_dict()
     if kind == "missing":
         del state["layer3.0.bn1.running_var"]
     elif kind == "extra":
         state["layer3.9.conv1.weight"] = torch.zeros(1)
     elif kind == "shape":
         state["layer2.0.conv1.weight"] = torch.zeros(3, 3)
+    elif kind == "nan":
+        state["bn1.running_var"] = torch.full((64,), float("nan"))
+    elif kind == "caffe2":
+        state = {"conv1_w": torch.zeros(1)}
     elif kind == "stranger":
         state = {"state_dict": {"module.encoder_q.conv1.weight": state["conv1.weight"], "module.other": torch.zeros(1)}}
     elif kind == "vgg":
@@ -122,6 +189,8 @@ def broken(kind: str, path) -> None:
         ("extra", ["extra layer3.9.conv1.weight"]),
         ("shape", ["layer2.0.conv1.weight has shape (3, 3), expected (128, 64, 3, 3)"]),
         ("stranger", ["module.other"]),
+        ("nan", ["bn1.running_var holds NaN"]),
+        ("caffe2", ["Caffe2", "BGR"]),
         ("vgg", ["no ResNet found", "features.0.weight"]),
         ("list", ["expected a dictionary"]),
         ("html", ["web page"]),
