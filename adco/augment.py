@@ -1,7 +1,8 @@
 """The batched pixel work of a view, on the device that trains: colour, greyscale, blur, flip, normalisation.
 
 Every operation is torchvision's on float images in [0, 1], with one parameter a sample instead of one a call; each is
-tested against Pillow and torchvision. Shapes: images (B, 3, H, W).
+tested against Pillow and torchvision. Shapes: images (B, 3, H, W). The choices stay where they were drawn, on the CPU,
+so that picking rows never waits for a GPU.
 """
 
 from __future__ import annotations
@@ -19,12 +20,18 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow converts to greyscale
 
 
 def augment(pixels: Tensor, choices: Choices) -> Tensor:
-    """uint8 crops (B, 3, H, W) -> normalised float32 views, in MoCo v2's order: jitter, greyscale, blur, flip."""
+    """uint8 crops (B, 3, H, W) -> normalised float32 views: jitter, grey, blur, solarize, flip, as MoCo and BYOL."""
+
+    def chosen(rows: Tensor) -> Tensor:
+        return rows.to(pixels.device, non_blocking=True).view(-1, 1, 1, 1)
+
     images = pixels.float().div_(255)
     images = color_jitter(images, choices.factors, choices.order)
-    images = torch.where(choices.gray.view(-1, 1, 1, 1), luma(images), images)
+    images = torch.where(chosen(choices.gray), luma(images), images)
     images = gaussian_blur(images, choices.sigma_px)
-    images = torch.where(choices.flip.view(-1, 1, 1, 1), images.flip(-1), images)
+    if choices.solarize.any():
+        images = torch.where(chosen(choices.solarize), solarize(images), images)
+    images = torch.where(chosen(choices.flip), images.flip(-1), images)
     return normalize(images)
 
 
@@ -40,7 +47,8 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Brightness, contrast, saturation and hue, each image with its own factors (B, 4) in its own order (B, 4)."""
+    """Brightness, contrast, saturation and hue, each image with its own factors (B, 4) in its own order (B, 4), both on
+    the CPU."""
     images = images.clone()
     operations = (brightness, contrast, saturation, hue)
     neutral = factors.new_tensor([1, 1, 1, 0])
@@ -48,7 +56,9 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         for number, operation in enumerate(operations):
             rows = ((order[:, place] == number) & (factors[:, number] != neutral[number])).nonzero().squeeze(1)
             if len(rows):
-                images[rows] = operation(images[rows], factors[rows, number].view(-1, 1, 1, 1))
+                factor = factors[rows, number].view(-1, 1, 1, 1).to(images.device, non_blocking=True)
+                rows = rows.to(images.device, non_blocking=True)
+                images[rows] = operation(images[rows], factor)
     return images
 
 
@@ -79,6 +89,11 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     return value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
 
 
+def solarize(images: Tensor) -> Tensor:
+    """Invert what is at least 0.5: level 128 and above, as RandomSolarize(threshold=128) of pictures."""
+    return torch.where(images >= 0.5, 1 - images, images)
+
+
 def luma(images: Tensor) -> Tensor:
     """(B, 3, H, W) -> (B, 1, H, W)."""
     weights = images.new_tensor(LUMA).view(3, 1, 1)
@@ -86,15 +101,16 @@ def luma(images: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma_px: Tensor) -> Tensor:
-    """Gaussian of width sigma_px (B,), cut at three sigma, edges repeated; 0 leaves an image as it is."""
+    """Gaussian of width sigma_px (B,), on the CPU, cut at three sigma, edges repeated; 0 leaves an image as it is."""
     rows = (sigma_px > 0).nonzero().squeeze(1)
     if len(rows) == 0:
         return images
     sigma = sigma_px[rows, None]
     radius = math.ceil(3 * sigma.max().item())
-    offsets = torch.arange(-radius, radius + 1, device=images.device)
+    offsets = torch.arange(-radius, radius + 1)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2) * (offsets.abs() <= torch.ceil(3 * sigma))
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).view(len(rows), -1, 1, 1, 1)
+    kernel, rows = (tensor.to(images.device, non_blocking=True) for tensor in (kernel, rows))
     blurred = images[rows]
     for dim, pad in ((-1, (radius, radius, 0, 0)), (-2, (0, 0, radius, radius))):
         padded = F.pad(blurred, pad, mode="replicate")

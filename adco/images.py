@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from adco.errors import UserError
@@ -40,6 +42,15 @@ class ImageIndex:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def read(self, i: int) -> bytes:
+        """The content of image i's file. Raises UnreadableImage."""
+        path = self.root / self.paths[i]
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise UnreadableImage(path, error.strerror or str(error)) from error
+
 
 def index_folder(root: Path | str) -> ImageIndex:
     """Index `root/CLASS/**/*.jpg`, or a flat folder of images as one class. Order: by class, then by path.
@@ -63,10 +74,19 @@ def index_folder(root: Path | str) -> ImageIndex:
 
 def read_image(path: Path | str) -> Image.Image:
     """Decode a file to an RGB picture. Raises UnreadableImage."""
+    return _decode(path, path)
+
+
+def decode(content: bytes | np.ndarray, path: Path | str) -> Image.Image:
+    """A file's content, or an (H, W, 3) uint8 array, as an RGB picture. Raises UnreadableImage that names `path`."""
+    return Image.fromarray(content) if isinstance(content, np.ndarray) else _decode(io.BytesIO(content), path)
+
+
+def _decode(source: Path | str | io.BytesIO, path: Path | str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(source) as image:
                 return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError, Warning) as error:
         raise UnreadableImage(Path(path), str(error) or type(error).__name__) from error

@@ -1,14 +1,24 @@
-"""Batches in a fixed order: which samples make step s, and the workers that decode and crop them.
+"""Batches in a fixed order: which samples make step s, and the threads or processes that make their views.
 
 A step's batch is a function of (seed, epoch, step) and the index alone, so training may stop after any step and go on
-at the next one with the same batches, whatever the number of workers.
+at the next one with the same batches, whatever the number of workers or ranks.
+
+Backends, one meaning (`resolve_backend` chooses):
+  native     decode and one fused pass a view in C, in threads of this process (adco/native)
+  device     decode and crop on the CPU, in C where it is built; colour and blur in batches on the training device
+  reference  torchvision's transforms on Pillow pictures, in worker processes
 """
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import sys
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,89 +26,149 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from adco import augment, counter, views
+from adco import augment, counter, native, views
 from adco.config import View
-from adco.images import ImageIndex, UnreadableImage, read_image
+from adco.errors import UserError
+from adco.images import ImageIndex, UnreadableImage, decode
+from adco.reference import reference_view
+
+THREADS_FOR_A_GPU = 8  # from here on threads make whole views faster than a GPU trains on them
+AHEAD = 3  # batches being made while one is used
 
 
 @dataclass(frozen=True)
 class Batch:
-    """pixels: V tensors (B, 3, S_v, S_v) uint8; choices: V sets of pixel-work parameters; bad: path -> reason."""
+    """pixels: V tensors (B, 3, S_v, S_v), uint8 levels or normalised float32; bad: path -> reason.
+
+    choices: the pixel work still to be done on the device, one set a view; None where it is done.
+    """
 
     pixels: tuple[Tensor, ...]
-    choices: tuple[views.Choices, ...]
+    choices: tuple[views.Choices, ...] | None
     bad: dict[str, str]
 
     def pin_memory(self) -> Batch:
         """Called by DataLoader so that copies to a GPU overlap with work."""
-        return Batch(
-            tuple(p.pin_memory() for p in self.pixels), tuple(c.map(Tensor.pin_memory) for c in self.choices), self.bad
-        )
+        return replace(self, pixels=tuple(p.pin_memory() for p in self.pixels))
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its pixels on the device; the choices stay on the CPU."""
+        return replace(self, pixels=tuple(p.to(device, non_blocking=True) for p in self.pixels))
 
     def to_views(self, device: torch.device) -> list[Tensor]:
         """V normalised float views (B, 3, S_v, S_v) on the device, channels last in memory as the encoder is."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        made = (augment.augment(moved(p), c.map(moved)) for p, c in zip(self.pixels, self.choices, strict=True))
+        pixels = self.to(device).pixels
+        if self.choices is not None:
+            made = map(augment.augment, pixels, self.choices)
+        else:
+            made = (augment.from_uint8(p) if p.dtype == torch.uint8 else p for p in pixels)
         return [view.contiguous(memory_format=torch.channels_last) for view in made]
 
 
 @dataclass(frozen=True)
 class Request:
-    """The samples of one step and the epoch whose random choices they take."""
+    """The samples of one step (this rank's rows of them) and the epoch whose random choices they take."""
 
     epoch: int
     samples: np.ndarray
 
 
 def requests(
-    seed: int, count: int, batch: int, first_step: int, last_step: int, first_epoch: int = 0
+    seed: int,
+    count: int,
+    batch: int,
+    first_step: int,
+    last_step: int,
+    first_epoch: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Iterator[Request]:
-    """The requests of steps [first_step, last_step): whole batches of each epoch's order, the remainder left out."""
-    steps_per_epoch = count // batch
+    """The requests of steps [first_step, last_step): whole batches of each epoch's order, the remainder left out.
+
+    batch: images a step over all ranks. Rank r gets rows [r * batch / ranks, (r + 1) * batch / ranks) of each step, so
+    that the ranks together see what one process sees. Raises ValueError where ranks do not divide the batch.
+    """
+    if batch % ranks or not 0 <= rank < ranks:
+        raise ValueError(f"rank {rank} of {ranks} cannot have an equal part of a batch of {batch}")
+    steps_per_epoch, share = count // batch, batch // ranks
     epoch, order = None, None
     for step in range(first_step, last_step):
         number, place = first_epoch + step // steps_per_epoch, step % steps_per_epoch
         if number != epoch:
             epoch, order = number, counter.permutation(seed, number, count)
-        yield Request(epoch, order[place * batch : (place + 1) * batch])
+        first = place * batch + rank * share
+        yield Request(epoch, order[first : first + share])
+
+
+def resolve_backend(name: str, device: torch.device, workers: int) -> str:
+    """The backend that `data.backend` means here: native, device or reference. Raises UserError.
+
+    `auto` is native on the CPU, and on a GPU with at least 8 workers, so that the GPU does nothing but train; fewer
+    leave colour and blur to the GPU. Where the kernel was not built it is `device`, and says so once.
+    """
+    if name == "native" and not native.available():
+        raise UserError(f"data.backend=native: the C kernel is not built; {_HOW_TO_BUILD}, or set data.backend=auto")
+    if name != "auto":
+        return name
+    if not native.available():
+        _say_once(f"the input pipeline's C kernel is not built and a slower one is used; {_HOW_TO_BUILD}")
+        return "device"
+    return "native" if device.type == "cpu" or workers >= THREADS_FOR_A_GPU else "device"
 
 
 class ViewDataset(Dataset):
-    """Request -> Batch: decode each image once, cut every view out of it, draw the choices for the pixel work.
+    """Request -> Batch: decode each image once, make every view of it with the numbers that views.draw gives.
 
     An unreadable image is replaced by the next readable one of the index and named in `Batch.bad`; past `max_bad` of
     them in a row the picture is black, and the trainer stops, because `bad` is then longer than it allows.
     """
 
-    def __init__(self, index: ImageIndex, specs: Sequence[View], seed: int, max_bad: int):
-        self.index, self.specs, self.seed, self.max_bad = index, specs, seed, max_bad
+    def __init__(self, index: ImageIndex, specs: Sequence[View], seed: int, max_bad: int, backend: str = "auto"):
+        self.index, self.specs, self.seed, self.max_bad, self.backend = index, specs, seed, max_bad, backend
 
     def __getitem__(self, request: Request) -> Batch:
-        size = len(request.samples)
-        draws = [views.draw(spec, self.seed, request.epoch, request.samples, v) for v, spec in enumerate(self.specs)]
-        pixels = [np.empty((size, 3, spec.px, spec.px), dtype=np.uint8) for spec in self.specs]
-        bad: dict[str, str] = {}
+        """The batch made by Pillow, for worker processes; backend `reference`, or else `device`."""
+        full = self.backend == "reference"
+        draws, size, bad = self.draws(request), len(request.samples), {}
+        dtype = torch.float32 if full else torch.uint8
+        pixels = [torch.empty(size, 3, spec.px, spec.px, dtype=dtype) for spec in self.specs]
         for row, sample in enumerate(request.samples):
-            image = self._decode(int(sample), bad)
+            image = self.image(int(sample), bad)
             for spec, draw, out in zip(self.specs, draws, pixels, strict=True):
-                out[row] = views.cut(image, spec.px, views.crop_box(*image.size, spec.scale, draw.crops[row]))
-        return Batch(tuple(map(torch.from_numpy, pixels)), tuple(draw.choices for draw in draws), bad)
+                if full:
+                    out[row] = reference_view(image, spec.px, spec.scale, draw, row)
+                else:
+                    box = views.crop_box(*image.size, spec.scale, draw.crops[row])
+                    out[row] = torch.from_numpy(views.cut(image, spec.px, box).copy())
+        return Batch(tuple(pixels), None if full else tuple(draw.choices for draw in draws), bad)
 
-    def _decode(self, sample: int, bad: dict[str, str]):
+    def draws(self, request: Request) -> list[views.Draws]:
+        """Everything random about the views of a request."""
+        return [views.draw(spec, self.seed, request.epoch, request.samples, v) for v, spec in enumerate(self.specs)]
+
+    def image(self, sample: int, bad: dict[str, str]) -> Image.Image:
+        """The sample's RGB picture, or the one that stands in for it; notes unreadable files in `bad`."""
         for step in range(min(self.max_bad + 1, len(self.index))):
-            path = self.index.paths[(sample + step) % len(self.index)]
+            number = (sample + step) % len(self.index)
             try:
-                return read_image(self.index.root / path)
+                return decode(self.index.read(number), self.index.paths[number])
             except UnreadableImage as error:
-                bad[path] = error.reason
+                bad[self.index.paths[number]] = error.reason
         return Image.new("RGB", (8, 8))
 
 
-def batches(dataset: ViewDataset, wanted: Iterator[Request], workers: int, device: torch.device) -> DataLoader:
-    """A loader that yields one Batch a request, in order."""
+def batches(dataset: ViewDataset, wanted: Iterable[Request], workers: int, device: torch.device) -> Iterable[Batch]:
+    """One Batch a request, in order, made ahead by `workers` threads or processes (0: when asked for). Iterate once."""
+    backend = resolve_backend(dataset.backend, device, workers)
+    if backend != "reference" and native.available():
+        made = _in_threads(dataset, wanted, workers, device, full=backend == "native")
+    else:
+        dataset.backend = backend
+        made = _in_processes(dataset, wanted, workers, device)
+    return _uploaded(made, device) if device.type == "cuda" else made
+
+
+def _in_processes(dataset: ViewDataset, wanted: Iterable[Request], workers: int, device: torch.device) -> DataLoader:
     return DataLoader(
         dataset,
         sampler=wanted,
@@ -109,6 +179,118 @@ def batches(dataset: ViewDataset, wanted: Iterator[Request], workers: int, devic
         prefetch_factor=4 if workers else None,
         worker_init_fn=_leave_ctrl_c_to_the_trainer,
     )
+
+
+def _in_threads(
+    dataset: ViewDataset, wanted: Iterable[Request], workers: int, device: torch.device, full: bool
+) -> Iterator[Batch]:
+    """Batches by threads that spend their time in C; the rows of a batch are shared out among all of them."""
+    dtype = torch.float32 if full and device.type == "cpu" else torch.uint8
+    buffers = _Buffers(dtype, device)
+    if not workers:
+        for request in wanted:
+            work = _Work(dataset, request, buffers, full)
+            yield work.batch([work.rows(0, len(request.samples))])
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="views")
+    begun: deque[tuple[_Work, list[Future]]] = deque()
+    try:
+        for request in wanted:
+            work, size = _Work(dataset, request, buffers, full), len(request.samples)
+            chunk = max(1, size // (4 * workers))
+            begun.append((work, [pool.submit(work.rows, i, min(i + chunk, size)) for i in range(0, size, chunk)]))
+            if len(begun) > AHEAD:
+                yield _finished(begun)
+        while begun:
+            yield _finished(begun)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(begun: deque[tuple[_Work, list[Future]]]) -> Batch:
+    work, parts = begun.popleft()
+    return work.batch([part.result() for part in parts])
+
+
+class _Work:
+    """One batch in the making."""
+
+    def __init__(self, dataset: ViewDataset, request: Request, buffers: _Buffers, full: bool):
+        self.dataset, self.samples = dataset, request.samples
+        draws, specs = dataset.draws(request), dataset.specs
+        self.pixels = [buffers.take((len(request.samples), spec.px, spec.px, 3)) for spec in specs]
+        self.canvas = native.Canvas([spec.scale for spec in specs], draws, [p.numpy() for p in self.pixels], full)
+        self.choices = None if full else tuple(draw.choices for draw in draws)
+
+    def rows(self, first: int, last: int) -> dict[str, str]:
+        """Make rows [first, last); returns the unreadable images met, path -> reason."""
+        bad: dict[str, str] = {}
+        for row in range(first, last):
+            sample = int(self.samples[row])
+            try:
+                content = self.dataset.index.read(sample)
+            except UnreadableImage:
+                content = b""  # found again below, where another stands in for it
+            if isinstance(content, np.ndarray):
+                self.canvas.pixels(row, content)
+            elif not self.canvas.jpeg(row, content):
+                self.canvas.pixels(row, np.asarray(self.dataset.image(sample, bad)))
+        return bad
+
+    def batch(self, bad: Sequence[dict[str, str]]) -> Batch:
+        """The finished batch."""
+        pixels = tuple(p.permute(0, 3, 1, 2) for p in self.pixels)
+        return Batch(pixels, self.choices, {path: reason for part in bad for path, reason in part.items()})
+
+
+class _Buffers:
+    """Memory for views, used again once nothing refers to it: fresh pages cost as much as a blur."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device):
+        self.dtype, self.pinned = dtype, device.type == "cuda"
+        self.free: dict[tuple[int, ...], list[np.ndarray]] = {}
+
+    def take(self, shape: tuple[int, ...]) -> Tensor:
+        """An uninitialised tensor; pinned for copies to a GPU (torch then keeps the memory for the next one itself)."""
+        if self.pinned:
+            return torch.empty(shape, dtype=self.dtype, pin_memory=True)
+        free = self.free.setdefault(shape, [])
+        owner = free.pop() if free else torch.empty(shape, dtype=self.dtype).numpy()
+        lent = owner[:]
+        weakref.finalize(lent, free.append, owner).atexit = False
+        return torch.from_numpy(lent)
+
+
+def _uploaded(made: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches on a GPU: the next one is copied on a stream of its own while the one before is used."""
+    stream, waiting = torch.cuda.Stream(device), None
+    for batch in made:
+        with torch.cuda.stream(stream):
+            moved, copied = batch.to(device), torch.cuda.Event()
+            copied.record(stream)
+        if waiting:
+            yield _arrived(*waiting)
+        waiting = moved, copied
+    if waiting:
+        yield _arrived(*waiting)
+
+
+def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
+    current = torch.cuda.current_stream(batch.pixels[0].device)
+    current.wait_event(copied)
+    for pixels in batch.pixels:
+        pixels.record_stream(current)
+    return batch
+
+
+_HOW_TO_BUILD = "install a C compiler, then this project again (pip install -e . or uv sync --reinstall-package adco)"
+_said: set[str] = set()
+
+
+def _say_once(text: str) -> None:
+    if text not in _said and os.environ.get("RANK", "0") == "0":
+        print(f"note: {text}", file=sys.stderr)
+    _said.add(text)
 
 
 def _leave_ctrl_c_to_the_trainer(_: int) -> None:

@@ -1,7 +1,7 @@
-"""What a view is: the random choices of MoCo v2's augmentation, drawn as numbers before any pixel is touched.
+"""What a view is: the random choices of MoCo's and BYOL's augmentation, drawn as numbers before any pixel is touched.
 
-Distributions are torchvision's (RandomResizedCrop, ColorJitter, RandomGrayscale, RandomHorizontalFlip) and MoCo's
-GaussianBlur; each number is a function of (seed, epoch, sample, view).
+Distributions are torchvision's (RandomResizedCrop, ColorJitter, RandomGrayscale, RandomHorizontalFlip,
+RandomSolarize) and MoCo's GaussianBlur; each number is a function of (seed, epoch, sample, view).
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from adco import counter
 TRIES = 10  # torchvision's attempts at a crop before it falls back to the centre
 ASPECT = (3 / 4, 4 / 3)
 ORDERS = np.array(list(permutations(range(4))))  # the 24 orders of brightness, contrast, saturation, hue
-_DRAWS = 2 * TRIES + 2 + 1 + 1 + 4 + 1 + 1 + 1 + 1
+_DRAWS = 2 * TRIES + 2 + 1 + 1 + 4 + 1 + 1 + 1 + 1 + 1
 
 
 @dataclass(frozen=True)
 class Choices:
     """What happens to the pixels of B views after the crop, one row an image.
 
-    flip, gray: (B,) bool. factors: (B, 4) float32 brightness, contrast, saturation (1: as it is) and hue (0: as it is).
-    order: (B, 4) int64, the order in which the four are applied. sigma_px: (B,) float32 blur width, 0 for none.
+    flip, gray, solarize: (B,) bool. factors: (B, 4) float32 brightness, contrast, saturation (1: as it is) and hue
+    (0: as it is). order: (B, 4) int64, the order in which the four are applied. sigma_px: (B,) float32 blur width, 0
+    for none.
     """
 
     flip: Tensor
@@ -37,6 +38,7 @@ class Choices:
     order: Tensor
     gray: Tensor
     sigma_px: Tensor
+    solarize: Tensor
 
     def map(self, change) -> Choices:
         """The same choices with `change` applied to each tensor (moving to a device, pinning)."""
@@ -54,7 +56,8 @@ class Draws:
 def draw(view, seed: int, epoch: int, samples: np.ndarray, number: int) -> Draws:
     """Draw everything random about view `number` (a config.View) of the given samples."""
     u = counter.uniforms(seed, epoch, samples, number, _DRAWS)
-    crops, (flip, jitter, *strengths, order, gray, blur, sigma) = u[:, : 2 * TRIES + 2], u[:, 2 * TRIES + 2 :].T
+    crops, rest = np.split(u, [2 * TRIES + 2], axis=1)
+    flip, jitter, *strengths, order, gray, blur, sigma, solarize = rest.T
     low = np.array([max(0.0, 1 - s) for s in view.jitter[:3]] + [-view.jitter[3]])
     high = np.array([1 + s for s in view.jitter[:3]] + [view.jitter[3]])
     factors = low + (high - low) * np.stack(strengths, axis=1)
@@ -66,6 +69,7 @@ def draw(view, seed: int, epoch: int, samples: np.ndarray, number: int) -> Draws
         order=torch.from_numpy(ORDERS[(order * len(ORDERS)).astype(int)]),
         gray=torch.from_numpy(gray < view.gray_p),
         sigma_px=torch.from_numpy(np.where(blur < view.blur_p, narrow + (wide - narrow) * sigma, 0).astype(np.float32)),
+        solarize=torch.from_numpy(solarize < view.solarize_p),
     )
     return Draws(crops, choices)
 

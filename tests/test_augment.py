@@ -78,6 +78,12 @@ def test_greyscale_equals_pillow(photos):
     )
 
 
+def test_solarize_equals_pillow_on_every_level():
+    every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(-1, 3, -1, -1)
+    theirs = pixels.pil_to_tensor(pixels.solarize(pil(every[0]), 128))
+    assert torch.equal((augment.solarize(every / LEVELS)[0] * LEVELS).round(), theirs.float())
+
+
 def test_blur_equals_torchvisions_gaussian_and_is_near_pillows(photos):
     sigma = torch.tensor([0.0, 0.1, 0.5, 0.8, 1.0, 1.3, 1.7, 2.0])
     result = augment.gaussian_blur(photos / LEVELS, sigma)
@@ -103,10 +109,12 @@ def test_augment_composes_in_mocos_order(photos):
         order=torch.arange(4).repeat(count, 1),
         gray=torch.arange(count) % 3 == 0,
         sigma_px=torch.where(torch.arange(count) % 4 == 0, 1.0, 0.0),
+        solarize=torch.arange(count) % 5 == 0,
     )
     expected = augment.color_jitter(photos / LEVELS, choices.factors, choices.order)
     expected[choices.gray] = augment.luma(expected[choices.gray]).expand(-1, 3, -1, -1)
     expected = augment.gaussian_blur(expected, choices.sigma_px)
+    expected[choices.solarize] = augment.solarize(expected[choices.solarize])
     expected[choices.flip] = pixels.hflip(expected[choices.flip])
     torch.testing.assert_close(augment.augment(photos, choices), pixels.normalize(expected, augment.MEAN, augment.STD))
 
@@ -118,6 +126,7 @@ def test_a_pictures_view_does_not_depend_on_its_neighbours(photos):
         order=torch.from_numpy(ORDERS[:8]),
         gray=torch.arange(8) % 3 == 0,
         sigma_px=torch.linspace(0, 2, 8),
+        solarize=torch.arange(8) % 4 == 1,
     )
     together = augment.augment(photos, choices)
     alone = torch.cat([augment.augment(photos[i : i + 1], choices.map(lambda t, i=i: t[i : i + 1])) for i in range(8)])

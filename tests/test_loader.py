@@ -1,4 +1,4 @@
-"""Batches depend on (seed, epoch, step) alone; unreadable images are replaced and named."""
+"""Batches depend on (seed, epoch, step) alone, on every backend; unreadable images are replaced and named."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ import numpy as np
 import pytest
 import torch
 
+from adco import augment, loader, native
 from adco.config import View
+from adco.errors import UserError
 from adco.images import index_folder
-from adco.loader import ViewDataset, batches, requests
+from adco.loader import ViewDataset, batches, requests, resolve_backend
+from tests.photographs import write_photographs
 
-CPU = torch.device("cpu")
-SPECS = [View(px=24), View(px=16)]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SPECS = [View(px=24, solarize_p=0.2), View(px=16)]
+BACKENDS = ("native", "device", "reference")
+needs_kernel = pytest.mark.skipif(not native.available(), reason="the C kernel is not built: no compiler at install")
 
 
-def loaded(root, first, last, workers, seed=0, batch=10):
+def loaded(root, first, last, workers, seed=0, batch=10, backend="auto", **part):
     index = index_folder(root)
-    dataset = ViewDataset(index, SPECS, seed, max_bad=len(index))
-    return list(batches(dataset, requests(seed, len(index), batch, first, last), workers, CPU))
+    dataset = ViewDataset(index, SPECS, seed, len(index), backend)
+    return list(batches(dataset, requests(seed, len(index), batch, first, last, **part), workers, CPU))
 
 
 def same(a, b) -> bool:
@@ -28,10 +33,18 @@ def same(a, b) -> bool:
     return pixels and all(torch.equal(x, y) for x, y in views)
 
 
-def test_any_number_of_workers_and_any_start_give_the_same_batches(pictures):
-    whole = loaded(pictures / "train", 0, 9, workers=0)
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    return write_photographs(tmp_path_factory.mktemp("photographs"), 24, classes=2, width=80, height=60)
+
+
+@needs_kernel
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_number_of_workers_and_any_start_give_the_same_batches(pictures, backend):
+    whole = loaded(pictures / "train", 0, 9, workers=0, backend=backend)
     assert [tuple(p.shape) for p in whole[0].pixels] == [(10, 3, 24, 24), (10, 3, 16, 16)]
-    for other in (loaded(pictures / "train", 0, 9, workers=2), whole[:5] + loaded(pictures / "train", 5, 9, workers=1)):
+    parts = whole[:5] + loaded(pictures / "train", 5, 9, workers=1, backend=backend)
+    for other in (loaded(pictures / "train", 0, 9, workers=2, backend=backend), parts):
         assert len(other) == 9
         assert all(same(a, b) for a, b in zip(whole, other, strict=True))
 
@@ -42,12 +55,76 @@ def test_another_seed_or_epoch_gives_other_batches(pictures):
     assert not same(first, loaded(pictures / "train", 0, 1, 0, seed=1)[0])
 
 
+def test_ranks_together_see_what_one_process_sees(pictures):
+    whole = loaded(pictures / "train", 3, 6, workers=0, batch=12)
+    parts = [loaded(pictures / "train", 3, 6, workers=0, batch=12, rank=rank, ranks=3) for rank in range(3)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        for v in range(len(SPECS)):
+            assert torch.equal(torch.cat([share.pixels[v] for share in shares]), batch.pixels[v])
+    with pytest.raises(ValueError, match="rank 0 of 5"):
+        next(requests(0, 48, 12, 0, 1, rank=0, ranks=5))
+
+
 def test_an_epoch_shows_no_sample_twice_and_leaves_the_remainder_out():
     steps = list(requests(seed=0, count=48, batch=10, first_step=0, last_step=8))
     for epoch, part in enumerate((steps[:4], steps[4:])):
         shown = np.concatenate([request.samples for request in part])
         assert len(set(shown.tolist())) == 40
         assert {request.epoch for request in part} == {epoch}
+
+
+@needs_kernel
+def test_backends_make_the_same_views_to_within_two_levels(photographs):
+    made = {backend: loaded(photographs, 0, 2, 0, batch=12, backend=backend) for backend in BACKENDS}
+    std = torch.tensor(augment.STD).view(3, 1, 1)
+    for step in range(2):
+        for v in range(len(SPECS)):
+            ours, device, reference = (made[name][step].to_views(CPU)[v] for name in BACKENDS)
+            assert ours.is_contiguous(memory_format=torch.channels_last)
+            assert ((ours - reference).abs() * std * 255).mean() < 2
+            assert ((device - reference).abs() * std * 255).mean() < 2
+            assert not torch.equal(ours, reference)  # they are three programs
+
+
+@needs_kernel
+def test_a_batch_in_use_is_never_painted_over(pictures):
+    index = index_folder(pictures / "train")
+    dataset = ViewDataset(index, SPECS, 0, 0, "native")
+    kept, copies = [], []
+    for batch in batches(dataset, requests(0, len(index), 10, 0, 12), 2, CPU):
+        kept.append(batch.to_views(CPU)[0])
+        copies.append(kept[-1].clone())
+    assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
+    places = {view.data_ptr() for view in kept}
+    assert len(places) == 12
+    del kept
+    again = [batch.pixels[0].data_ptr() for batch in batches(dataset, requests(0, len(index), 10, 0, 12), 2, CPU)]
+    assert len(set(again)) < 12  # and memory is used again where nothing refers to it
+
+
+def test_auto_is_native_on_the_cpu_and_where_there_are_threads_enough(monkeypatch, capsys):
+    monkeypatch.setattr(native, "available", lambda: True)
+    assert resolve_backend("auto", CPU, 0) == "native"
+    assert resolve_backend("auto", CUDA, 16) == "native"
+    assert resolve_backend("auto", CUDA, 2) == "device"
+    assert resolve_backend("reference", CUDA, 16) == "reference"
+    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(loader, "_said", set())
+    assert [resolve_backend("auto", CPU, 2) for _ in range(2)] == ["device", "device"]
+    assert capsys.readouterr().err.count("C kernel is not built") == 1
+    with pytest.raises(UserError, match="data.backend=native"):
+        resolve_backend("native", CPU, 2)
+
+
+@needs_kernel
+def test_without_the_kernel_the_device_backend_cuts_the_same_crops(photographs, monkeypatch):
+    with_kernel = loaded(photographs, 0, 1, 0, backend="device")[0]
+    monkeypatch.setattr(native, "available", lambda: False)
+    without = loaded(photographs, 0, 1, 2, backend="auto")[0]
+    for a, b in zip(with_kernel.pixels, without.pixels, strict=True):
+        assert (a.int() - b.int()).abs().max() <= 1
+    for a, b in zip(with_kernel.choices, without.choices, strict=True):
+        assert torch.equal(a.factors, b.factors)
 
 
 @pytest.fixture
@@ -62,10 +139,32 @@ def damaged(pictures, tmp_path):
     return root, [files[3], files[20], files[-1]]
 
 
-def test_unreadable_images_are_named_and_the_next_readable_one_stands_in(damaged):
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_unreadable_images_are_named_and_the_next_readable_one_stands_in(damaged, backend):
     root, files = damaged
     found = {}
-    for batch in loaded(root, 0, 4, workers=0, batch=12):
+    for batch in loaded(root, 0, 4, workers=2, batch=12, backend=backend):
         assert all((pixels.flatten(1).float().std(dim=1) > 0).all() for pixels in batch.pixels)
         found.update(batch.bad)
     assert set(found) == {path.relative_to(root).as_posix() for path in files}
+
+
+def test_a_truncated_jpeg_is_noticed_even_below_the_crop(photographs, tmp_path):
+    root = tmp_path / "cut"
+    shutil.copytree(photographs, root)
+    broken = sorted(root.rglob("*.jpg"))[5]
+    broken.write_bytes(broken.read_bytes()[:-300])
+    batch = loaded(root, 0, 1, 0, batch=24)[0]
+    assert list(batch.bad) == [broken.relative_to(root).as_posix()]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backend", ["native", "device"])
+def test_views_arrive_on_the_gpu_as_they_are_on_the_cpu(photographs, backend):
+    index = index_folder(photographs)
+    dataset = ViewDataset(index, SPECS, 0, 0, backend)
+    there = [b.to_views(CUDA) for b in batches(dataset, requests(0, len(index), 8, 0, 6), 2, CUDA)]
+    here = loaded(photographs, 0, 6, 0, batch=8, backend=backend)
+    for step, batch in enumerate(here):
+        for a, b in zip(there[step], batch.to_views(CPU), strict=True):
+            assert (a.cpu() - b).abs().max() < 0.02  # a level is 0.017 apart

@@ -68,8 +68,10 @@ def test_all_orders_of_colour_operations_occur_equally():
     assert ((counts - COUNT / 24) ** 2 / (COUNT / 24)).sum() < 49.7  # chi-square, 23 degrees of freedom, p = 0.001
 
 
-def test_shares_of_flip_grey_and_blur():
-    choices = draws(flip_p=0.5, gray_p=0.2, blur_p=0.3, blur_sigma_px=[0.1, 2.0]).choices
+def test_shares_of_flip_grey_solarize_and_blur():
+    choices = draws(flip_p=0.5, gray_p=0.2, blur_p=0.3, blur_sigma_px=[0.1, 2.0], solarize_p=0.2).choices
+    assert choices.solarize.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert not draws().choices.solarize.any()
     assert choices.flip.float().mean().item() == pytest.approx(0.5, abs=0.03)
     assert choices.gray.float().mean().item() == pytest.approx(0.2, abs=0.03)
     blurred = choices.sigma_px[choices.sigma_px > 0]

@@ -1,0 +1,36 @@
+"""The views as torchvision's transforms on Pillow pictures make them, with the choices that views.draw gave.
+
+Slow, and what the fast backends are compared with: the released code's pipeline, operation by operation.
+"""
+
+from __future__ import annotations
+
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torchvision.transforms import functional as F
+
+from adco import views
+from adco.augment import MEAN, STD
+
+_COLOR = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+_NEUTRAL = (1.0, 1.0, 1.0, 0.0)
+
+
+def reference_view(image: Image.Image, px: int, scale: tuple[float, float], draws: views.Draws, row: int) -> Tensor:
+    """Row `row` of the draws applied to an RGB picture: (3, px, px) float32, normalised."""
+    choices = draws.choices
+    left, top, width, height = views.crop_box(*image.size, scale, draws.crops[row])
+    image = F.resized_crop(image, top, left, height, width, [px, px], antialias=True)
+    factors = choices.factors[row].tolist()
+    for number in choices.order[row].tolist():
+        if factors[number] != _NEUTRAL[number]:
+            image = _COLOR[number](image, factors[number])
+    if choices.gray[row]:
+        image = F.to_grayscale(image, num_output_channels=3)
+    if choices.sigma_px[row] > 0:
+        image = image.filter(ImageFilter.GaussianBlur(choices.sigma_px[row].item()))
+    if choices.solarize[row]:
+        image = F.solarize(image, 128)
+    if choices.flip[row]:
+        image = F.hflip(image)
+    return F.normalize(F.to_tensor(image), MEAN, STD)
