@@ -5,14 +5,17 @@ from __future__ import annotations
 import pickle
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from adco.backbone import Backbone
+from adco.backbone import Backbone, build_resnet
 from adco.errors import UserError
 from adco.files import atomic_write, output_folder
+from adco.weightfiles import load_arrays, write_state
 
 AUTHOR = "adco"
 # A ResNet's tensors inside any detectron2 model: `backbone.res2...`, `backbone.bottom_up.stem...`, `roi_heads.res5...`
@@ -25,6 +28,20 @@ def detectron2_name(name: str) -> str:
     name = re.sub(r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}.", name)
     name = re.sub(r"\.bn(\d)\.", r".conv\1.norm.", name)
     return name.replace(".downsample.0.", ".shortcut.").replace(".downsample.1.", ".shortcut.norm.")
+
+
+def resnet_settings(arch: str) -> dict[str, object]:
+    """The keys of MODEL.RESNETS that make detectron2 build this architecture, the stride in the 3x3 convolution."""
+    with torch.device("meta"):
+        model = build_resnet(arch)
+    depth = int(re.search(r"\d+", arch)[0])
+    return {
+        "DEPTH": depth,
+        "NUM_GROUPS": model.groups,
+        "WIDTH_PER_GROUP": model.base_width,
+        "RES2_OUT_CHANNELS": 64 if depth < 50 else 256,
+        "STRIDE_IN_1X1": False,
+    }
 
 
 def to_detectron2(backbone: Backbone) -> dict[str, np.ndarray]:
@@ -45,35 +62,35 @@ def backbone_tensors(names: list[str]) -> list[str]:
 def write_weights(
     arrays: dict[str, np.ndarray], origin: dict[str, object], out: Path, check: Callable[[Path], None] | None = None
 ) -> None:
-    """Write the pickle; `check` sees the very file before it takes its name, and when it raises nothing is left behind.
+    """Write detectron2's pickle; `check` sees the very file first, and when it raises nothing is left behind.
 
     Without `__author__` and `matching_heuristics` detectron2 would drop the BatchNorm statistics silently.
     origin: what a result record says of the checkpoint that was converted.
     """
-    out = Path(out)
-    if out.suffix != ".pkl":
-        raise UserError(f"{out}: the output must end in .pkl, by which detectron2 knows its own format")
-    if out.is_dir():
-        raise UserError(f"{out}: this is a folder; name a file that ends in .pkl")
     content = {"model": arrays, "__author__": AUTHOR, "matching_heuristics": True, "origin": origin}
+    with checked_output(out, (".pkl",), check) as candidate, atomic_write(candidate) as file:
+        pickle.dump(content, file, protocol=4)
+
+
+def write_torchvision(backbone: Backbone, out: Path, check: Callable[[Path], None] | None = None) -> None:
+    """Write the backbone under torchvision's names, as `.pth` or `.safetensors`; `check` as in `write_weights`."""
+    with checked_output(out, (".pth", ".safetensors"), check) as candidate:
+        write_state(candidate, backbone.state, backbone.describe())
+
+
+@contextmanager
+def checked_output(out: Path, suffixes: tuple[str, ...], check: Callable[[Path], None] | None) -> Iterator[Path]:
+    """Yield a path to write to; what lies there becomes `out` once `check` has passed it."""
+    out = Path(out)
+    if out.suffix not in suffixes or out.is_dir():
+        raise UserError(f"{out}: the output must be a file that ends in {' or '.join(suffixes)}")
     output_folder(out.parent)
     with tempfile.TemporaryDirectory(prefix=".convert-", dir=out.parent) as folder:
         candidate = Path(folder) / out.name
-        with atomic_write(candidate) as file:
-            pickle.dump(content, file, protocol=4)
+        yield candidate
         if check is not None:
             check(candidate)
         candidate.replace(out)
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Reads NumPy arrays and plain containers; anything else in a pickle is refused, not run."""
-
-    def find_class(self, module: str, name: str) -> object:
-        arrays = {"_reconstruct", "_frombuffer", "ndarray", "dtype"}
-        if module.split(".")[0] == "numpy" and name in arrays:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is refused")
 
 
 def origin_of(path: Path) -> dict[str, object]:
@@ -82,7 +99,7 @@ def origin_of(path: Path) -> dict[str, object]:
         return {}
     with path.open("rb") as file:
         try:
-            content = _ArraysOnly(file, encoding="latin1").load()
+            content = load_arrays(file)
         except pickle.UnpicklingError:  # not one of ours: it holds more than arrays
             return {}
     ours = isinstance(content, dict) and content.get("__author__") == AUTHOR

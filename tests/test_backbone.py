@@ -35,14 +35,12 @@ def test_a_backbone_has_torchvisions_tensors(arch):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # DINO's weight_norm is torch's older one
 @pytest.mark.parametrize("name", BUILDERS)
-def test_every_projects_checkpoint_gives_that_projects_own_output(tmp_path, name):
+def test_every_projects_checkpoint_gives_that_projects_backbone(tmp_path, name):
     source, build = BUILDERS[name]
-    content, forward = build(network())
+    content, _ = build(network())
     backbone = load_backbone(save(tmp_path / "x.pth", content))
     assert (backbone.source, backbone.arch, backbone.stem, len(backbone.state)) == (source, "resnet18", "imagenet", 100)
-    images = torch.randn(1, 3, 70, 64)
-    with torch.inference_mode():
-        torch.testing.assert_close(backbone.module()(images), forward(images), rtol=0, atol=1e-5)
+    assert all(torch.equal(tensor, network().state_dict()[name]) for name, tensor in backbone.state.items())
 
 
 def test_every_source_is_tested():

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import numpy as np
 import pytest
 import torch
 
-from adco.backbone import expected_shapes, load_backbone
+from adco.backbone import ARCHITECTURES, Backbone, expected_shapes, load_backbone
 from adco.errors import UserError
+from adco.layouts import from_detectron2
 from detection import verify, weights
-from detection.verify import TOLERANCE, check_differences, stage_differences
+from detection.verify import TOLERANCE, loaded_resnet, prove, stage_differences
 from tests.detection_helpers import save_moco, save_torchvision, trained_state
+from tests.public_checkpoints import BUILDERS, network
 from tools.convert_to_d2 import main
-
-TENSORS = {"resnet18": 100, "resnet50": 265}
 
 
 def converted(tmp_path, arch):
@@ -24,7 +25,7 @@ def converted(tmp_path, arch):
 
 
 def worst(path, backbone, dtype=torch.float32):
-    return max(stage_differences(path, backbone, dtype).values())
+    return max(stage_differences(loaded_resnet(path, backbone.arch), backbone, dtype).values())
 
 
 @pytest.mark.parametrize(
@@ -42,20 +43,45 @@ def test_names(torchvision_name, name):
     assert weights.detectron2_name(torchvision_name) == name
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50", "resnet101"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_names_are_those_of_detectron2s_resnet(arch):
     expected = {weights.detectron2_name(name): shape for name, shape in expected_shapes(arch, "imagenet").items()}
-    state = verify.detectron2_resnet(arch).state_dict()
+    with torch.device("meta"):
+        state = verify.detectron2_resnet(arch).state_dict()
     assert expected == {n: tuple(t.shape) for n, t in state.items() if not n.endswith("num_batches_tracked")}
+    assert [from_detectron2(name) for name in expected] == list(expected_shapes(arch, "imagenet"))
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("arch", ["resnext50_32x4d"])
 def test_converted_equals_original_in_float32_and_float64(tmp_path, arch):
     backbone, arrays, out = converted(tmp_path, arch)
-    assert len(arrays) == TENSORS[arch]
+    assert len(arrays) == 265
     weights.write_weights(arrays, {}, out)
     for dtype in (torch.float32, torch.float64):
         assert worst(out, backbone, dtype) <= TOLERANCE[dtype]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_architecture_is_proved(tmp_path, arch):
+    torch.save(network(arch).state_dict(), tmp_path / "net.pth")
+    assert main([str(tmp_path / "net.pth"), str(tmp_path / "net.pkl")]) == 0
+    assert main([str(tmp_path / "net.pkl"), str(tmp_path / "back.safetensors")]) == 0
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_projects_checkpoint_gives_that_projects_output_in_detectron2(tmp_path, name):
+    """From the project's own forward pass to detectron2's, in both precisions: nothing of ours in between."""
+    content, forward = BUILDERS[name][1](network())
+    torch.save(content, tmp_path / "net.pth")
+    weights.write_weights(weights.to_detectron2(load_backbone(tmp_path / "net.pth")), {}, tmp_path / "net.pkl")
+    model = loaded_resnet(tmp_path / "net.pkl", "resnet18")
+    with torch.inference_mode():
+        for dtype, tolerance in TOLERANCE.items():
+            images = torch.randn(1, 3, 65, 97, dtype=dtype)
+            found, expected = model.to(dtype)(images)["res5"].mean(dim=(2, 3)), forward.to(dtype)(images)
+            torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_the_pickle_has_what_detectron2_needs(tmp_path):
@@ -71,9 +97,9 @@ def test_the_pickle_has_what_detectron2_needs(tmp_path):
 
 def test_moco_and_torchvision_layouts_give_the_same_arrays(tmp_path, capsys):
     for name, save in (("moco", save_moco), ("torchvision", save_torchvision)):
-        checkpoint = save(tmp_path / f"{name}.pth", "resnet50")
+        checkpoint = save(tmp_path / f"{name}.pth", "resnet18")
         assert main([str(checkpoint), str(tmp_path / f"{name}.pkl"), "--no-verify"]) == 0
-    assert capsys.readouterr().out.count("265 tensors") == 2
+    assert capsys.readouterr().out.count("100 tensors") == 2
     moco, torchvision = (pickle.loads((tmp_path / f"{n}.pkl").read_bytes())["model"] for n in ("moco", "torchvision"))
     assert moco.keys() == torchvision.keys()
     assert all(np.array_equal(moco[name], torchvision[name]) for name in moco)
@@ -82,7 +108,9 @@ def test_moco_and_torchvision_layouts_give_the_same_arrays(tmp_path, capsys):
 def test_random_weights_need_no_file_and_every_stage_is_reported(tmp_path, capsys):
     assert main(["random:resnet18:3", str(tmp_path / "out.pkl")]) == 0
     printed = capsys.readouterr().out
-    assert all(f"{stage}: worst difference" in printed for stage in ("res2", "res3", "res4", "res5"))
+    assert "worst difference, float32: res2" in printed
+    assert "worst difference, float64: res2" in printed
+    assert "res5" in printed
 
 
 def test_a_wrong_stride_arrangement_is_caught(tmp_path, monkeypatch):
@@ -107,14 +135,29 @@ def test_swapped_channels_are_caught(tmp_path):
     arrays["stem.conv1.weight"] = arrays["stem.conv1.weight"][:, ::-1].copy()
     weights.write_weights(arrays, {}, out)
     with pytest.raises(UserError, match="res2 .*differs|differs.*res2"):
-        check_differences(stage_differences(out, backbone), 1e-5)
+        prove(loaded_resnet(out, "resnet18"), backbone)
+
+
+def test_rgb_read_as_bgr_is_caught_on_the_way_back(tmp_path, monkeypatch, capsys):
+    """The same plant in a file of detectron2's: what is written differs from what detectron2 computes."""
+    _, arrays, out = converted(tmp_path, "resnet18")
+    weights.write_weights(arrays, {}, out)
+    write = weights.write_state
+
+    def swapped(path, state, origin):
+        write(path, state | {"conv1.weight": state["conv1.weight"].flip(1)}, origin)
+
+    monkeypatch.setattr(weights, "write_state", swapped)
+    assert main([str(out), str(tmp_path / "back.pth")]) == 2
+    assert "reads back differently" in capsys.readouterr().err
+    assert not (tmp_path / "back.pth").exists()
 
 
 def test_dropped_batchnorm_statistics_are_caught(tmp_path):
     backbone, arrays, out = converted(tmp_path, "resnet18")
     weights.write_weights({name: array for name, array in arrays.items() if "running_" not in name}, {}, out)
     with pytest.raises(UserError, match="60 of 100 tensors were loaded.*running_"):
-        stage_differences(out, backbone)
+        prove(loaded_resnet(out, "resnet18"), backbone)
 
 
 def test_dropped_statistics_are_caught_even_when_they_are_those_of_a_fresh_model(tmp_path):
@@ -122,7 +165,7 @@ def test_dropped_statistics_are_caught_even_when_they_are_those_of_a_fresh_model
     arrays = weights.to_detectron2(backbone)
     weights.write_weights({name: array for name, array in arrays.items() if "running_" not in name}, {}, out)
     with pytest.raises(UserError, match="60 of 100"):
-        stage_differences(out, backbone)
+        prove(loaded_resnet(out, "resnet18"), backbone)
 
 
 @pytest.mark.parametrize("absent", ["__author__", "matching_heuristics"])
@@ -190,10 +233,96 @@ def test_a_wrong_checkpoint_is_one_line_and_exit_2(tmp_path, capsys, spoil):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("name", ["out.pth", "out"])
-def test_the_output_must_be_a_pkl(tmp_path, capsys, name):
-    assert main(["random:resnet18", str(tmp_path / name)]) == 2
-    assert ".pkl" in capsys.readouterr().err
+@pytest.mark.parametrize("argv", [["out"], ["out.pth", "--to", "detectron2"], ["out.pkl", "--source", "moko"]])
+def test_an_output_or_source_that_does_not_fit_is_one_line(tmp_path, capsys, argv):
+    assert main(["random:resnet18", str(tmp_path / argv[0]), *argv[1:]]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def detector_file(path, arch="resnet18", fpn=False, **config):
+    """A fine-tuned detector's model_final.pth as detectron2 names it, and its config.yaml. Returns the backbone."""
+    backbone = Backbone(
+        arch, "imagenet", load_backbone(save_torchvision(path.parent / "x.pth", arch)).state, "", "", ""
+    )
+    place = {True: lambda n: "backbone.bottom_up.", False: lambda n: "roi_heads." if n[:4] == "res5" else "backbone."}[
+        fpn
+    ]
+    model = {place(name) + name: torch.from_numpy(array) for name, array in weights.to_detectron2(backbone).items()}
+    model |= {
+        "backbone.stem.conv1.norm.num_batches_tracked" if not fpn else "backbone.fpn_lateral2.weight": torch.ones(1)
+    }
+    model |= {
+        "proposal_generator.rpn_head.conv.weight": torch.ones(2),
+        "roi_heads.box_predictor.bbox_pred.bias": torch.ones(2),
+    }
+    model |= {"pixel_mean": torch.ones(3, 1, 1)} if fpn else {"roi_heads.res5.norm.weight": torch.ones(2)}
+    torch.save({"model": model, "optimizer": {}, "iteration": 7}, path)
+    if config:
+        sections = {"FORMAT": "INPUT", "STRIDE_IN_1X1": "RESNETS", "PIXEL_STD": "MODEL"}
+        given = {"FORMAT": "RGB", "STRIDE_IN_1X1": False, "PIXEL_STD": verify.PIXEL_STD} | config
+        assert given.keys() == sections.keys()
+        path.with_name("config.yaml").write_text(
+            f"VERSION: 2\nINPUT: {{FORMAT: {given['FORMAT']}}}\n"
+            f"MODEL: {{PIXEL_STD: {given['PIXEL_STD']}, RESNETS: {{STRIDE_IN_1X1: {given['STRIDE_IN_1X1']}}}}}\n"
+        )
+    return backbone
+
+
+@pytest.mark.parametrize("fpn", [False, True])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_the_way_back_from_a_fine_tuned_detector(tmp_path, capsys, fpn, suffix):
+    backbone = detector_file(tmp_path / "model_final.pth", fpn=fpn, FORMAT="RGB")
+    assert main([str(tmp_path / "model_final.pth"), str(tmp_path / f"back{suffix}"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["source"], facts["tensors"], facts["to"], facts["verified"]) == (
+        "detectron2",
+        100,
+        "torchvision",
+        True,
+    )
+    assert "config.yaml beside it: RGB" in facts["notes"][0]
+    assert max(facts["worst_difference"]["float32"].values()) <= 1e-5
+    assert max(facts["worst_difference"]["float64"].values()) <= 1e-10
+    (dropped,) = facts["dropped"].values()
+    assert {"proposal_generator.rpn_head.conv.weight", "roi_heads.box_predictor.bbox_pred.bias"} < set(dropped)
+    again = load_backbone(tmp_path / f"back{suffix}")
+    assert all(torch.equal(again.state[name], backbone.state[name]) for name in backbone.state)
+
+
+@pytest.mark.parametrize("config", [{"FORMAT": "BGR"}, {"STRIDE_IN_1X1": True}, {"PIXEL_STD": [1.0, 1.0, 1.0]}])
+def test_a_detector_that_no_torchvision_network_equals_is_refused(tmp_path, capsys, config):
+    detector_file(tmp_path / "model_final.pth", **config)
+    assert main([str(tmp_path / "model_final.pth"), str(tmp_path / "back.pth")]) == 2
+    assert f"{next(iter(config))} is " in capsys.readouterr().err
+    assert not (tmp_path / "back.pth").exists()
+
+
+def test_there_and_back_again_is_the_same(tmp_path, capsys):
+    checkpoint = save_torchvision(tmp_path / "net.pth", "resnet18")
+    assert main([str(checkpoint), str(tmp_path / "net.pkl")]) == 0
+    assert main([str(tmp_path / "net.pkl"), str(tmp_path / "back.safetensors")]) == 0
+    assert "dropped 2, classifier: fc.weight, fc.bias" in capsys.readouterr().out
+    first, again = load_backbone(checkpoint), load_backbone(tmp_path / "back.safetensors")
+    assert all(torch.equal(first.state[name], again.state[name]) for name in first.state)
+
+
+def test_detectron2s_own_copy_of_torchvisions_network_is_read(tmp_path):
+    """ImageNetPretrained/torchvision/R-50.pkl keeps torchvision's classifier as `stem.fc`."""
+    _, arrays, _ = converted(tmp_path, "resnet18")
+    content = {"model": arrays | {"stem.fc.weight": np.zeros((2, 2))}, "__author__": "torchvision"}
+    (tmp_path / "R-18.pkl").write_bytes(pickle.dumps(content | {"matching_heuristics": True}, protocol=2))
+    backbone = load_backbone(tmp_path / "R-18.pkl")
+    assert (backbone.source, backbone.arch, dict(backbone.dropped)) == (
+        "detectron2", "resnet18", {"stem.fc.weight": "classifier"},
+    )  # fmt: skip
+
+
+def test_a_small_stem_goes_to_torchvision_only(tmp_path, capsys):
+    small_stem(tmp_path / "net.pth")
+    assert main([str(tmp_path / "net.pth"), str(tmp_path / "net.safetensors")]) == 0
+    assert "bit for bit" in capsys.readouterr().out
+    assert load_backbone(tmp_path / "net.safetensors").stem == "small"
 
 
 def test_reading_a_files_origin_runs_nothing(tmp_path, monkeypatch):

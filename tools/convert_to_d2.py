@@ -1,51 +1,69 @@
-"""Convert a pretraining checkpoint into the pickle that detectron2 trains from, and prove the conversion.
+"""Convert a ResNet checkpoint of any public layout for detectron2, or a detectron2 file back, and prove the conversion.
 
-python tools/convert_to_d2.py CHECKPOINT OUT.pkl [--no-verify]
+python tools/convert_to_d2.py CHECKPOINT OUT.pkl                          for detectron2
+python tools/convert_to_d2.py CHECKPOINT OUT.pth (or OUT.safetensors)     torchvision's names, from detectron2's too
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adco.errors import command
+from adco.errors import UserError, command
+
+TARGETS = {".pkl": "detectron2", ".pth": "torchvision", ".safetensors": "torchvision"}
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    target = args.to or TARGETS.get(args.out.suffix)
+    if target is None:
+        raise UserError(f"{args.out}: end it in .pkl for detectron2, .pth or .safetensors for torchvision")
     # After the parser and detection first: --help needs no torch, and a missing detectron2 is told at once.
-    from detection.weights import to_detectron2, write_weights  # isort: skip
+    from detection.convert import convert  # isort: skip
     from adco.backbone import load_backbone
 
-    backbone = load_backbone(args.checkpoint)
-    print(f"{backbone.name}: {backbone.arch}, {len(backbone.state)} tensors, layout {backbone.source}")
-    if backbone.dropped:
-        print(f"left out, named by the layout: {len(backbone.dropped)} tensors ({backbone.dropped[0]}, ...)")
-
-    def verify(written: Path) -> None:
-        from detection.verify import TOLERANCE, check_differences, stage_differences
-
-        differences = stage_differences(written, backbone)
-        for stage, value in differences.items():
-            print(f"{stage}: worst difference from torchvision {value:.1e}")
-        check_differences(differences, max(TOLERANCE.values()))
-
-    write_weights(to_detectron2(backbone), backbone.describe(), args.out, verify if args.verify else None)
-    print(f"wrote {args.out}" + ("" if args.verify else " (not verified)"))
+    say = (lambda *_: None) if args.json else print
+    backbone = load_backbone(args.checkpoint, args.source)
+    say(f"{backbone.name}: {backbone.arch}, {len(backbone.state)} tensors, layout {backbone.source}")
+    for reason, names in by_reason(backbone.dropped).items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        say(f"dropped {len(names)}, {reason}: {', '.join(names[:3])}{more}")
+    source_file = Path(args.checkpoint) if backbone.source == "detectron2" else None
+    notes, differences = convert(backbone, target, args.out, args.verify, source_file)
+    for note in notes:
+        say(note)
+    for dtype, stages in differences.items():
+        say(f"worst difference, {dtype}: " + ", ".join(f"{stage} {value:.1e}" for stage, value in stages.items()))
+    say(f"wrote {args.out}" + ("" if args.verify else " (not verified)"))
+    if args.json:
+        facts = {"tensors": len(backbone.state), "to": target, "out": str(args.out), "verified": args.verify}
+        facts |= {"dropped": by_reason(backbone.dropped), "notes": notes, "worst_difference": differences}
+        print(json.dumps(backbone.describe() | facts, indent=2))
     return 0
+
+
+def by_reason(dropped: Mapping[str, str]) -> dict[str, list[str]]:
+    """Name -> reason turned round."""
+    found: dict[str, list[str]] = {}
+    for name, reason in dropped.items():
+        found.setdefault(reason, []).append(name)
+    return found
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "checkpoint", help="a file of this project, AdCo, CaCo, MoCo or torchvision, or random:ARCH[:SEED]"
-    )
-    parser.add_argument("out", type=Path, metavar="OUT.pkl")
+    parser.add_argument("checkpoint", help="a file of any layout that docs/detection.md lists, or random:ARCH[:SEED]")
+    parser.add_argument("out", type=Path, metavar="OUT", help="X.pkl, X.pth or X.safetensors")
+    parser.add_argument("--source", metavar="LAYOUT", help="read the file as this layout (default: recognised)")
+    parser.add_argument("--to", choices=("detectron2", "torchvision"), help="(default: by OUT's ending)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument(
         "--verify", action=argparse.BooleanOptionalAction, default=True,
         help="compare detectron2's res2..res5 with torchvision's layer1..layer4 before the file takes its name",
