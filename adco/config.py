@@ -237,15 +237,12 @@ class Recipe:
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read `path` (a YAML file or a recipe's bare name) and apply `key.sub=value` overrides.
 
-    Raises UserError naming the file and the key: unknown (with the nearest), of the wrong type, or out of range.
+    `base: NAME` in a file names the recipe that it changes, by bare name or by path from the file's own folder; a list
+    (`views`) replaces the base's whole. Raises UserError naming the file and the key: unknown (with the nearest), of
+    the wrong type, or out of range.
     """
     path = _find(path)
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a readable recipe ({' '.join(str(error).split())})") from error
-    _check_keys(path, content, Recipe)
-    filled = OmegaConf.to_container(_typed(path, content))
+    filled = OmegaConf.to_container(_typed(path, _read(path, ())))
     for override in overrides:
         _override(filled, override)
     source = "command line" if overrides else path
@@ -253,6 +250,36 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     recipe = OmegaConf.to_object(_typed(source, filled))
     check_recipe(recipe)
     return recipe
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict:
+    """The content of a recipe's file over that of its base; `above`: the files that lead here."""
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a readable recipe ({' '.join(str(error).split())})") from error
+    base = content.pop("base", None) if isinstance(content, dict) else None
+    _check_keys(path, content, Recipe)
+    _typed(path, content)
+    if base is None:
+        return content
+    above, near = (*above, path.resolve()), path.parent / str(base)
+    try:
+        base = _find(near if near.is_file() else str(base))
+    except UserError as error:
+        raise UserError(f"{path}: base: {error}") from None
+    if base.resolve() in above:
+        raise UserError(f"{path}: base: {base.name} is built on this recipe; a base must stand on its own")
+    return _over(_read(base, above), content)
+
+
+def _over(base: dict, change: dict) -> dict:
+    """`base` with the values of `change` in place of its own, mapping by mapping."""
+    merged = {**base, **change}
+    for key in base.keys() & change.keys():
+        if isinstance(base[key], dict):
+            merged[key] = _over(base[key], change[key])
+    return merged
 
 
 def _find(path: Path | str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adco.config import RECIPES, load_recipe
+from adco.config import load_recipe
 from adco.errors import UserError
 
 
@@ -16,18 +16,6 @@ def recipe_file(tmp_path):
         return path
 
     return write
-
-
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_loads_and_reports_on_itself(path):
-    recipe = load_recipe(path)
-    assert recipe == load_recipe(path.stem)
-    header = [line for line in path.read_text().splitlines() if line.startswith("# ")]
-    for entry in ("command:", "hardware:", "expected:", "choices:"):
-        assert any(entry in line for line in header), f"{path.name} does not say its {entry}"
-    named = path.read_text()
-    for choice in ("in_batch_negatives:", "renormalize:", "lr_schedule:", "init:", "schedule_by:", "symmetric:"):
-        assert choice in named, f"{path.name} leaves {choice} unsaid"
 
 
 @pytest.mark.parametrize(("name", "symmetric"), [("adco_r50_200ep", False), ("adco_r50_sym_200ep", True)])
@@ -65,6 +53,43 @@ def test_overrides_reach_every_level(recipe_file):
 def test_the_resolved_recipe_reads_back_as_itself(recipe_file):
     recipe = load_recipe("adco_r18_imagenette", ["bank.size=7"])
     assert load_recipe(recipe_file(recipe.to_yaml())) == recipe
+
+
+def test_a_recipe_changes_its_base_mapping_by_mapping_and_replaces_lists_whole(tmp_path):
+    first = "batch: 64\noptimizer: {lr: 0.5, final_lr: 0.1}\nviews: [{px: 32}, {px: 48}, {}]"
+    (tmp_path / "first.yaml").write_text(first)
+        "batch: 64\noptimizer: {lr: 0.5, final_lr: 0.1}\nviews: [{px: 32}, {px: 48}, {}]"
+    )
+    (tmp_path / "second.yaml").write_text("base: first.yaml\nepochs: 9\noptimizer: {lr: 0.7}")
+    (tmp_path / "third.yaml").write_text("base: second.yaml\nviews: [{}, {gray_p: 0.5}]")
+    second, third = (load_recipe(tmp_path / name, ["bank.lr=2"]) for name in ("second.yaml", "third.yaml"))
+    assert (second.batch, second.epochs, second.optimizer.lr, second.optimizer.final_lr) == (64, 9, 0.7, 0.1)
+    assert [view.px for view in second.views] == [32, 48, 224]
+    assert [(view.px, view.gray_p) for view in third.views] == [(224, 0.2), (224, 0.5)]
+    assert (third.optimizer, third.bank.lr) == (second.optimizer, 2.0)
+
+
+def test_a_base_is_found_by_its_bare_name(recipe_file):
+    recipe = load_recipe(recipe_file("base: adco_r50_200ep\nepochs: 3"))
+    assert recipe == load_recipe("adco_r50_200ep", ["epochs=3"])
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("base: mine.yaml", ["mine.yaml: base: mine.yaml", "stand on its own"]),
+        ("base: adco_r51", ["mine.yaml: base: adco_r51: no such recipe", "adco_r50_200ep"]),
+        ("base: other.yaml", ["other.yaml: unknown key bank.sizes"]),
+        ("base: adco_r50_200ep\nbank: 3", ["mine.yaml: bank: expected a mapping"]),
+    ],
+)
+def test_mistakes_in_a_base_are_named_in_one_line(recipe_file, tmp_path, text, parts):
+    (tmp_path / "other.yaml").write_text("bank: {sizes: 3}")
+    with pytest.raises(UserError) as caught:
+        load_recipe(recipe_file(text))
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
 
 
 @pytest.mark.parametrize(
