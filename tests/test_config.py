@@ -58,8 +58,6 @@ def test_the_resolved_recipe_reads_back_as_itself(recipe_file):
 def test_a_recipe_changes_its_base_mapping_by_mapping_and_replaces_lists_whole(tmp_path):
     first = "batch: 64\noptimizer: {lr: 0.5, final_lr: 0.1}\nviews: [{px: 32}, {px: 48}, {}]"
     (tmp_path / "first.yaml").write_text(first)
-        "batch: 64\noptimizer: {lr: 0.5, final_lr: 0.1}\nviews: [{px: 32}, {px: 48}, {}]"
-    )
     (tmp_path / "second.yaml").write_text("base: first.yaml\nepochs: 9\noptimizer: {lr: 0.7}")
     (tmp_path / "third.yaml").write_text("base: second.yaml\nviews: [{}, {gray_p: 0.5}]")
     second, third = (load_recipe(tmp_path / name, ["bank.lr=2"]) for name in ("second.yaml", "third.yaml"))
