@@ -3,10 +3,24 @@
 from adco.config import Recipe
 from adco.methods.adco import AdCo
 from adco.methods.base import Method
+from adco.methods.byol import BYOL
 from adco.methods.caco import CaCo
+from adco.methods.mochi import MoCHi
 from adco.methods.moco import MoCo
+from adco.methods.simclr import SimCLR
+from adco.methods.simsiam import SimSiam
+from adco.methods.swav import SwAV
 
-METHODS = {"adco": AdCo, "caco": CaCo, "moco": MoCo}
+METHODS = {
+    "adco": AdCo,
+    "caco": CaCo,
+    "moco": MoCo,
+    "mochi": MoCHi,
+    "simclr": SimCLR,
+    "byol": BYOL,
+    "simsiam": SimSiam,
+    "swav": SwAV,
+}
 
 
 def build_method(recipe: Recipe) -> Method:

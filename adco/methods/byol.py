@@ -1,0 +1,30 @@
+"""BYOL (Grill et al., NeurIPS 2020): a predictor maps one view's embedding to the key encoder's of the other view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from adco.config import Recipe
+from adco.contrast import Pair
+from adco.encoder import Encoder, predictor
+from adco.methods.base import KeyedMethod, Moment, Step
+
+
+class BYOL(KeyedMethod):
+    """The squared distance of unit rows, 2 - 2 cos, both directions added (eqs. 2 and 3); no negatives."""
+
+    def __init__(self, recipe: Recipe):
+        options = recipe.encoder
+        encoder = Encoder(options, unit=False, tail=predictor(options.dim, options.predictor_width))
+        super().__init__(recipe, encoder, (Pair(0, 1, 1.0), Pair(1, 0, 1.0)))
+
+    def objective(self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: Moment) -> Step:
+        queries = {view: F.normalize(rows, dim=1) for view, rows in outputs.items()}
+        keys = {view: F.normalize(rows, dim=1) for view, rows in targets.items()}
+        distances = [(queries[pair.query] - keys[pair.key]).square().sum(dim=1).mean() for pair in self.pairs]
+        loss = torch.stack(distances).sum()
+        return Step(loss, {"loss": loss.detach()}, queries[0].detach(), keys[1])

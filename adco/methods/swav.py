@@ -1,0 +1,112 @@
+"""SwAV (Caron et al., NeurIPS 2020): predict from one crop to which prototypes another crop is assigned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adco import distributed
+from adco.config import Recipe
+from adco.contrast import Pair
+from adco.encoder import Encoder
+from adco.errors import UserError
+from adco.methods.base import Method, Moment, Step
+
+ASSIGNING = (0, 1)  # the crops whose assignments all other crops predict
+
+
+class SwAV(Method):
+    """Swapped prediction (eq. 2), with assignments that share all ranks' crops evenly among the prototypes (eq. 3).
+
+    queue: (2, swap.queue, D) the embeddings of past crops 0 and 1 of all ranks, a part of the assignments once it is
+    full: for batches smaller than the number of prototypes. The same on every rank.
+    """
+
+    def __init__(self, recipe: Recipe):
+        options, swap = recipe.encoder, recipe.swap
+        if swap.queue % recipe.batch:
+            raise UserError(f"recipe: swap.queue={swap.queue} is not a multiple of batch={recipe.batch}; make it one")
+        super().__init__(
+            recipe, Encoder(options, tail=Prototypes(options.dim, swap.prototypes)), make_pairs(len(recipe.views))
+        )
+        self.dim, self.tau, self.swap = options.dim, recipe.contrast.tau, swap
+        self.register_buffer("queue", torch.zeros(len(ASSIGNING), swap.queue, options.dim))
+
+    def targets(self, parts, moment: Moment) -> dict[int, Tensor]:
+        """None; but every step starts with prototypes of unit length, so that weight decay cannot move frozen ones."""
+        self.encoder.tail.normalize()
+        return {}
+
+    def objective(self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: Moment) -> Step:
+        rows = {view: whole[:, : self.dim] for view, whole in outputs.items()}
+        scores = {view: whole[:, self.dim :] for view, whole in outputs.items()}
+        if moment.epoch < self.swap.frozen_epochs:  # the gradient flows to the rows alone, none to the prototypes
+            scores = {view: z @ self.encoder.tail.weight.detach().T for view, z in rows.items()}
+        assigned = [self.assign(crop, scores[crop].detach(), moment) for crop in ASSIGNING]
+        losses = [
+            pair.weight * F.cross_entropy(scores[pair.query] / self.tau, assigned[pair.key]) for pair in self.pairs
+        ]
+        loss = torch.stack(losses).sum()
+        return Step(loss, {"loss": loss.detach()}, rows[0].detach(), rows[1].detach())
+
+    def update(self, step: Step, moment: Moment, bank_lr: float) -> None:
+        """The batch's embeddings take the places of the oldest in the queue."""
+        if self.seen(moment) < 0 or not self.swap.queue:
+            return
+        rows = torch.stack([distributed.gather(step.queries), distributed.gather(step.keys)])
+        start = self.seen(moment) * rows.shape[1] % self.swap.queue
+        self.queue[:, start : start + rows.shape[1]] = rows
+
+    def assign(self, crop: int, scores: Tensor, moment: Moment) -> Tensor:
+        """(B, prototypes) cosines of a crop -> (B, prototypes) soft assignments, whose rows sum to 1."""
+        if self.swap.queue and self.seen(moment) * len(scores) * distributed.ranks() >= self.swap.queue:
+            past = distributed.own(self.queue[crop]) @ self.encoder.tail.weight.detach().T
+            return sinkhorn(torch.cat([past, scores]), self.swap.epsilon, self.swap.rounds)[-len(scores) :]
+        return sinkhorn(scores, self.swap.epsilon, self.swap.rounds)
+
+    def seen(self, moment: Moment) -> int:
+        """How many batches the queue has taken; below 0 before its first epoch."""
+        return moment.step - self.swap.queue_from_epoch * moment.steps_per_epoch
+
+
+class Prototypes(nn.Module):
+    """Unit embeddings z (B, dim) -> (B, dim + count): z itself, then its cosines with the prototypes."""
+
+    def __init__(self, dim: int, count: int):
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(torch.randn(count, dim), dim=1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.cat([z, z @ self.weight.T], dim=1)
+
+    @torch.no_grad()
+    def normalize(self) -> None:
+        """Unit rows again, after an optimizer's step."""
+        self.weight.copy_(F.normalize(self.weight, dim=1))
+
+
+def make_pairs(views: int) -> tuple[Pair, ...]:
+    """Every other crop predicts the assignments of crops 0 and 1; the mean of all these losses."""
+    return tuple(
+        Pair(query, key, 1 / (len(ASSIGNING) * (views - 1)))
+        for key in ASSIGNING
+        for query in range(views)
+        if query != key
+    )
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, epsilon: float, rounds: int) -> Tensor:
+    """Sinkhorn-Knopp: exp(scores / epsilon), scaled until prototypes share the samples of all ranks evenly (eq. 3).
+
+    scores: (M, prototypes) cosines of this rank's samples; epsilon: small is sharp. Returns (M, prototypes)
+    assignments: rows sum to 1, and columns, over all ranks, nearly to samples / prototypes.
+    """
+    q = (scores.double() / epsilon).exp()  # a cosine's exponential fits float64 down to epsilon = 0.002
+    for _ in range(rounds):
+        q /= distributed.total(q.sum(dim=0))
+        q /= q.sum(dim=1, keepdim=True)
+    return q.to(scores.dtype)
