@@ -13,7 +13,7 @@ from adco.config import View
 from adco.errors import UserError
 from adco.images import index_folder
 from adco.loader import ViewDataset, batches, requests, resolve_backend
-from tests.photographs import write_photographs
+from benchmarks.photographs import write_photographs
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SPECS = [View(px=24, solarize_p=0.2), View(px=16)]

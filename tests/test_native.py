@@ -16,7 +16,7 @@ from torchvision.transforms import functional as pixels
 from adco import augment, native, views
 from adco.config import View
 from adco.reference import reference_view
-from tests.photographs import jpeg, photograph
+from benchmarks.photographs import jpeg, photograph
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the C kernel is not built: no compiler at install")
 

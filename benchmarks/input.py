@@ -1,0 +1,242 @@
+"""The input pipeline against the released AdCo's, lightly's and solo-learn's: per core, and a loader on two cores.
+
+The references are re-statements: the same libraries and calls, written here. `--reference CLONE` times the transforms
+of a clone of the released code as well. Pictures: 500 x 375 JPEGs, generated, or those of `--data FOLDER`.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter, ImageOps
+from torch.utils.data import DataLoader, RandomSampler
+from torchvision import datasets, transforms
+from torchvision.transforms import v2
+
+from adco import native, views
+from adco.augment import MEAN, STD
+from adco.config import View
+from adco.errors import UserError
+from adco.images import ImageIndex, index_folder
+from adco.loader import ViewDataset, batches, requests, resolve_backend
+from benchmarks.photographs import write_photographs
+from benchmarks.race import Options, Outcome, Ratio, Timing, race, ratio
+
+TWO = (View(), View())
+SMALLER = ((224, 0.2, 1.0), (192, 0.172, 0.86), (160, 0.143, 0.715), (128, 0.114, 0.571), (96, 0.086, 0.429))
+SIX = (View(), *(View(px=px, scale=[low, high]) for px, low, high in SMALLER))
+CPU = torch.device("cpu")
+
+
+class Blur:
+    """MoCo's and solo-learn's GaussianBlur on a picture."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
+
+
+def released_view(px: int = 224, scale: Sequence[float] = (0.2, 1.0), blur: Callable | None = None) -> Callable:
+    """One view of the released AdCo (main_worker.py and MultiCrop_Transform.py)."""
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(px, scale=tuple(scale)),
+            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            transforms.RandomGrayscale(p=0.2),
+            transforms.RandomApply([blur or Blur()], p=0.5),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(mean=MEAN, std=STD),
+        ]
+    )
+
+
+def lightly_view() -> Callable:
+    """One view of lightly's MoCoV2Transform with MoCo v2's strengths (it takes torchvision's v2 transforms)."""
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(size=224, scale=(0.2, 1.0)),
+            v2.RandomHorizontalFlip(p=0.5),
+            v2.RandomVerticalFlip(p=0.0),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            v2.RandomGrayscale(p=0.2),
+            v2.RandomApply([Blur()], p=0.5),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean=MEAN, std=STD),
+        ]
+    )
+
+
+def solo_learn_view() -> Callable:
+    """One view of solo-learn's ImagenetTransform with MoCo v2's strengths."""
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(224, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            transforms.RandomGrayscale(p=0.2),
+            transforms.RandomApply([Blur()], p=0.5),
+            transforms.RandomApply([ImageOps.solarize], p=0.0),
+            transforms.RandomApply([ImageOps.equalize], p=0.0),
+            transforms.RandomHorizontalFlip(p=0.5),
+            transforms.ToTensor(),
+            transforms.Normalize(mean=MEAN, std=STD),
+        ]
+    )
+
+
+class Views:
+    """Picture -> one tensor a view."""
+
+    def __init__(self, made: Sequence[Callable]):
+        self.made = made
+
+    def __call__(self, image: Image.Image) -> list[torch.Tensor]:
+        return [view(image) for view in self.made]
+
+
+TWO_RELEASED = Views([released_view()] * 2)
+SIX_RELEASED = Views([released_view(spec.px, spec.scale) for spec in SIX])
+
+
+def run(options: Options) -> Outcome:
+    """The races: two crops and key + 5 crops on one core, then loaders with two workers."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            root = options.data or write_photographs(Path(folder), 64 if options.quick else 128, 2, 500, 375)
+            return _run(options, index_folder(root))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(options: Options, index: ImageIndex) -> Outcome:
+    count = min(len(index), 16 if options.quick else 32)
+    files = [index.read(i) for i in range(count)]
+    with_clone = _clone(options.reference) if options.reference else {}
+    two = {
+        "released, two crops": partial(_by_pillow, files, TWO_RELEASED),
+        "lightly, two crops": partial(_by_pillow, files, Views([lightly_view()] * 2)),
+        "solo-learn, two crops": partial(_by_pillow, files, Views([solo_learn_view()] * 2)),
+        "ours, two crops": _ours(index, files, TWO, full=True),
+        "ours, crops only": _ours(index, files, TWO, full=False),
+        "Pillow, decode only": partial(_by_pillow, files, np.asarray),
+        **{f"clone, {name}": partial(_by_pillow, files, made) for name, made in with_clone.items() if "two" in name},
+    }
+    six = {
+        "released, key + 5 crops": partial(_by_pillow, files, SIX_RELEASED),
+        "ours, key + 5 crops": _ours(index, files, SIX, full=True),
+        **{f"clone, {name}": partial(_by_pillow, files, made) for name, made in with_clone.items() if "5" in name},
+    }
+    timings = race(two, options.rounds, count) | race(six, options.rounds, count)
+    loaders, images = _loaders(index, 96 if options.quick else 384)
+    timings |= race(loaders, options.rounds, images)
+    return Outcome(
+        unit="image",
+        timings=list(timings.values()),
+        ratios=_ratios(timings),
+        scores={"mean_jpeg_kb": sum(map(len, files)) / count / 1e3},
+        data=options.data.name if options.data else "generated photographs, 500 x 375",
+        settings={
+            "backend": resolve_backend("auto", CPU, 2),
+            "fast_jpeg": native.fast_jpeg(),
+            "cores": 1,
+            "loader_workers": 2,
+        },
+        notes=[] if options.reference else ["the clone of the released code: not run (--reference)"],
+    )
+
+
+def _ratios(timings: dict[str, Timing]) -> list[Ratio]:
+    ours = timings["ours, two crops"]
+    others = [ratio(f"input.two_crops_vs_{n}", timings[f"{n}, two crops"], ours, 4) for n in ("lightly", "solo-learn")]
+    clone = [
+        ratio(
+            f"input.{'two_crops' if 'two' in name else 'key_and_5_crops'}_vs_clone",
+            timing,
+            timings["ours" + name[5:]],
+            goal,
+        )
+        for name, timing in timings.items()
+        for goal in (4 if "two" in name else 7,)
+        if name.startswith("clone")
+    ]
+    return [
+        *others,
+        *clone,
+        ratio("input.loader_two_workers", timings["released, loader"], timings["ours, loader"], 4.5),
+        ratio("input.key_and_5_crops", timings["released, key + 5 crops"], timings["ours, key + 5 crops"], 7),
+        ratio("input.two_crops", timings["released, two crops"], ours, 4),
+    ]
+
+
+def _by_pillow(files: Sequence[bytes], transform: Callable) -> None:
+    for file in files:
+        with Image.open(io.BytesIO(file)) as image:
+            transform(image.convert("RGB"))
+
+
+def _ours(index: ImageIndex, files: Sequence[bytes], specs: Sequence[View], full: bool) -> Callable[[], None]:
+    """The native backend, as one worker thread runs it; without the kernel, what then serves, in this process."""
+    samples = np.arange(len(files))
+    if not native.available():
+        dataset = ViewDataset(index, specs, 0, 0, "device")
+        request = next(requests(0, len(files), len(files), 0, 1))
+        return lambda: dataset[request].to_views(CPU) if full else dataset[request]
+    dtype = np.float32 if full else np.uint8
+    out = [np.empty((len(files), spec.px, spec.px, 3), dtype) for spec in specs]
+
+    def work() -> None:
+        draws = [views.draw(spec, 0, 0, samples, number) for number, spec in enumerate(specs)]
+        canvas = native.Canvas([spec.scale for spec in specs], draws, out, full)
+        for row, file in enumerate(files):
+            if not canvas.jpeg(row, file):
+                canvas.pixels(row, np.asarray(Image.open(io.BytesIO(file)).convert("RGB")))
+
+    return work
+
+
+def _loaders(index: ImageIndex, images: int) -> tuple[dict[str, Callable[[], None]], int]:
+    """Loaders of two crops with two workers: the released one keeps its processes from round to round."""
+    batch = 32
+    steps = images // batch
+    folder = datasets.ImageFolder(str(index.root), TWO_RELEASED)
+    sampler = RandomSampler(folder, num_samples=steps * batch)
+    theirs = DataLoader(folder, batch, sampler=sampler, num_workers=2, drop_last=True, persistent_workers=True)
+
+    def released() -> None:
+        for _ in theirs:
+            pass
+
+    def ours() -> None:
+        dataset = ViewDataset(index, TWO, 0, 0)
+        for made in batches(dataset, requests(0, len(index), batch, 0, steps), 2, CPU):
+            made.to_views(CPU)
+
+    return {"released, loader": released, "ours, loader": ours}, steps * batch
+
+
+def _clone(root: Path) -> dict[str, Callable]:
+    """The transforms of a clone of the released AdCo. Raises UserError when it is not one."""
+    sys.path.insert(0, str(root))
+    try:
+        from data_processing.loader import GaussianBlur, TwoCropsTransform
+        from data_processing.MultiCrop_Transform import Multi_Transform
+    except ImportError as error:
+        raise UserError(f"--reference {root}: not a clone of the released AdCo ({error})") from error
+    finally:
+        sys.path.remove(str(root))
+    px, low, high = zip(*SMALLER, strict=True)
+    normalize = transforms.Normalize(mean=MEAN, std=STD)
+    return {
+        "two crops": TwoCropsTransform(released_view(blur=GaussianBlur([0.1, 2.0]))),
+        "key + 5 crops": Multi_Transform(px, [1] * 5, low, high, normalize),
+    }
