@@ -87,7 +87,7 @@ def _check_method(recipe) -> None:
         _need("views", count, count == 2, f"2, {method} compares two views")
     if method in ("byol", "simsiam"):
         _need("encoder.predictor_width", encoder.predictor_width, encoder.predictor_width > 0, f"above 0 for {method}")
-    if method not in ("adco", "caco"):
+    if method in ("moco", "mochi"):
         _need(
             "bank.init", recipe.bank.init, recipe.bank.init != "train_and_fill", "encode or random; only a trained bank"
         )
