@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from adco.errors import UserError
 from adco.files import atomic_write, sha256_of, write_text
 
-SCHEMA = 1
+SCHEMA = 2
 _NAME = re.compile(r"checkpoint_(\d{8})\.pth")
 
 
@@ -20,15 +23,37 @@ class State:
     """All that training needs to go on at `step` as if it had never stopped. There is no random state: randomness is a
     function of (seed, epoch, sample, view), and the loader's cursor is the step.
 
-    recipe: the recipe as plain containers; method, optimizer: state dicts; bad_images: path -> reason
+    recipe: the recipe as plain containers; method: encoders, whole bank or queue; optimizer, scaler: state dicts
+    data: fingerprint of the index of images; bad_images: path -> reason
     """
 
     step: int
     recipe: dict
     method: dict
     optimizer: dict
+    scaler: dict
+    data: str
     bad_images: dict[str, str]
     seconds: float
+
+
+class Writer:
+    """Writes checkpoints on a thread of its own: training goes on while the copy in memory goes to the disk."""
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep = folder, keep
+        self.thread, self.pending = ThreadPoolExecutor(1, "checkpoint"), None
+
+    def save(self, state: State) -> None:
+        """Copy the state, and write it once the one before is written. Raises the UserError of that one."""
+        self.wait()
+        self.pending: Future | None = self.thread.submit(save, self.folder, _snapshot(state), self.keep)
+
+    def wait(self) -> None:
+        """Return when everything is on the disk. Raises UserError when it could not be written."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
 
 
 def save(folder: Path, state: State, keep: int) -> Path:
@@ -66,6 +91,19 @@ def load(path: Path) -> State:
     if found != SCHEMA:
         raise UserError(f"{path}: checkpoint schema {found}, expected {SCHEMA}; use the version that wrote it")
     return State(**content)
+
+
+def _snapshot(tree: object) -> object:
+    """The same containers with every tensor copied to the CPU, so that later steps do not change it."""
+    if isinstance(tree, Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, State):
+        return State(**_snapshot(vars(tree)))
+    if isinstance(tree, dict):
+        return {key: _snapshot(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_snapshot(value) for value in tree)
+    return copy.copy(tree)
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
@@ -22,12 +22,16 @@ _control = None  # gloo group for what the CPUs say to each other beside a GPU's
 
 
 @contextmanager
-def started(device: torch.device) -> Iterator[torch.device]:
-    """Join the other ranks when a launcher (torchrun, SLURM with its variables) started this process; leave at the end.
+def started(device: torch.device, meeting: str = "env://") -> Iterator[torch.device]:
+    """Join the other ranks when torchrun, or SLURM's srun with MASTER_ADDR and MASTER_PORT set, started this process.
 
-    Yields the device of this rank: `cuda:LOCAL_RANK` for `cuda`. NCCL on GPUs, gloo on CPUs. Raises UserError.
+    Yields the device of this rank, `cuda:LOCAL_RANK` for `cuda`; leaves at the end. NCCL on GPUs, gloo on CPUs. Raises
+    UserError.
     """
     global _control
+    for name, slurm in (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"), ("LOCAL_RANK", "SLURM_LOCALID")):
+        if slurm in os.environ and "MASTER_ADDR" in os.environ:
+            os.environ.setdefault(name, os.environ[slurm])
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _running():
         yield device
         return
@@ -40,7 +44,8 @@ def started(device: torch.device) -> Iterator[torch.device]:
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    who = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", meeting, timeout=TIMEOUT, **who)
     _control = dist.new_group(backend="gloo", timeout=TIMEOUT)
     try:
         yield device
@@ -62,6 +67,11 @@ def rank() -> int:
 def ranks() -> int:
     """How many processes train together, 1 on one process."""
     return dist.get_world_size() if _running() else 1
+
+
+def on_gpus() -> bool:
+    """Whether several ranks train on GPUs."""
+    return _running() and dist.get_backend() == "nccl"
 
 
 def own(rows: Tensor) -> Tensor:
@@ -146,11 +156,9 @@ def parallel(module: nn.Module) -> nn.Module:
     )
 
 
-@contextmanager
-def gradients_stay_here(module: nn.Module) -> Iterator[None]:
+def gradients_stay_here(module: nn.Module, yes: bool) -> AbstractContextManager:
     """Backward passes inside add up on this rank only; the next one outside averages the sum (accumulation)."""
-    with module.no_sync() if isinstance(module, DistributedDataParallel) else _nothing():
-        yield
+    return module.no_sync() if yes and isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 class _Gather(torch.autograd.Function):
@@ -171,11 +179,6 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         return total(gradient)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _reduced(tensor: Tensor, operation: dist.ReduceOp) -> Tensor:

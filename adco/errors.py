@@ -6,13 +6,19 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 
+REQUEUE = 75  # EX_TEMPFAIL: "try again later", the code that a scheduler's script requeues on
+
 
 class UserError(Exception):
     """One line that names the file or key, what was expected, and what to do. Tools print it and exit with 2."""
 
 
+class Requeue(Exception):
+    """The work was put down where it can be taken up again, as the machine asked (SIGTERM, SIGUSR1). Exit code 75."""
+
+
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Sequence[str] | None], int]:
-    """Turn `main(argv)` into a tool: exit code 0, 2 for a `UserError` (one line on stderr), 130 for Ctrl-C."""
+    """Turn `main(argv)` into a tool: exit 0; 2 for a UserError (one line on stderr), 75 for Requeue, 130 for Ctrl-C."""
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
@@ -21,6 +27,9 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Seq
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except Requeue as reason:
+            print(f"\nput down: {reason}", file=sys.stderr)
+            return REQUEUE
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             return 130

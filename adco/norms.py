@@ -40,12 +40,15 @@ class SplitBatchNorm(_BatchNorm):
         return out.reshape(rows // parts, parts, channels, *place).transpose(0, 1).reshape(x.shape)
 
 
-class SyncedBatchNorm(nn.SyncBatchNorm):
-    """BatchNorm over the batches of all ranks: torch's own, which runs on GPUs only, and the same on the CPU."""
+class SyncedBatchNorm(_BatchNorm):
+    """BatchNorm over the batches of all ranks, on the CPU; on GPUs torch's own SyncBatchNorm does it, faster."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda or not self.training or distributed.ranks() == 1:
-            return super().forward(x) if x.is_cuda else _BatchNorm.forward(self, x)
+        if not self.training or distributed.ranks() == 1:
+            return super().forward(x)
         dims, count = [d for d in range(x.dim()) if d != 1], x.numel() // x.shape[1] * distributed.ranks()
         mean = distributed.total_with_gradient(x.sum(dims)) / count
         shape = [1, -1] + [1] * (x.dim() - 2)
@@ -61,8 +64,9 @@ class SyncedBatchNorm(nn.SyncBatchNorm):
 
 def replace_norms(module: nn.Module, sync: bool, splits: int) -> nn.Module:
     """Turn every BatchNorm below `module` into the kind that is asked for, its parameters and buffers untouched."""
+    synced = nn.SyncBatchNorm if distributed.on_gpus() else SyncedBatchNorm
     for norm in [m for m in module.modules() if isinstance(m, _BatchNorm)]:
-        norm.__class__ = SyncedBatchNorm if sync else SplitBatchNorm
+        norm.__class__ = synced if sync else SplitBatchNorm
         norm.process_group, norm.splits = None, splits
     return module
 

@@ -3,14 +3,14 @@
     uv run python tests/check_golden.py DIR
 
 checks every METHOD_MODE_ranksR_caseC.npz in DIR in float64, prints each file's worst difference, and exits with 1 when
-one is off by more than 1e-10, when its mode is not supported, or when DIR holds none. Format: tests/golden/README.md.
+one is off by more than 1e-10, when its mode is not known, or when DIR holds none. A file of two ranks is checked on two
+processes that this script starts. Format: tests/golden/README.md.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,71 +19,92 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from adco import distributed
 from adco.bank import Bank
-from adco.contrast import Contrast, adversarial_contrast, make_pairs
+from adco.config import Bank as Options
+from adco.contrast import Contrast, Pair, adversarial_contrast, cooperative_contrast, make_pairs
+from adco.methods.caco import make_pairs as make_caco_pairs
+from tests.ranks import run_ranks
 
 TOLERANCE = 1e-10
 NAME = re.compile(r"(?P<method>\w+?)_(?P<mode>\w+?)_ranks(?P<ranks>\d+)_case\d+\.npz")
 
 
 class Unsupported(Exception):
-    """A golden file whose method, mode or number of ranks this code does not compute."""
+    """A golden file whose method or mode this code does not compute."""
 
 
 def differences(path: Path) -> dict[str, float]:
-    """Array name -> worst absolute difference between the golden file and our step, in float64."""
+    """Array name -> worst absolute difference between the golden file and our step on as many ranks, in float64."""
     name = NAME.fullmatch(path.name)
-    if name is None:
-        raise Unsupported("not named METHOD_MODE_ranksR_caseC.npz")
-    evaluate = MODES.get((name["method"], name["mode"]))
-    if evaluate is None:
-        raise Unsupported(f"method {name['method']}, mode {name['mode']}")
-    if name["ranks"] != "1":
-        raise Unsupported(f"{name['ranks']} ranks")
+    if name is None or (name["method"], name["mode"]) not in MODES:
+        raise Unsupported("not a METHOD_MODE_ranksR_caseC.npz of adco or caco")
     with np.load(path) as file:
         golden = {key: torch.from_numpy(np.asarray(file[key])) for key in file.files}
-    return _step(golden, evaluate)
+    ranks = int(name["ranks"])
+    arguments = golden, name["method"], name["mode"]
+    found = [_step(*arguments)] if ranks == 1 else run_ranks(_step, ranks, *arguments)
+    return _worst(found)
 
 
-def _step(golden: dict[str, torch.Tensor], evaluate: Callable[..., Contrast]) -> dict[str, float]:
-    queries = golden["queries"][:, 0].clone().requires_grad_()
-    bank = Bank(
-        *golden["bank"].shape, float(golden["bank_sgd_momentum"]), float(golden["bank_weight_decay"]), renormalize=False
-    ).double()
-    bank.rows.copy_(golden["bank"])
-    bank.velocity.copy_(golden["momentum"])
-    result = evaluate(
-        F.normalize(queries, dim=-1), F.normalize(golden["keys"][:, 0], dim=-1), bank.rows,
+def _step(golden: dict[str, torch.Tensor], method: str, mode: str) -> dict[str, float]:
+    """One step on this rank, both with the whole bank on every rank and with its part of a sharded one."""
+    placements = ("replicated", "sharded") if distributed.ranks() > 1 else ("replicated",)
+    return _worst([_one_step(golden, method, mode, placement) for placement in placements])
+
+
+def _worst(found: list[dict[str, float]]) -> dict[str, float]:
+    return {key: float(np.max([one[key] for one in found])) for key in found[0]}  # NaN is the worst
+
+
+def _one_step(golden: dict[str, torch.Tensor], method: str, mode: str, placement: str) -> dict[str, float]:
+    rank = distributed.rank()
+    size, dim = golden["bank"].shape
+    momentum, decay = float(golden["bank_sgd_momentum"]), float(golden["bank_weight_decay"])
+    options = Options(size, sgd_momentum=momentum, weight_decay=decay, placement=placement)
+    bank = Bank(options, dim).double()
+    bank.load_state_dict({"rows": golden["bank"], "velocity": golden["momentum"], "next": torch.tensor(0)})
+    queries = golden["queries"][:, rank].clone().requires_grad_()
+    result = MODES[method, mode](
+        F.normalize(queries, dim=-1), F.normalize(golden["keys"][:, rank], dim=-1), bank,
         float(golden["tau"]), float(golden["tau_bank"]),
     )  # fmt: skip
     result.loss.backward()
     bank.ascend(result.direction, float(golden["bank_lr"]))
+    after = bank.state_dict()
     ours = {
         "cross_entropies": result.cross_entropies,
         "query_grads": queries.grad,
-        "bank_after": bank.rows,
-        "momentum_after": bank.velocity,
+        "bank_after": after["rows"],
+        "momentum_after": after["velocity"],
     }
-    theirs = golden | {"cross_entropies": golden["cross_entropies"][0], "query_grads": golden["query_grads"][:, 0]}
+    theirs = golden | {
+        "cross_entropies": golden["cross_entropies"][rank],
+        "query_grads": golden["query_grads"][:, rank],
+    }
     return {key: (value - theirs[key]).abs().max().item() for key, value in ours.items()}
 
 
-def _adco(queries: torch.Tensor, keys: torch.Tensor, bank: torch.Tensor, tau: float, tau_bank: float) -> Contrast:
+def _adco(queries: torch.Tensor, keys: torch.Tensor, bank: Bank, tau: float, tau_bank: float) -> Contrast:
     symmetric = len(keys) == 2
-    pairs = make_pairs(2 if symmetric else len(queries) + 1, symmetric)
-    key_views = (0, 1) if symmetric else (len(queries),)
-    return adversarial_contrast(
-        dict(enumerate(queries)),
-        dict(zip(key_views, keys, strict=True)),
-        pairs,
-        bank,
-        tau,
-        tau_bank,
-        in_batch_negatives=True,
-    )
+    pairs = (Pair(0, 1, 0.5), Pair(1, 0, 0.5)) if symmetric else make_pairs(len(queries) + 1, symmetric=False)
+    named = dict(zip((0, 1) if symmetric else (len(queries),), keys, strict=True))
+    views = dict(enumerate(queries)), named
+    return adversarial_contrast(*views, pairs, bank.rows, tau, tau_bank, True, sharded=bank.sharded)
 
 
-MODES = {("adco", "asym"): _adco, ("adco", "sym"): _adco, ("adco", "multi"): _adco}
+def _caco(queries: torch.Tensor, keys: torch.Tensor, bank: Bank, tau: float, tau_bank: float) -> Contrast:
+    views = dict(enumerate(queries)), dict(enumerate(keys))
+    return cooperative_contrast(*views, make_caco_pairs(len(queries)), bank.rows, tau, tau_bank, bank.sharded)
+
+
+MODES = {
+    ("adco", "asym"): _adco,
+    ("adco", "sym"): _adco,
+    ("adco", "multi"): _adco,
+    ("caco", "sym"): _caco,
+    ("caco", "multi"): _caco,
+}
 
 
 def main(argv: list[str]) -> int:

@@ -17,13 +17,13 @@ from adco.files import atomic_write
 
 def state(step: int) -> checkpoint.State:
     method = {"weight": torch.full((100,), float(step))}
-    return checkpoint.State(step, {"epochs": 1}, method, {"lr": 0.1}, {"a.jpg": "gone"}, 2.5)
+    return checkpoint.State(step, {"epochs": 1}, method, {"lr": 0.1}, {}, "5eed", {"a.jpg": "gone"}, 2.5)
 
 
 def test_what_is_saved_is_loaded(tmp_path):
     loaded = checkpoint.load(checkpoint.save(tmp_path, state(7), keep=1))
     assert torch.equal(loaded.method.pop("weight"), torch.full((100,), 7.0))
-    assert loaded == checkpoint.State(7, {"epochs": 1}, {}, {"lr": 0.1}, {"a.jpg": "gone"}, 2.5)
+    assert loaded == checkpoint.State(7, {"epochs": 1}, {}, {"lr": 0.1}, {}, "5eed", {"a.jpg": "gone"}, 2.5)
 
 
 def test_the_last_n_are_kept_with_their_digests(tmp_path):
@@ -55,7 +55,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage):
 def test_another_schema_is_refused(tmp_path):
     path = tmp_path / "checkpoint_00000001.pth"
     torch.save({"schema": 99}, path)
-    with pytest.raises(UserError, match="schema 99, expected 1"):
+    with pytest.raises(UserError, match="schema 99, expected 2"):
         checkpoint.load(path)
 
 
@@ -81,7 +81,7 @@ from pathlib import Path
 from adco import checkpoint
 for step in range(1, 10_000):
     method = {"weight": torch.full((200_000,), float(step))}
-    checkpoint.save(Path(sys.argv[1]), checkpoint.State(step, {}, method, {}, {}, 0.0), keep=2)
+    checkpoint.save(Path(sys.argv[1]), checkpoint.State(step, {}, method, {}, {}, "", {}, 0.0), keep=2)
     print(step, flush=True)
 """
 
@@ -99,3 +99,23 @@ def test_killing_the_writer_never_leaves_less_than_one_intact_checkpoint(tmp_pat
         assert torch.equal(loaded.method["weight"], torch.full((200_000,), float(loaded.step)))
         if round_number == 0 and written:
             assert loaded.step >= written[-1]
+
+
+def test_a_writer_takes_the_state_as_it_was_when_asked(tmp_path):
+    writer, weight = checkpoint.Writer(tmp_path, keep=2), torch.ones(100)
+    for step in (1, 2):
+        now = checkpoint.State(step, {}, {"weight": weight}, {"groups": [{"lr": 0.1}]}, {}, "", {}, 0.0)
+        writer.save(now)
+        weight.add_(1)  # training goes on at once
+    writer.wait()
+    kept = [checkpoint.load(tmp_path / f"checkpoint_{step:08d}.pth").method["weight"][0].item() for step in (1, 2)]
+    assert kept == [1, 2]
+
+
+def test_a_writer_tells_what_went_wrong_on_its_thread(tmp_path):
+    (tmp_path / "file").write_text("")
+    writer = checkpoint.Writer(tmp_path / "file", keep=1)
+    writer.save(state(1))
+    with pytest.raises(UserError, match="file"):
+        writer.wait()
+    writer.wait()  # told once

@@ -1,30 +1,58 @@
-"""On one process distribution is invisible; on two gloo ranks gather, mean and rank are what their names say."""
+"""On one process distribution is invisible; on several gloo ranks each exchange is what its name says."""
 
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from adco import distributed
+from tests.ranks import run_ranks
 
 
 def test_one_process_is_the_identity():
     rows = torch.randn(3, 2)
-    assert distributed.gather(rows) is rows
-    assert distributed.mean(rows) is rows
-    assert (distributed.rank(), distributed.ranks()) == (0, 1)
+    for exchange in (
+        distributed.gather,
+        distributed.total,
+        distributed.mean,
+        distributed.largest,
+        distributed.own_total,
+    ):
+        assert torch.equal(exchange(rows), rows)
+    assert distributed.gather_with_gradient(rows) is rows
+    assert (distributed.rank(), distributed.ranks(), distributed.gather_objects("a")) == (0, 1, ["a"])
+    assert distributed.anywhere(True)
+    assert not distributed.anywhere(False)
+    layer = torch.nn.Linear(2, 2)
+    assert distributed.parallel(layer) is layer
 
 
-def _rank(rank: int, rendezvous: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+def exchanged() -> dict:
+    rank = distributed.rank()
     mine = torch.full((2, 3), float(rank))
-    assert (distributed.rank(), distributed.ranks()) == (rank, 2)
-    assert distributed.gather(mine)[:, 0].tolist() == [0, 0, 1, 1]
-    assert torch.equal(distributed.mean(mine), torch.full((2, 3), 0.5))
-    assert torch.equal(mine, torch.full((2, 3), float(rank)))
-    dist.destroy_process_group()
+    weight = torch.tensor([1.0 + rank], requires_grad=True)
+    ours = distributed.gather_with_gradient(weight.view(1, 1))  # [[1], [2]]
+    (ours.squeeze() * torch.tensor([3.0, 5.0]) * (rank + 1)).sum().backward()
+    summed = torch.tensor(2.0 + rank, requires_grad=True)
+    (distributed.total_with_gradient(summed) * (rank + 1)).backward()
+    found = {
+        "ranks": (rank, distributed.ranks()),
+        "gather": distributed.gather(mine)[:, 0].tolist(),
+        "own": distributed.own(torch.arange(4)).tolist(),
+        "mean": distributed.mean(mine)[0, 0].item(),
+        "largest": distributed.largest(mine)[0, 0].item(),
+        "own_total": distributed.own_total(torch.arange(4.0).view(4, 1)).flatten().tolist(),
+        "anywhere": (distributed.anywhere(rank == 1), distributed.anywhere(False)),
+        "objects": distributed.gather_objects({"rank": rank}),
+        "gather_gradient": weight.grad.item(),
+        "total_gradient": summed.grad.item(),
+    }
+    assert torch.equal(mine, torch.full((2, 3), float(rank)))  # nothing is changed in place
+    return found
 
 
-def test_two_ranks(tmp_path):
-    mp.spawn(_rank, args=(str(tmp_path / "rendezvous"),), nprocs=2)
+def test_two_ranks():
+    same = {"gather": [0, 0, 1, 1], "mean": 0.5, "largest": 1, "anywhere": (True, False)}
+    same |= {"objects": [{"rank": 0}, {"rank": 1}], "total_gradient": 3}
+    first = same | {"ranks": (0, 2), "own": [0, 1], "own_total": [0, 2], "gather_gradient": 3 * (1 + 2)}
+    second = same | {"ranks": (1, 2), "own": [2, 3], "own_total": [4, 6], "gather_gradient": 5 * (1 + 2)}
+    assert run_ranks(exchanged, 2) == [first, second]

@@ -36,9 +36,7 @@ def test_the_checker_sees_a_wrong_number(tmp_path, capsys, array, error):
     assert f"({array}) OFF" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "name", ["caco_sym_ranks1_case0.npz", "adco_sym_ranks2_case0.npz", "adco_other_ranks1_case0.npz"]
-)
+@pytest.mark.parametrize("name", ["moco_sym_ranks1_case0.npz", "adco_other_ranks1_case0.npz", "adco_sym.npz"])
 def test_the_checker_fails_on_what_it_cannot_compute(tmp_path, capsys, name):
     shutil.copy(GOLDEN / "adco_sym_ranks1_case0.npz", tmp_path / name)
     assert check_golden.main([str(tmp_path)]) == 1

@@ -9,7 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from adco import distributed
 from adco.config import RECIPES, load_recipe
+from adco.device import resolve_device
 from adco.errors import command
 from adco.trainer import Trainer
 
@@ -18,6 +20,8 @@ examples:
   # AdCo as published, on ImageNet
   python tools/train_adco.py --config-file adco/recipes/adco_r50_200ep.yaml data.root=IMAGENET --output-dir output/adco
   # the same run goes on after any interruption: the same command with --resume
+  # on 8 GPUs of one machine (docs/clusters.md: several machines, SLURM)
+  torchrun --nproc-per-node 8 tools/train_adco.py --config-file adco_r50_200ep data.root=IMAGENET --output-dir out
   # a small run on your own pictures: FOLDER/train/CLASS/*.jpg, or any folder of pictures
   python tools/train_adco.py --config-file adco_r18_imagenette data.root=FOLDER epochs=50 --output-dir output/mine
 
@@ -45,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--resume", action="store_true", help="go on from the newest intact checkpoint in the output folder"
     )
     parser.add_argument(
+        "--force-recipe-change", action="store_true", help="with --resume: go on although the recipe or data changed"
+    )
+    parser.add_argument(
         "--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:INDEX (default: the recipe's, auto)"
     )
     parser.add_argument("--seed", type=int, help="overrides the recipe's seed")
@@ -54,7 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
     extra = [f"{key}={value}" for key in ("device", "seed") if (value := getattr(args, key)) is not None]
     recipe = load_recipe(args.config_file, [*args.overrides, *extra])
-    print(Trainer(recipe, args.output_dir, args.resume).fit())
+    with distributed.started(resolve_device(recipe.device)) as device:
+        resume = args.resume or distributed.restarted()
+        path = Trainer(recipe, args.output_dir, device, resume, args.force_recipe_change).fit()
+        if distributed.rank() == 0:
+            print(path)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -26,8 +27,10 @@ class AdCo(BankedMethod):
             bank.options.objective, bank.sharded,
         )  # fmt: skip
 
-    def filling_loss(self, queries: Mapping[int, Tensor], keys: Mapping[int, Tensor]) -> Tensor:
-        """`init: train_and_fill`: eq. (1) of the first pair alone, without in-batch negatives, as released."""
-        pair, bank = replace(self.pairs[0], weight=1.0), self.bank
-        tau = self.contrast.tau
-        return adversarial_contrast(queries, keys, (pair,), bank.rows, tau, None, False, sharded=bank.sharded).loss
+    def filling(self) -> AdCo:
+        """What `init: train_and_fill` trains while the bank is filled, as released: the first pair alone, and no
+        in-batch negatives. It shares encoders and bank with this one."""
+        twin = copy.copy(self)
+        twin.meet((replace(self.pairs[0], weight=1.0),))
+        twin.contrast = replace(self.contrast, in_batch_negatives=False)
+        return twin

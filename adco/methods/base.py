@@ -56,10 +56,14 @@ class Method(nn.Module):
         super().__init__()
         options = recipe.encoder
         self.encoder = replace_norms(encoder, options.batch_norm == "sync", options.norm_splits)
+        self.bank = self.key_encoder = None  # of the methods that have them
+        self.meet(pairs)
+
+    def meet(self, pairs: Sequence[Pair]) -> None:
+        """Which query view is compared with which key view from now on."""
         self.pairs = tuple(pairs)
         self.query_views = tuple(sorted({pair.query for pair in pairs}))
         self.key_views = tuple(sorted({pair.key for pair in pairs}))
-        self.bank = self.key_encoder = None  # of the methods that have them
 
     def targets(self, parts: Sequence[Sequence[Tensor]], moment: Moment) -> dict[int, Tensor]:
         """What the queries are compared with, without gradient: view -> (B, D). parts: micro-batches of views."""
@@ -88,6 +92,10 @@ class KeyedMethod(Method):
             momentum = cosine(moment.step, 1, moment.steps, momentum, 1.0, by="step")
         momentum_update(self.key_encoder, self.encoder, momentum)
         return {view: self.keys([part[view] for part in parts], view, moment.step) for view in self.key_views}
+
+    def restart_key_encoder(self) -> None:
+        """Copy the trained encoder's parameters into the key encoder (after filling the bank)."""
+        momentum_update(self.key_encoder, self.encoder, 0.0)
 
     @torch.no_grad()
     def keys(self, parts: Sequence[Tensor], view: int, step: int) -> Tensor:

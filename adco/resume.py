@@ -1,0 +1,26 @@
+"""What may differ between a checkpoint's recipe and the one that resumes it."""
+
+from __future__ import annotations
+
+# where the work is done, not what it computes; everything else changes the result
+FREE_TO_CHANGE = (
+    "device", "data.root", "data.workers", "data.in_memory", "probe", "checkpoint", "monitor", "bank.placement",
+    "compute.fused_optimizer", "compute.channels_last", "compute.compile",
+)  # fmt: skip
+
+
+def changed_fields(old: dict, new: dict) -> list[str]:
+    """`key: before -> now` of every field that differs between two recipes and matters."""
+    before, after = _flat(old), _flat(new)
+    keys = [*after, *(key for key in before if key not in after)]
+    changed = [key for key in keys if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE)]
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in changed]
+
+
+def _flat(tree: dict | list, prefix: str = "") -> dict[str, object]:
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    flat = {}
+    for key, value in items:
+        nested = isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict))
+        flat.update(_flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+    return flat

@@ -1,0 +1,41 @@
+"""Being asked to stop: by Ctrl-C, by a scheduler that needs the machine, on any rank."""
+
+from __future__ import annotations
+
+import signal
+
+from adco import distributed
+from adco.errors import Requeue
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; a scheduler's end; SLURM's warning before it
+
+
+class StopRequests:
+    """While entered, signals are noted instead of obeyed; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __enter__(self) -> StopRequests:
+        self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def anywhere(self) -> bool:
+        """Whether any rank was asked to stop: all ranks then stop after the same step."""
+        return distributed.anywhere(bool(self.number))
+
+    def stop(self) -> None:
+        """Raise KeyboardInterrupt for Ctrl-C, Requeue for what a scheduler sends."""
+        number = max(distributed.gather_objects(self.number))
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Requeue(f"{signal.Signals(number).name} came; the same command with --resume goes on from here")
+
+    def _note(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT and self.number == number:
+            raise KeyboardInterrupt
+        self.number = number

@@ -1,0 +1,140 @@
+"""Several ranks are one process with the same global batch: losses, gradients, banks, whole runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adco import distributed
+from adco.accumulate import backward, split
+from adco.config import Bank as BankOptions
+from adco.config import Contrast, Encoder, Recipe, View
+from adco.contrast import adversarial_contrast, cooperative_contrast, make_pairs
+from adco.methods import build_method
+from adco.methods.base import Moment
+from adco.methods.caco import make_pairs as caco_pairs
+from adco.optim import build_optimizer
+from tests.ranks import run_ranks
+
+N, D, K = 8, 6, 24  # N: of all ranks
+
+
+def embeddings(views: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    rows = [F.normalize(torch.randn(N, D, generator=generator, dtype=torch.float64), dim=1) for _ in range(2 * views)]
+    return rows[:views], rows[views:], 1.3 * torch.randn(K, D, generator=generator, dtype=torch.float64)
+
+
+def one_contrast(game: str, placement: str) -> dict[str, Tensor]:
+    """The mean loss, the gradient of this rank's queries, and the direction of the whole bank."""
+    queries, keys, whole = embeddings(3)
+    own_queries = {v: distributed.own(q).clone().requires_grad_() for v, q in enumerate(queries)}
+    own_keys = {v: distributed.own(k) for v, k in enumerate(keys)}
+    sharded = placement == "sharded" and distributed.ranks() > 1
+    bank = distributed.own(whole) if sharded else whole
+    if game == "caco":
+        result = cooperative_contrast(own_queries, own_keys, caco_pairs(3), bank, 0.1, 0.08, sharded)
+    else:
+        in_batch, tau_bank, objective = {
+            "released": (True, 0.03, "loss"), "paper": (False, 0.03, "loss"), "J": (True, 0.05, "J"),
+            "moco": (False, None, "loss"),
+        }[game]  # fmt: skip
+        pairs = make_pairs(3, symmetric=True)
+        result = adversarial_contrast(own_queries, own_keys, pairs, bank, 0.12, tau_bank, in_batch, objective, sharded)
+    result.loss.backward()
+    found = {f"gradient{v}": distributed.gather(q.grad) / distributed.ranks() for v, q in own_queries.items()}
+    if result.direction is not None:
+        found["direction"] = distributed.gather(result.direction) if sharded else result.direction
+    return found | {"loss": distributed.mean(result.loss.detach()), "accuracy": distributed.mean(result.accuracy)}
+
+
+@pytest.mark.parametrize("game", ["released", "paper", "J", "moco", "caco"])
+def test_losses_gradients_and_directions_equal_one_process(game):
+    alone = one_contrast(game, "replicated")
+    for ranks in (2, 4):
+        for placement in ("sharded", "replicated"):
+            if game == "released" and placement == "replicated" and ranks == 4:
+                continue  # 2 ranks cover it
+            answers = run_ranks(one_contrast, ranks, game, placement)
+            for answer in answers:
+                assert answer.keys() == alone.keys()
+                for name, value in alone.items():
+                    torch.testing.assert_close(
+                        answer[name], value, rtol=0, atol=1e-10, msg=f"{ranks} {placement} {name}"
+                    )
+
+
+def recipe(method: str, **encoder) -> Recipe:
+    bank = BankOptions(size=K, lr=1.0, init="random", weight_decay=1e-4)
+    options = Encoder(arch="resnet18", stem="small", dim=D, key_momentum=0.9, **encoder)
+    return Recipe(
+        method=method, batch=N, views=[View(), View()], encoder=options, bank=bank, contrast=Contrast(0.12, 0.05)
+    )
+
+
+def tiny_backbone(arch: str, stem: str) -> nn.Module:
+    """As wide as a ResNet-18, and as sensitive to its batch."""
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 512, 3, stride=2), nn.BatchNorm2d(512)
+    return nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def trained(recipe: Recipe, steps: int = 20) -> dict[str, Tensor]:
+    """The state after some steps on the same global batches, in float64; the loss is the mean over the ranks."""
+    torch.manual_seed(0)
+    with mock.patch("adco.encoder.build_resnet", tiny_backbone):
+        method = build_method(recipe).double()
+    network = distributed.parallel(method.encoder)
+    optimizer = build_optimizer(recipe.optimizer, method.encoder, fused=False)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    generator = torch.Generator().manual_seed(1)
+    for number in range(steps):
+        views = [distributed.own(torch.randn(N, 3, 10, 10, generator=generator, dtype=torch.float64)) for _ in range(2)]
+        moment = Moment(number, steps, 5)
+        optimizer.zero_grad()
+        step = backward(method, network, split(views, recipe.compute.accumulate), moment, scaler)
+        optimizer.step()
+        method.update(step, moment, bank_lr=1.0)
+    state = {name: value for name, value in method.state_dict().items() if not name.endswith("batches_tracked")}
+    return state | {"loss": distributed.mean(step.loss.detach())}
+
+
+def close(a: dict[str, Tensor], b: dict[str, Tensor], but: str = "nothing") -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        if but not in name:
+            torch.testing.assert_close(a[name], b[name], rtol=1e-7, atol=1e-8, msg=name)
+
+
+@pytest.mark.parametrize("method", ["adco", "caco", "moco"])
+def test_ranks_with_synced_norms_equal_one_process_with_the_whole_batch(method):
+    synced = recipe(method, batch_norm="sync", key_batch_norm="sync")
+    alone = trained(synced)
+    for ranks in (2, 4):
+        answers = run_ranks(trained, ranks, synced)
+        close(alone, answers[0])
+        for answer in answers[1:]:
+            assert all(torch.equal(answers[0][name], answer[name]) for name in answer if "running" not in name)
+
+
+@pytest.mark.parametrize("method", ["adco", "caco", "moco"])
+@pytest.mark.parametrize("key", ["shuffle", "local"])
+def test_splits_and_accumulation_on_one_process_imitate_the_local_norms_of_two_ranks(method, key):
+    ranks = run_ranks(trained, 2, recipe(method, key_batch_norm=key), 6)
+    split_norms = trained(recipe(method, key_batch_norm=key, norm_splits=2), 6)
+    accumulated = recipe(method, key_batch_norm=key)
+    accumulated = trained(replace(accumulated, compute=replace(accumulated.compute, accumulate=2)), 6)
+    for found in (split_norms, accumulated):
+        close(ranks[0], found, but="running")  # running statistics: rank 0's own against those of all images
+    means = torch.stack([r["encoder.backbone.1.running_mean"] for r in ranks]).mean(dim=0)
+    torch.testing.assert_close(split_norms["encoder.backbone.1.running_mean"], means, rtol=1e-7, atol=1e-8)
+
+
+def test_local_norms_do_see_the_split():
+    """The equalities above could hold because statistics do not matter; they do."""
+    one, two = trained(recipe("adco"), 2), trained(recipe("adco", norm_splits=2), 2)
+    assert (one["encoder.backbone.0.weight"] - two["encoder.backbone.0.weight"]).abs().max() > 1e-6
