@@ -1,44 +1,80 @@
-"""Knowing whether it works: progress bar, JSONL, TensorBoard, and a kNN probe on frozen features."""
+"""Knowing whether it works: JSONL, TensorBoard, Weights & Biases, speed and waiting, a kNN probe on frozen features."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
-from torchvision.transforms import functional as pixels
+from tqdm import tqdm
 
-from adco.augment import from_uint8
+from adco import distributed
 from adco.errors import UserError
 from adco.files import write_text
-from adco.images import ImageIndex, UnreadableImage, index_folder, read_image
-from adco.knn import knn_accuracy
+from adco.frozen import NOTHING, Pictures, embed, gather_in_order, judged
+from adco.images import index_folder
+from adco.knn import first_argmax, knn_predict
+
+T = TypeVar("T")
 
 
 class Log:
-    """Scalars of a run: a row of `metrics.jsonl` and TensorBoard's points. On resume, rows after `step` are dropped."""
+    """Scalars and words of a run: rows of `metrics.jsonl`, TensorBoard, and Weights & Biases where it is asked for.
 
-    def __init__(self, folder: Path, step: int):
-        self.path = folder / "metrics.jsonl"
+    On resume, rows after `step` are dropped. Ranks other than 0 write nothing. settings: the recipe, for W&B's page.
+    """
+
+    def __init__(self, folder: Path, step: int, wandb: bool = False, settings: Mapping | None = None):
+        self.path, self.writes = folder / "metrics.jsonl", distributed.rank() == 0
+        if wandb and importlib.util.find_spec("wandb") is None:
+            raise UserError(
+                "recipe: monitor.wandb=true, but wandb is not installed; pip install wandb, or set it false"
+            )
+        if not self.writes:
+            return
         kept = [row for row in read_metrics(self.path) if row["step"] <= step]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self.run = _wandb_run(folder, settings) if wandb else None
 
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Append one row; each key becomes a TensorBoard curve."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **scalars}) + "\n")
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Append one row; each key becomes a curve."""
+        if not self.writes:
+            return
+        self._append({"step": step, **scalars})
         for name, value in scalars.items():
             self.board.add_scalar(name, value, step)
+        if self.run:
+            self.run.log({"step": step, **scalars})
+
+    def say(self, step: int, text: str) -> None:
+        """Print a line on stderr without breaking the progress bar, and keep it as a row with the key `text`."""
+        if not self.writes:
+            return
+        tqdm.write(f"step {step}: {text}", file=sys.stderr)
+        self._append({"step": step, "text": text})
+        self.board.add_text("text", text, step)
+        if self.run:
+            self.run.alert("adco", f"step {step}: {text}")
 
     def close(self) -> None:
-        """Flush TensorBoard."""
-        self.board.close()
+        """Flush TensorBoard and W&B."""
+        if self.writes:
+            self.board.close()
+            if self.run:
+                self.run.finish()
+
+    def _append(self, row: dict[str, float | str]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -55,12 +91,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 class KnnProbe:
     """Weighted kNN top-1 on frozen features of `root/train` against `root/val`, at most max_images of each.
 
-    Images: shorter side to px * 256 / 224, centre crop of px. Unreadable ones are left out.
+    Images: shorter side to px * 256 / 224, centre crop of px. Unreadable ones are left out. Every rank calls it: each
+    embeds its share of the pictures, meets all training features, and votes for its own share of the validation.
     """
 
     def __init__(self, root: Path, px: int, k: int, temperature: float, max_images: int, workers: int):
-        self.sets = [_Pictures(index_folder(Path(root) / split), px, max_images) for split in ("train", "val")]
-        self.px, self.k, self.temperature, self.workers = px, k, temperature, workers
+        self.sets = [Pictures(index_folder(Path(root) / split), px, max_images) for split in ("train", "val")]
+        self.root, self.k, self.temperature, self.workers = root, k, temperature, workers
         if self.sets[0].index.classes != self.sets[1].index.classes:
             raise UserError(
                 f"{root}: train and val have different classes; the kNN probe needs the same folders in both"
@@ -68,60 +105,87 @@ class KnnProbe:
 
     def __call__(self, backbone: nn.Module, device: torch.device) -> float:
         """Percent of val images whose class the neighbours vote for. The backbone's mode is put back afterwards."""
-        training = backbone.training
-        backbone.eval()
-        (train, labels), (val, truth) = (embed(backbone, pictures, device, self.workers) for pictures in self.sets)
-        backbone.train(training)
-        classes = len(self.sets[0].index.classes)
-        return knn_accuracy(train, labels, val, truth, min(self.k, len(train)), self.temperature, classes)
-
-
-class _Pictures(Dataset):
-    """Image i -> (uint8 centre crop, label), or (None, label) where it cannot be read; evenly spaced if too many."""
-
-    def __init__(self, index: ImageIndex, px: int, most: int):
-        stride = max(1, -(-len(index) // most))
-        self.index, self.px, self.chosen = index, px, range(0, len(index), stride)
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, i: int) -> tuple[Tensor | None, int]:
-        sample = self.chosen[i]
-        try:
-            image = read_image(self.index.root / self.index.paths[sample])
-        except UnreadableImage:
-            return None, self.index.labels[sample]
-        image = pixels.center_crop(pixels.resize(image, round(self.px * 256 / 224), antialias=True), [self.px, self.px])
-        return pixels.pil_to_tensor(image), self.index.labels[sample]
-
-
-@torch.inference_mode()
-def embed(backbone: nn.Module, pictures: Dataset, device: torch.device, workers: int) -> tuple[Tensor, Tensor]:
-    """Unit features (N, C) and labels (N,) of the readable pictures."""
-    rows, labels = [], []
-    for images, found in DataLoader(pictures, batch_size=256, num_workers=workers, collate_fn=_readable):
-        images = from_uint8(images.to(device)).contiguous(memory_format=torch.channels_last)
-        rows.append(F.normalize(backbone(images), dim=1))
-        labels.append(found)
-    return torch.cat(rows), torch.cat(labels)
-
-
-def _readable(items: list[tuple[Tensor | None, int]]) -> tuple[Tensor, Tensor]:
-    good = [(image, label) for image, label in items if image is not None]
-    if not good:
-        raise UserError("kNN probe: a whole batch of pictures cannot be read; see bad_images.txt")
-    return torch.stack([image for image, _ in good]), torch.tensor([label for _, label in good])
+        with judged(backbone) as frozen:
+            (train, labels), (val, truth) = (embed(frozen, part, device, self.workers) for part in self.sets)
+        train, labels = gather_in_order(F.normalize(train, dim=1)), gather_in_order(labels)
+        train, labels = train[labels != NOTHING], labels[labels != NOTHING]
+        val, truth = F.normalize(val[truth != NOTHING], dim=1), truth[truth != NOTHING].cpu()
+        hits, count = 0, distributed.total(torch.tensor(len(truth), device=device))
+        if not len(train) or not count:
+            raise UserError(f"{self.root}: kNN probe: none of the pictures of train or of val can be read")
+        if len(truth):
+            classes = len(self.sets[0].index.classes)
+            votes = knn_predict(train, labels, val, min(self.k, len(train)), self.temperature, classes)
+            hits = int((first_argmax(votes) == truth).sum())
+        return 100.0 * float(distributed.total(torch.tensor(hits, device=device)) / count)
 
 
 class Rate:
-    """Images per second since the last time it was asked."""
+    """Speed since the last question, and the share of that time in which the device waited for images."""
 
-    def __init__(self) -> None:
-        self.last, self.count = time.perf_counter(), 0
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.last, self.count, self.waited = time.perf_counter(), 0, 0.0
+        self.cuda = device is not None and device.type == "cuda"
+        self.waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def __call__(self, images: int) -> float:
-        now = time.perf_counter()
-        rate = (images - self.count) / (now - self.last)
+        """Images per second since the last question; `images` is how many have been seen in all."""
+        return self.scalars(images)["images_per_second"]
+
+    def scalars(self, images: int) -> dict[str, float]:
+        """`images_per_second`, `loader_wait_share` in [0, 1], on a GPU `gpu_memory_gib` (this rank's peak so far)."""
+        now, waited = time.perf_counter(), self._seconds_waited()
+        took, seen = now - self.last, images - self.count
         self.last, self.count = now, images
-        return rate
+        found = {"images_per_second": seen / took, "loader_wait_share": min(1.0, waited / took)}
+        if self.cuda:
+            found["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        return found
+
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches; the time until each comes counts as waiting.
+
+        A GPU works on while the CPU waits for images, so what counts there is the gap in the GPU's own queue: between
+        an event before the wait and one after it. It is nought while the GPU is still busy with earlier steps.
+        """
+        batches = iter(batches)
+        while True:
+            begun, before = time.perf_counter(), self._event()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            if self.cuda:
+                self.waits.append((before, self._event()))
+            else:
+                self.waited += time.perf_counter() - begun
+            yield batch
+
+    def _event(self) -> torch.cuda.Event | None:
+        if not self.cuda:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _seconds_waited(self) -> float:
+        if self.waits:
+            self.waits[-1][1].synchronize()
+            self.waited += sum(before.elapsed_time(after) for before, after in self.waits) / 1000
+            self.waits.clear()
+        waited, self.waited = self.waited, 0.0
+        return waited
+
+
+def _wandb_run(folder: Path, settings: Mapping | None):
+    """A W&B run that a resumed training goes on with: its id is kept in the folder."""
+    import wandb
+
+    note = folder / "wandb_id"
+    if not note.is_file():
+        write_text(note, wandb.util.generate_id())
+    run = wandb.init(
+        project="adco", name=folder.name, dir=folder, id=note.read_text(), resume="allow", config=dict(settings or {})
+    )
+    run.define_metric("*", step_metric="step")  # W&B's own count cannot go back to a checkpoint
+    return run
