@@ -79,14 +79,6 @@ def apply_patches() -> list[str]:
     return done
 
 
-def use_official_coco_evaluation() -> None:
-    """Where the extension is missing, let detectron2's COCOEvaluator call pycocotools and not its compiled copy."""
-    if isinstance(sys.modules.get(EXTENSION), MissingExtension):
-        from detectron2.evaluation import coco_evaluation
-
-        coco_evaluation.COCOeval_opt = coco_evaluation.COCOeval
-
-
 def _stand_in() -> MissingExtension:
     module = MissingExtension(EXTENSION)
     # detectron2's environment report asks these three of the extension on every start.

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 
 from adco.errors import UserError
 from adco.files import write_text
+from detection import scoring
 
 PREDICTIONS = "coco_instances_results.json"  # the name that detectron2's COCOEvaluator gives its own
 
@@ -25,7 +26,8 @@ def build_evaluator(dataset_name: str, folder: Path) -> DatasetEvaluator:
     if kind == "pascal_voc":
         return VOCEvaluator(dataset_name, folder)
     if kind == "coco":
-        return COCOEvaluator(dataset_name, output_dir=str(folder), use_fast_impl=False)
+        fast = scoring.in_use() != "pycocotools"
+        return COCOEvaluator(dataset_name, output_dir=str(folder), use_fast_impl=fast)
     raise UserError(f"{dataset_name}: no evaluator for {kind!r}; VOC and COCO are supported")
 
 

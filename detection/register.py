@@ -5,11 +5,11 @@ detectron2 calls `setup_environment()` while it is being imported; our own scrip
 
 from __future__ import annotations
 
-from detection.compat import use_official_coco_evaluation
-
 
 def setup_environment() -> None:
-    """Register `Res5ROIHeadsExtraNorm` (once) and finish the compatibility patches that importing `detection` began."""
+    """Register `Res5ROIHeadsExtraNorm`, guard every load of weights, and choose how COCO is scored. Once is enough."""
     import detection.heads  # noqa: F401  (importing it registers the head)
+    from detection import guard, scoring
 
-    use_official_coco_evaluation()
+    guard.install()
+    scoring.use()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from detectron2.config import CfgNode
 
 from adco.files import sha256_of
 from adco.records import Record, versions
+from detection.settings import NORM_OWNERS
 from detection.weights import origin_of
 
 
@@ -53,7 +55,7 @@ def make_record(
     train = [dict(facts) for facts in data if facts["name"] in cfg.DATASETS.TRAIN]
     test = [dict(facts) for facts in data if facts["name"] in cfg.DATASETS.TEST]
     return Record(
-        protocol=f"detection/{config_name}",
+        protocol=protocol_of(config_name),
         scores=scores,
         checkpoint=describe_weights(weights, cfg.MODEL.RESNETS.DEPTH),
         data={
@@ -66,6 +68,11 @@ def make_record(
         duration_seconds=round(duration_seconds, 2),
         versions=versions() | {"detectron2": detectron2_version()},
     )
+
+
+def protocol_of(config_name: str) -> str:
+    """`detection/NAME`: twins of one config differ in their initial weights, which a record names, not in protocol."""
+    return f"detection/{re.sub(r'_(adco|supervised|random)$', '', config_name)}"
 
 
 def describe_weights(weights: str, depth: int) -> dict[str, object]:
@@ -90,6 +97,8 @@ def describe_settings(cfg: CfgNode) -> dict[str, object]:
         "batch": cfg.SOLVER.IMS_PER_BATCH,
         "lr": cfg.SOLVER.BASE_LR,
         "norm": cfg.MODEL.RESNETS.NORM,
+        "norms": {owner: cfg.MODEL[owner].NORM for owner in NORM_OWNERS if cfg.MODEL[owner].NORM},
+        "mixed_precision": cfg.SOLVER.AMP.ENABLED,
         "image_px_train": list(cfg.INPUT.MIN_SIZE_TRAIN),
         "image_px_test": cfg.INPUT.MIN_SIZE_TEST,
         "precise_bn_iterations": cfg.TEST.PRECISE_BN.NUM_ITER if cfg.TEST.PRECISE_BN.ENABLED else 0,

@@ -1,6 +1,6 @@
 """One run's settings: config file and overrides, fitted to the GPUs that are there. Mistakes end here, before any work.
 
-Fitting a recipe to other hardware (batch, learning rate, iterations) belongs beside `fit_norm`.
+Batch, learning rate and schedule are the planner's (`detection/planner.py`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from detectron2.config import CfgNode, get_cfg
 from adco.errors import UserError
 
 SYNC_NORMS = ("SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+NORMS = ("SyncBN", "naiveSyncBN", "BN", "FrozenBN")
 NORM_OWNERS = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
-NO_PART_OF_THE_PROTOCOL = ("MODEL.WEIGHTS", "MODEL.DEVICE", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS")
+NO_PART_OF_THE_PROTOCOL = ("MODEL.WEIGHTS", "MODEL.DEVICE", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "SEED")
 NOT_GIVEN = "MODEL.WEIGHTS-not-given.pkl"
 
 
@@ -70,22 +71,43 @@ def deviations(overrides: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{key} {value}" for key, value in pairs if key not in NO_PART_OF_THE_PROTOCOL)
 
 
-def fit_to_hardware(cfg: CfgNode, gpus: int, machines: int = 1) -> list[str]:
+def check_machines(machines: int, rank: int, dist_url: str) -> None:
+    """Raise UserError for a machine rank or a meeting point that several machines cannot use."""
+    if not 0 <= rank < machines:
+        raise UserError(f"--machine-rank {rank}: with --num-machines {machines} it goes from 0 to {machines - 1}")
+    local = dist_url == "auto" or any(name in dist_url for name in ("127.0.0.1", "localhost"))
+    if machines > 1 and local:
+        raise UserError(
+            f"--dist-url {dist_url}: machines meet at tcp://HOST:PORT of machine 0, the same on every machine"
+        )
+
+
+def fit_to_hardware(cfg: CfgNode, gpus: int, machines: int = 1, norm: str | None = None) -> list[str]:
     """Set the device and norm for `gpus` on each of `machines`; returns a line for each change. gpus 0 is the CPU.
 
-    Raises UserError when the batch cannot be shared out.
+    norm: one of NORMS, for every part of the detector that has one; the config's where it is None
     """
-    notes = []
+    notes = choose_norm(cfg, norm) if norm is not None else []
+    if gpus == 0 and cfg.SOLVER.AMP.ENABLED:
+        raise UserError("SOLVER.AMP.ENABLED: mixed precision needs a GPU; leave it out on the CPU")
     if gpus == 0:
         if machines > 1:
             raise UserError(f"--num-machines {machines}: several machines need GPUs; use one machine for the CPU")
         if cfg.MODEL.DEVICE != "cpu":
             cfg.MODEL.DEVICE = "cpu"
             notes.append("running on the CPU: MODEL.DEVICE cpu")
-    workers = max(gpus * machines, 1)
-    if cfg.SOLVER.IMS_PER_BATCH % workers:
-        raise UserError(f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be shared evenly by {workers} GPUs")
-    return notes + fit_norm(cfg, workers)
+    return notes + fit_norm(cfg, max(gpus * machines, 1))
+
+
+def choose_norm(cfg: CfgNode, norm: str) -> list[str]:
+    """Put `norm` wherever the config has one; returns a line for each change."""
+    notes = []
+    for owner in NORM_OWNERS:
+        before = cfg.MODEL[owner].NORM
+        if before and before != norm:
+            cfg.MODEL[owner].NORM = norm
+            notes.append(f"--norm: MODEL.{owner}.NORM {norm} (the config says {before})")
+    return notes
 
 
 def fit_norm(cfg: CfgNode, workers: int) -> list[str]:

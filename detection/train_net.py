@@ -22,13 +22,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.time()
     import detection  # noqa: F401  (first of all: it patches, or says how to get detectron2)
 
-    from detectron2.engine import default_argument_parser, launch  # isort: skip
+    from detectron2.engine import launch  # isort: skip
     from detection.trainer import run
+    from detection.trials import run_trials
 
-    parser = default_argument_parser(epilog=__doc__)
-    parser.set_defaults(num_gpus=None)
-    args = parser.parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = parser().parse_args(argv)
     args.num_gpus, cfg, job = prepare(args, started)
+    if args.trials > 1:
+        return run_trials(args.trials, argv, cfg, job, args.machine_rank == 0)
     try:
         launch(
             run,
@@ -43,31 +45,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def parser():
+    """detectron2's own arguments and ours."""
+    from detectron2.engine import default_argument_parser
+
+    from detection.scoring import EVALUATORS
+    from detection.settings import NORMS
+
+    parser = default_argument_parser(epilog=__doc__)
+    parser.set_defaults(num_gpus=None)
+    add = parser.add_argument
+    add("--batch", type=int, metavar="N", help="images per optimiser step; rate and schedule follow by the linear rule")
+    add("--images-per-gpu", type=int, metavar="N", help="what a GPU holds at once; a larger batch is accumulated")
+    add("--as-given", action="store_true", help="train exactly what config and overrides say, without the linear rule")
+    add("--norm", choices=NORMS, help="norm layers wherever the config has some")
+    add(
+        "--trials",
+        type=int,
+        default=1,
+        metavar="N",
+        help="N seeds in OUTPUT_DIR/trial_K, mean and deviation in one record",
+    )
+    add("--evaluator", choices=EVALUATORS, help="who computes COCO's numbers (default: the first that is installed)")
+    return parser
+
+
 def prepare(args, started: float):
     """Everything that can be wrong before training is found here, by one process: (GPUs, config, job)."""
     import torch
 
     from adco.files import output_folder
+    from detection import planner, scoring, settings
     from detection.datasets import inspect_dataset
     from detection.register import setup_environment
-    from detection.settings import check_weights, choose_gpus, deviations, device_of, fit_to_hardware, load_config
     from detection.trainer import Job
 
     setup_environment()
-    cfg = load_config(args.config_file, args.opts)
-    device = "cpu" if cfg.MODEL.DEVICE == "cpu" else device_of(args.opts)
-    gpus = choose_gpus(args.num_gpus, device, torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    for note in fit_to_hardware(cfg, gpus, args.num_machines):
+    evaluator = scoring.use(args.evaluator)
+    cfg, recipe = settings.load_config(args.config_file, args.opts), settings.load_config(args.config_file, [])
+    device = "cpu" if cfg.MODEL.DEVICE == "cpu" else settings.device_of(args.opts)
+    gpus = settings.choose_gpus(args.num_gpus, device, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    settings.check_machines(args.num_machines, args.machine_rank, args.dist_url)
+    for note in settings.fit_to_hardware(cfg, gpus, args.num_machines, args.norm):
         print(note, flush=True)
+    workers = max(gpus * args.num_machines, 1)
+    plan = planner.plan(cfg, recipe, workers, args.batch, args.images_per_gpu, args.as_given)
+    print("\n".join(planner.describe(plan)), flush=True)
+    if args.trials < 1 or (args.trials > 1 and args.eval_only):
+        raise UserError(f"--trials {args.trials}: at least 1, and not with --eval-only")
     if not args.resume:
-        check_weights(cfg.MODEL.WEIGHTS)
+        settings.check_weights(cfg.MODEL.WEIGHTS)
     output_folder(cfg.OUTPUT_DIR)
     cfg.freeze()
     names = cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     data = tuple(inspect_dataset(name) for name in dict.fromkeys(names))
     for facts in data:
         print("{name}: {images} images, {boxes} boxes, {classes_with_boxes} classes".format(**facts), flush=True)
-    return gpus, cfg, Job(Path(args.config_file).stem, deviations(args.opts), gpus, data, started)
+    overrides = settings.deviations(args.opts)
+    return gpus, cfg, Job(Path(args.config_file).stem, overrides, gpus, plan, data, evaluator, started)
 
 
 def user_error_inside(error: Exception) -> UserError | None:

@@ -49,17 +49,18 @@ def test_a_newer_detectron2_is_left_alone(tmp_path, monkeypatch):
     assert compat.EXTENSION not in sys.modules
 
 
-def test_detectron2s_own_hook_registers_the_head_once_and_evaluates_coco_by_pycocotools():
+def test_detectron2s_own_hook_does_for_stock_scripts_all_that_ours_do():
     code = (
         "import os; os.environ['DETECTRON2_ENV_MODULE'] = 'detection.register'\n"
         "import detectron2; from detectron2.modeling import ROI_HEADS_REGISTRY as R\n"
         "print('Res5ROIHeadsExtraNorm' in R)\n"
         "import detection.register as r; r.setup_environment()\n"
-        "from detection.compat import has_extension\n"
-        "from detectron2.evaluation import coco_evaluation as c\n"
-        "print(has_extension() or c.COCOeval_opt is c.COCOeval)"
+        "from detection import scoring\n"
+        "print(scoring.in_use() == scoring.installed()[0])\n"
+        "import detectron2.checkpoint.detection_checkpoint as d\n"
+        "print(d.pickle.__name__, hasattr(d.DetectionCheckpointer.load, '__wrapped__'))"
     )
-    assert python(code).stdout.split() == ["True", "True"]
+    assert python(code).stdout.split() == ["True", "True", "RestrictedPickle", "True"]
 
 
 def test_without_detectron2_the_import_says_how_to_get_it():

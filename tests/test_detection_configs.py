@@ -9,8 +9,10 @@ import pytest
 
 import detection  # noqa: F401
 from adco.errors import UserError
+from detection.planner import Plan
 from detection.settings import (
     NOT_GIVEN,
+    check_machines,
     check_weights,
     choose_gpus,
     deviations,
@@ -23,6 +25,9 @@ from detection.trainer import Job, run
 
 CONFIGS = Path(__file__).resolve().parent.parent / "detection" / "configs"
 RUNNABLE = sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("Base-"))
+TWINS = ("supervised", "random")
+PUBLISHED = ("pascal_voc_R_50_C4_24k", "coco_R_50_C4_1x", "coco_R_50_C4_2x", "coco_R_50_FPN_1x", "coco_R_50_FPN_2x")
+SMOKE = ("smoke_voc_R_18_C4", "smoke_coco_R_18_C4", "smoke_coco_R_18_FPN")
 
 VOC_TRAIN, COCO_TRAIN = ("voc_2007_trainval", "voc_2012_trainval"), ("coco_2017_train",)
 
@@ -32,15 +37,26 @@ def config(name, *overrides):
 
 
 def test_the_configs_are_there():
-    published = {"pascal_voc_R_50_C4_24k_adco", "coco_R_50_C4_1x_adco", "coco_R_50_C4_2x_adco"}
-    assert set(RUNNABLE) == published | {"smoke_voc_R_18_C4", "smoke_coco_R_18_C4"}
+    published = {f"{name}_{twin}" for name in PUBLISHED for twin in ("adco", *TWINS)}
+    assert set(RUNNABLE) == published | set(SMOKE) | {f"{name}_random" for name in SMOKE}
+
+
+@pytest.mark.parametrize("name", [name for name in RUNNABLE if name.endswith(TWINS)])
+def test_twins_differ_in_their_weights_alone(name):
+    stem, _, twin = name.rpartition("_")
+    cfg, original = config(name), config(stem if stem in SMOKE else f"{stem}_adco")
+    wanted = {"random": "", "supervised": "detectron2://ImageNetPretrained/torchvision/R-50.pkl"}[twin]
+    assert wanted == cfg.MODEL.WEIGHTS
+    assert original.MODEL.WEIGHTS == NOT_GIVEN
+    original.MODEL.WEIGHTS = wanted
+    assert cfg == original
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_the_protocol_shared_by_all(name):
     cfg = config(name)
     assert cfg.MODEL.BACKBONE.FREEZE_AT == 0
-    assert cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeadsExtraNorm"
+    assert ("StandardROIHeads" if "FPN" in name else "Res5ROIHeadsExtraNorm") == cfg.MODEL.ROI_HEADS.NAME
     assert cfg.MODEL.RESNETS.NORM == "SyncBN"
     assert cfg.MODEL.RESNETS.STRIDE_IN_1X1 is False
     assert cfg.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
@@ -48,7 +64,9 @@ def test_the_protocol_shared_by_all(name):
     assert cfg.INPUT.FORMAT == "RGB"
     assert cfg.SOLVER.BASE_LR == 0.02
     assert cfg.TEST.PRECISE_BN.ENABLED
-    assert cfg.MODEL.WEIGHTS == NOT_GIVEN
+    assert (1 if name.startswith("smoke") else 8) == cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if "FPN" in name:
+        assert {cfg.MODEL[owner].NORM for owner in ("FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")} == {"SyncBN"}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +75,8 @@ def test_the_protocol_shared_by_all(name):
         ("pascal_voc_R_50_C4_24k_adco", 24000, (18000, 22000), 100, 480, False, 20, VOC_TRAIN),
         ("coco_R_50_C4_1x_adco", 90000, (60000, 80000), 1000, 640, True, 80, COCO_TRAIN),
         ("coco_R_50_C4_2x_adco", 180000, (120000, 160000), 1000, 640, True, 80, COCO_TRAIN),
+        ("coco_R_50_FPN_1x_adco", 90000, (60000, 80000), 1000, 640, True, 80, COCO_TRAIN),
+        ("coco_R_50_FPN_2x_adco", 180000, (120000, 160000), 1000, 640, True, 80, COCO_TRAIN),
     ],
 )  # fmt: skip
 def test_the_published_protocols(name, iterations, steps, warmup, shortest, masks, classes, train):
@@ -67,7 +87,8 @@ def test_the_published_protocols(name, iterations, steps, warmup, shortest, mask
     assert (masks, classes) == (cfg.MODEL.MASK_ON, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     assert train == cfg.DATASETS.TRAIN
     assert (("voc_2007_test",) if classes == 20 else ("coco_2017_val",)) == cfg.DATASETS.TEST
-    assert (cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, cfg.MODEL.RPN.POST_NMS_TOPK_TEST) == (6000, 1000)
+    topk = 1000 if "FPN" in name else 6000  # of each level, of all
+    assert (topk, 1000) == (cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, cfg.MODEL.RPN.POST_NMS_TOPK_TEST)
     assert cfg.SOLVER.IMS_PER_BATCH == 16
     assert cfg.TEST.PRECISE_BN.NUM_ITER == 200
     assert cfg.MODEL.RESNETS.DEPTH == 50
@@ -100,10 +121,43 @@ def test_other_norms_are_left_alone():
     assert cfg.MODEL.RESNETS.NORM == "FrozenBN"
 
 
-@pytest.mark.parametrize(("gpus", "machines"), [(3, 1), (0, 2)])
-def test_a_batch_or_machine_count_that_does_not_fit_is_refused(gpus, machines):
-    with pytest.raises(UserError):
-        fit_to_hardware(config("coco_R_50_C4_2x_adco"), gpus, machines)
+def test_several_machines_without_gpus_and_mixed_precision_on_a_cpu_are_refused():
+    with pytest.raises(UserError, match="several machines need GPUs"):
+        fit_to_hardware(config("coco_R_50_C4_2x_adco"), 0, 2)
+    with pytest.raises(UserError, match="mixed precision needs a GPU"):
+        fit_to_hardware(config("coco_R_50_C4_2x_adco", "SOLVER.AMP.ENABLED", "True"), 0)
+
+
+@pytest.mark.parametrize("norm", ["naiveSyncBN", "FrozenBN", "BN"])
+def test_a_chosen_norm_goes_wherever_there_is_one(norm):
+    cfg = config("coco_R_50_FPN_1x_adco")
+    notes = fit_to_hardware(cfg, 8, norm=norm)
+    assert {cfg.MODEL[owner].NORM for owner in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")} == {norm}
+    assert len(notes) == 4
+    cfg = config("coco_R_50_C4_1x_adco")
+    fit_to_hardware(cfg, 8, norm=norm)
+    assert (norm, "") == (cfg.MODEL.RESNETS.NORM, cfg.MODEL.ROI_BOX_HEAD.NORM)
+
+
+def test_machines_that_can_meet():
+    check_machines(1, 0, "tcp://127.0.0.1:5000")
+    check_machines(4, 3, "tcp://first.cluster:5000")
+    for machines, rank, url in ((2, 2, "tcp://a:1"), (2, -1, "tcp://a:1"), (2, 0, "auto"), (2, 0, "tcp://127.0.0.1:1")):
+        with pytest.raises(UserError, match="--machine-rank|--dist-url"):
+            check_machines(machines, rank, url)
+
+
+def test_the_launcher_gets_the_machines(monkeypatch, tmp_path):
+    import detectron2.engine
+
+    from detection import train_net
+
+    seen = {}
+    monkeypatch.setattr(train_net, "prepare", lambda args, started: (2, "cfg", "job"))
+    monkeypatch.setattr(detectron2.engine, "launch", lambda function, gpus, **options: seen.update(options, gpus=gpus))
+    given = ["--config-file", "x", "--num-machines", "3", "--machine-rank", "1", "--dist-url", "tcp://first:1"]
+    assert main(given) == 0
+    assert (seen["gpus"], seen["num_machines"], seen["machine_rank"], seen["dist_url"]) == (2, 3, 1, "tcp://first:1")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +226,8 @@ def test_only_what_can_move_a_score_is_a_deviation():
 
 
 def test_a_run_can_be_sent_to_spawned_processes():
-    job = Job("smoke_voc_R_18_C4", (), 2, ({"name": "voc_2007_test"},), 0.0)
+    plan = Plan("linear", 2, 4, 1, ())
+    job = Job("smoke_voc_R_18_C4", (), 2, plan, ({"name": "voc_2007_test"},), "pycocotools", 0.0)
     function, cfg, sent = pickle.loads(pickle.dumps((run, config("smoke_voc_R_18_C4"), job)))
     assert function is run
     assert sent == job

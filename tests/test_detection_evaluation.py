@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,12 +12,14 @@ import detection  # noqa: F401  (patches before detectron2)
 
 # isort: split
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_pascal_voc
+from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 from detectron2.structures import Boxes, Instances
 
+from adco.errors import UserError
+from detection import scoring
 from detection.evaluation import PREDICTIONS, build_evaluator
 from detection.report import flat_scores
-from tests.detection_helpers import make_voc
+from tests.detection_helpers import make_coco, make_voc
 
 
 @pytest.fixture
@@ -56,6 +59,53 @@ def test_no_detections_at_all_score_zero(voc, tmp_path):
     scores = evaluate(voc, tmp_path / "out", keep=lambda index: False)
     assert set(scores.values()) == {0.0}
     assert json.loads((tmp_path / "out" / PREDICTIONS).read_text()) == []
+
+
+def coco_scores(root, name, out, evaluator):
+    """detectron2's COCO evaluation of the ground truth moved, mislabelled and rescored at random, by one evaluator."""
+    scoring.use(evaluator)
+    judge, rng = build_evaluator(name, out / evaluator), np.random.default_rng(0)
+    judge.reset()
+    for entry in DatasetCatalog.get(name):
+        size = (entry["height"], entry["width"])
+        found, boxes = Instances(size), []
+        for box in [box["bbox"] for box in entry["annotations"]] * 3:
+            x, y, w, h = np.array(box) + rng.normal(0, 3, 4)
+            boxes.append([x, y, x + max(w, 2), y + max(h, 2)])
+        found.pred_boxes = Boxes(torch.tensor(boxes))
+        found.pred_masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
+        for mask, (x0, y0, x1, y1) in zip(found.pred_masks, np.array(boxes).clip(0).astype(int), strict=True):
+            mask[y0:y1, x0:x1] = True
+        found.scores = torch.from_numpy(rng.random(len(boxes)))
+        labels = [box["category_id"] for box in entry["annotations"]] * 3
+        found.pred_classes = torch.tensor([c if rng.random() < 0.8 else 0 for c in labels])
+        judge.process([entry], [{"instances": found}])
+    return judge.evaluate()
+
+
+def test_every_evaluator_gives_the_same_coco_numbers(tmp_path):
+    root, name = make_coco(tmp_path, test=12) / "coco", f"coco_{tmp_path.name}"
+    annotations = root / "annotations" / "instances_val2017.json"
+    register_coco_instances(name, {}, str(annotations), str(root / "val2017"))
+    try:
+        found = {each: coco_scores(root, name, tmp_path, each) for each in scoring.installed()}
+    finally:
+        scoring.use()
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    reference = found.pop("pycocotools")
+    assert 5 < reference["bbox"]["AP"] < 95
+    assert 5 < reference["segm"]["AP"] < 95
+    assert "faster-coco-eval" in found
+    for results in found.values():
+        for task in ("bbox", "segm"):
+            assert results[task] == pytest.approx(reference[task], abs=1e-9, nan_ok=True)
+
+
+def test_an_evaluator_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr(scoring, "installed", lambda: ("pycocotools",))
+    with pytest.raises(UserError, match="--evaluator detectron2: not installed here; there are pycocotools"):
+        scoring.use("detectron2")
 
 
 def test_scores_are_flat_and_undefined_ones_named():

@@ -46,8 +46,7 @@ def load(model, path):
     ("config", "arch", "count"),
     [
         ("pascal_voc_R_50_C4_24k_adco", "resnet50", 265),
-        ("coco_R_50_C4_1x_adco", "resnet50", 265),
-        ("coco_R_50_C4_2x_adco", "resnet50", 265),
+        ("coco_R_50_FPN_1x_adco", "resnet50", 265),
         ("smoke_coco_R_18_C4", "resnet18", 100),
     ],
 )
