@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import secrets
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -183,7 +184,7 @@ def _wandb_run(folder: Path, settings: Mapping | None):
 
     note = folder / "wandb_id"
     if not note.is_file():
-        write_text(note, wandb.util.generate_id())
+        write_text(note, secrets.token_hex(4))
     run = wandb.init(
         project="adco", name=folder.name, dir=folder, id=note.read_text(), resume="allow", config=dict(settings or {})
     )

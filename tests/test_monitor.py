@@ -157,14 +157,14 @@ def test_weights_and_biases_absent_is_one_clear_line(tmp_path, monkeypatch):
 
 def test_weights_and_biases_gets_rows_and_words_and_a_resumed_run_is_the_same_one(tmp_path, monkeypatch):
     wandb = mock.MagicMock(__spec__=mock.Mock())
-    wandb.util.generate_id.side_effect = ["first", "second"]
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     for step in (0, 5):
         log = Log(tmp_path, step, wandb=True, settings={"batch": 64})
         log.write(step + 1, {"loss": 1.0})
         log.say(step + 1, "warning: something")
         log.close()
-    assert [call.kwargs["id"] for call in wandb.init.call_args_list] == ["first", "first"]
+    first, second = (call.kwargs["id"] for call in wandb.init.call_args_list)
+    assert first == second == (tmp_path / "wandb_id").read_text()
     assert wandb.init.call_args.kwargs["config"] == {"batch": 64}
     run = wandb.init.return_value
     assert [call.args[0]["step"] for call in run.log.call_args_list] == [1, 6]
