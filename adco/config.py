@@ -245,9 +245,13 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     filled = OmegaConf.to_container(_typed(path, _read(path, ())))
     for override in overrides:
         _override(filled, override)
-    source = "command line" if overrides else path
-    _check_keys(source, filled, Recipe)
-    recipe = OmegaConf.to_object(_typed(source, filled))
+    return as_recipe("command line" if overrides else path, filled)
+
+
+def as_recipe(source: Path | str, content: dict) -> Recipe:
+    """The recipe that plain containers describe, a checkpoint's for example. Raises UserError as `load_recipe` does."""
+    _check_keys(source, content, Recipe)
+    recipe = OmegaConf.to_object(_typed(source, content))
     check_recipe(recipe)
     return recipe
 
