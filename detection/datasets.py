@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from adco.datacheck import voc_objects
 from adco.errors import UserError
 from adco.files import sha256_of
 
 ROOT_HINT = "DETECTRON2_DATASETS must name the folder that holds VOC2007, VOC2012 and coco"
-VOC_FIELDS = ("name", "pose", "truncated", "difficult", "bndbox")  # what detectron2's VOC evaluator reads of an object
 
 
 def inspect_dataset(name: str) -> dict[str, object]:
@@ -52,7 +51,7 @@ def inspect_voc(folder: Path, split: str, classes: Sequence[str]) -> dict[str, o
             if not path.is_file():
                 raise UserError(f"{path}: no such file, but {listing} lists {image_id!r}")
         content = annotation.read_bytes()
-        objects = _voc_objects(annotation, content, classes)
+        objects = _known_objects(annotation, content, classes)
         boxes += len(objects)
         counted.update(name for name, difficult in objects if not difficult)
         digest.update(f"{image_id} {image.stat().st_size} ".encode() + content)
@@ -78,20 +77,11 @@ def inspect_coco(annotations: Path, images: Path) -> dict[str, object]:
     return _facts(len(named), len(content["annotations"]), len(categories), sha256_of(annotations))
 
 
-def _voc_objects(path: Path, content: bytes, classes: Sequence[str]) -> list[tuple[str, bool]]:
-    try:
-        objects = ElementTree.fromstring(content).findall("object")
-    except ElementTree.ParseError as error:
-        raise UserError(f"{path}: not a VOC annotation ({error})") from error
-    found = []
-    for item in objects:
-        absent = [field for field in VOC_FIELDS if item.find(field) is None]
-        if absent:
-            raise UserError(f"{path}: an object has no <{absent[0]}>, which detectron2's VOC evaluator reads")
-        name = item.findtext("name")
+def _known_objects(path: Path, content: bytes, classes: Sequence[str]) -> list[tuple[str, bool]]:
+    found = voc_objects(path, content)
+    for name, _ in found:
         if name not in classes:
             raise UserError(f"{path}: class {name!r} is not one of VOC's {len(classes)}")
-        found.append((name, item.findtext("difficult").strip() == "1"))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Weights are read without running anything and never half, by detectron2's own loader; stock scripts: test_detection_compat."""
+"""Weights are read without running anything and never half, by detectron2's own loader."""
 
 from __future__ import annotations
 
