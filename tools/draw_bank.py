@@ -1,0 +1,93 @@
+"""Draw figure 2 of the AdCo paper: the bank's rows among queries of training images, for one or several checkpoints.
+
+The share of outlier negatives is a number too: a row is an outlier if its largest cosine to any query is below the 5th
+percentile of the cosines that queries have to their nearest other query. A bank that is spread as the queries are has
+about 5% of them. The share is of the whole bank; the picture shows --rows of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from adco import bankmap
+from adco.device import resolve_device
+from adco.errors import UserError, command
+from adco.files import atomic_write, output_folder, sha256_of, write_text
+from adco.progress import progress
+from adco.trainer import training_images
+
+EXAMPLES = """\
+examples:
+  # AdCo beside MoCo, as in the paper
+  python tools/draw_bank.py output/adco/checkpoint_00100000.pth output/moco/checkpoint_00100000.pth \\
+      --data IMAGENET --output figure2.png
+Writes figure2.png and figure2.json with the numbers.
+"""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="of tools/train_adco.py")
+    parser.add_argument("--data", required=True, metavar="FOLDER", help="training images: FOLDER/train/... or FOLDER")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FILE.png", help="the picture; numbers: FILE.json"
+    )
+    parser.add_argument("--rows", type=int, default=2000, help="bank rows in the picture (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=2000, help="training images (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of views, rows and t-SNE (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="reading processes (default: %(default)s)")
+    args = parser.parse_args(argv)
+    _check(args)
+    device, index = resolve_device(args.device), training_images(args.data)
+    runs = [bankmap.load_run(path) for path in args.checkpoints]
+    panels, told = [], []
+    with progress(len(runs), "drawing", "checkpoints") as bar:
+        for path, run in zip(args.checkpoints, runs, strict=True):
+            panels.append(_panel(run, index, args, device))
+            told.append({"checkpoint": path.name, "sha256": sha256_of(path), "name": run.name, **panels[-1].about})
+            bar.update()
+    with atomic_write(args.output) as file:
+        file.write(bankmap.draw(panels))
+    settings = {key: getattr(args, key) for key in ("rows", "images", "seed")}
+    settings["outlier_percentile"] = bankmap.PERCENTILE
+    write_text(args.output.with_suffix(".json"), json.dumps({"runs": told, "settings": settings}, indent=2) + "\n")
+    for row in told:
+        print(f"{row['name']}/{row['checkpoint']}: {row['outlier_share']:.1%} of {row['bank_rows']} rows are outliers")
+    print(args.output)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.output.suffix != ".png":
+        raise UserError(f"--output {args.output}: expected a name that ends in .png")
+    for name, low in (("rows", 10), ("images", 10), ("seed", 0), ("workers", 0)):
+        if getattr(args, name) < low:
+            raise UserError(f"--{name} {getattr(args, name)}: expected at least {low}")
+    output_folder(args.output.parent)
+
+
+def _panel(run: bankmap.Run, index, args: argparse.Namespace, device: torch.device) -> bankmap.Panel:
+    queries = bankmap.queries_of(run, index, args.images, args.seed, device, args.workers)
+    found = bankmap.outliers(queries, run.rows)
+    order = np.random.default_rng(args.seed).permutation(len(run.rows))
+    shown = torch.from_numpy(np.sort(order[: args.rows]))
+    plane = bankmap.lay_out(queries, run.rows[shown], args.seed)
+    about = {"method": run.recipe.method, "step": run.step} | bankmap.numbers(queries, run.rows, found)
+    return bankmap.Panel(run.title, *plane, found.mask[shown].numpy(), about)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
