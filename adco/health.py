@@ -166,24 +166,24 @@ CONCERNS = (
         ("effective_rank_share", "effective_rank", "embedding_spread"),
         lambda share, rank, spread: share < 0.05 or spread < 0.1,
         "the embedding collapses: effective rank {effective_rank:.1f}, {effective_rank_share:.0%} of what it could be, "
-        "spread {embedding_spread:.2f} (1: uniform). Lower optimizer.lr, lengthen optimizer.warmup_epochs, or lower "
-        "bank.lr; BYOL and SimSiam: raise encoder.key_momentum, keep encoder.head_norm",
+        "spread {embedding_spread:.2f} (1: uniform). Lower optimizer.lr or lengthen optimizer.warmup_epochs; BYOL and "
+        "SimSiam: keep encoder.head_norm, raise encoder.key_momentum",
     ),
-    # Rows that learn repel each other through the queries; half of the queries at one row means that they have fused.
+    # Half of the queries at one row is one adversary doing the work of many.
     Concern(
         "one row",
         ("bank_nearest_share",),
         lambda share: share > 0.5,
-        "{bank_nearest_share:.0%} of the queries have the same nearest row of the bank: its rows, or the queries, have "
-        "become one. Lower bank.lr, or raise contrast.tau_bank",
+        "{bank_nearest_share:.0%} of the queries have the same nearest row of the bank: rows, or queries, have become "
+        "one. Raise contrast.tau_bank",
     ),
-    # Nine rows in ten that push no query are a tenth of the bank at ten times the cost.
+    # Nine idle rows in ten: the rest is a bank of a tenth of the size at ten times the cost.
     Concern(
         "starving bank",
         ("bank_dead_share",),
         lambda share: share > 0.9,
-        "{bank_dead_share:.0%} of the bank's rows matter to no query any more: they get no gradient and cannot come "
-        "back. Raise contrast.tau_bank, lower bank.lr, or use a smaller bank.size",
+        "{bank_dead_share:.0%} of the bank's rows have mattered to no query for long: they get no gradient and stay "
+        "behind. Raise contrast.tau_bank, so that more than the nearest rows follow, or use a smaller bank.size",
     ),
     # A third of the time is what twice the readers could win back.
     Concern(
