@@ -67,6 +67,9 @@ def test_train_evaluate_record_and_draw(tmp_path, weights, monkeypatch):
     assert record.data["train"][0]["boxes"] == 16
     assert "SOLVER.MAX_ITER 3" in record.settings["overrides"]
     assert (record.settings["norm"], record.settings["backbone_tensors_loaded"]) == ("BN", 100)
+    assert "plan: reference, batch 2 = 1 process(es) x 1 pass(es) x 2 image(s)" in run.stdout
+    assert "differs from the recipe: SOLVER.MAX_ITER 200 -> 3" in run.stdout
+    assert "SOLVER.MAX_ITER 200 -> 3" in record.settings["plan"]["differences"]
     assert json.loads((out / "inference" / PREDICTIONS).read_text())
 
     from detectron2.data import DatasetCatalog
@@ -87,6 +90,61 @@ def test_the_stock_script_runs_our_config_through_the_hook(tmp_path, weights):
     assert run.returncode == 0, run.stderr[-3000:]
     assert "copypaste: AP,AP50,AP75\n" in run.stdout
     assert (tmp_path / "out" / "model_final.pth").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STOCK.is_file(), reason="this detectron2 came without its tools")
+@pytest.mark.parametrize("config", ["smoke_coco_R_18_C4", "smoke_coco_R_18_FPN"])
+def test_the_stock_script_runs_masks_too(tmp_path, weights, config):
+    hook = {"DETECTRON2_ENV_MODULE": "detection.register", "PYTHONPATH": str(ROOT)}
+    owners = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")[: 4 if "FPN" in config else 1]
+    norms = [item for owner in owners for item in (f"MODEL.{owner}.NORM", "BN")]
+    on_cpu = ("MODEL.DEVICE", "cpu", *norms)
+    run = train(STOCK, make_coco(tmp_path), tmp_path / "out", weights, *on_cpu, config=config, environment=hook)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "backbone: 100 of 100 tensors loaded" in run.stdout
+    assert run.stdout.count("copypaste: AP,AP50,AP75,APs,APm,APl") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STOCK.is_file(), reason="this detectron2 came without its tools")
+def test_the_stock_script_stops_at_half_a_backbone(tmp_path, weights):
+    hook = {"DETECTRON2_ENV_MODULE": "detection.register", "PYTHONPATH": str(ROOT)}
+    half = load_backbone("random:resnet18")
+    arrays = {name: array for k, (name, array) in enumerate(to_detectron2(half).items()) if k % 2}
+    write_weights(arrays, {}, tmp_path / "half.pkl")
+    on_cpu = ("MODEL.DEVICE", "cpu", "MODEL.RESNETS.NORM", "BN")
+    run = train(STOCK, make_voc(tmp_path), tmp_path / "out", tmp_path / "half.pkl", *on_cpu, environment=hook)
+    assert run.returncode != 0
+    assert "50 of 100 tensors were loaded" in run.stderr
+    assert "Starting training" not in run.stdout
+
+
+@pytest.mark.slow
+def test_accumulation_trains_the_recipe_in_parts(tmp_path, weights):
+    out = tmp_path / "out"
+    run = train(OURS, make_voc(tmp_path), out, weights, "--num-gpus=0", "--images-per-gpu=1")
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "batch 2 = 1 process(es) x 2 pass(es) x 1 image(s)" in run.stdout
+    settings = load_record(out / "record.json").settings
+    assert (settings["plan"]["passes"], settings["batch"], settings["lr"]) == (2, 2, 0.001)
+
+
+@pytest.mark.slow
+def test_trials_make_one_record_and_go_on_where_they_stopped(tmp_path, weights):
+    root, out = make_voc(tmp_path), tmp_path / "out"
+    run = train(OURS, root, out, weights, "--num-gpus=0", "--trials=2")
+    assert run.returncode == 0, run.stderr[-3000:]
+    record = load_record(out / "record.json")
+    assert record.settings["trials"] == 2
+    assert {"AP", "AP_std", "AP50", "AP50_std", "AP75", "AP75_std"} <= set(record.scores)
+    first = (out / "trial_1" / "record.json").stat().st_mtime_ns
+    run = train(OURS, root, out, weights, "--num-gpus=0", "--trials=3")
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "trial 3 of 3, seed 3" in run.stdout
+    assert "trial 1 of" not in run.stdout
+    assert (out / "trial_1" / "record.json").stat().st_mtime_ns == first
+    assert [trial["seed"] for trial in load_record(out / "record.json").settings["each_trial"]] == [1, 2, 3]
 
 
 @pytest.mark.slow
@@ -127,8 +185,9 @@ def test_two_seeded_runs_agree(tmp_path, weights):
 
 
 @pytest.mark.slow
-def test_masks_on_coco_from_random_weights(tmp_path):
-    run = train(OURS, make_coco(tmp_path), tmp_path / "out", "", "--num-gpus=0", config="smoke_coco_R_18_C4")
+@pytest.mark.parametrize("config", ["smoke_coco_R_18_C4_random", "smoke_coco_R_18_FPN_random"])
+def test_masks_on_coco_from_random_weights(tmp_path, config):
+    run = train(OURS, make_coco(tmp_path), tmp_path / "out", "", "--num-gpus=0", config=config)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "random initialisation" in run.stdout
     record = load_record(tmp_path / "out" / "record.json")
