@@ -12,6 +12,7 @@
 #define R restrict
 
 typedef float float4 __attribute__((vector_size(16), aligned(4)));
+typedef float float8 __attribute__((vector_size(32), aligned(4)));
 
 enum { BLOCK = 32, MOST_RADIUS = 64 };
 
@@ -48,62 +49,88 @@ void crop_box(int width, int height, const double *scale, const double *u, struc
     *box = (struct box){(width - w) / 2, (height - h) / 2, w, h};
 }
 
-/* Which pixels along one side make each output pixel: Pillow's triangle filter, widened when it shrinks. */
+/* Which pixels along one side make each output pixel: Pillow's triangle filter, widened when it shrinks. Every output
+ * pixel has `count` taps, some of weight 0, because a loop of known length is twice as fast. */
 struct taps {
-    int most, *first, *count;
-    float *weights; /* (px, most) */
+    int count, *first;
+    float *weights; /* (px, count) */
 };
 
-static size_t taps_size(int from, int px) {
-    int most = 2 * (int)ceil(fmax(1.0, (double)from / px)) + 2;
-    return (size_t)px * (2 * sizeof(int) + most * sizeof(float));
+static int tap_count(int from, int px) {
+    int count = (int)ceil(2 * fmax(1.0, (double)from / px)); /* the filter is open at both ends */
+    return count < from ? count : from;
 }
+
+static size_t taps_size(int from, int px) { return (size_t)px * (sizeof(int) + tap_count(from, px) * sizeof(float)); }
 
 static struct taps make_taps(void *memory, int from, int px, float unit) {
     double step = (double)from / px, reach = fmax(1.0, step);
-    struct taps taps = {2 * (int)ceil(reach) + 2, memory, (int *)memory + px, (float *)((int *)memory + 2 * px)};
+    struct taps taps = {tap_count(from, px), memory, (float *)((int *)memory + px)};
     for (int x = 0; x < px; x++) {
         double center = (x + 0.5) * step, sum = 0;
-        int first = (int)(center - reach + 0.5), last = (int)(center + reach + 0.5);
-        if (center - reach + 0.5 < 0) first = 0;
-        if (last > from) last = from;
-        float *weights = taps.weights + (size_t)x * taps.most;
-        for (int i = first; i < last; i++) {
-            double weight = 1 - fabs((i - center + 0.5) / reach);
-            weights[i - first] = (float)(weight > 0 ? weight : 0);
-            sum += weights[i - first];
+        int first = (int)fmax(0, center - reach + 0.5), last = (int)fmin(from, center + reach + 0.5);
+        float *weights = taps.weights + (size_t)x * taps.count;
+        taps.first[x] = first < from - taps.count ? first : from - taps.count;
+        for (int t = 0; t < taps.count; t++) {
+            int i = taps.first[x] + t;
+            double weight = i < first || i >= last ? 0 : 1 - fabs((i - center + 0.5) / reach);
+            sum += weights[t] = (float)(weight > 0 ? weight : 0);
         }
-        for (int i = 0; i < last - first; i++) weights[i] *= (float)(unit / sum);
-        taps.first[x] = first;
-        taps.count[x] = last - first;
+        for (int t = 0; t < taps.count; t++) weights[t] *= (float)(unit / sum);
     }
     return taps;
 }
 
 /* out[j] = sum over taps of weight * row[j]: several rows of bytes become one of floats. */
 INLINE void blend_rows(const uint8_t *R rows, size_t stride, const float *R weights, int count, int size, float *R out) {
-    for (int j = 0; j < size; j++) out[j] = weights[0] * rows[j];
-    int t = 1;
-    for (; t + 1 < count; t += 2) {
-        const uint8_t *R one = rows + t * stride, *R two = one + stride;
-        float a = weights[t], b = weights[t + 1];
-        for (int j = 0; j < size; j++) out[j] += a * one[j] + b * two[j];
+    for (int j = 0; j < size; j++) {
+        float sum = weights[0] * rows[j];
+        for (int t = 1; t < count; t++) sum += weights[t] * rows[t * stride + j];
+        out[j] = sum;
     }
-    if (t < count)
+}
+
+/* Many rows: a few at a time. */
+INLINE void blend_many(const uint8_t *R rows, size_t stride, const float *R weights, int count, int size, float *R out) {
+    for (int j = 0; j < size; j++) out[j] = 0;
+    for (int t = 0; t < count; t++)
         for (int j = 0; j < size; j++) out[j] += weights[t] * rows[t * stride + j];
 }
 
+/* A line of pixels -> px pixels of four floats, the last of no meaning. */
+INLINE void blend_columns(const float *R line, const struct taps *across, int count, int px, float *R out) {
+    for (int x = 0; x < px; x++) {
+        const float *from = line + 3 * across->first[x], *w = across->weights + (size_t)x * count;
+        float4 sum = *(const float4 *)from * w[0];
+        for (int t = 1; t < count; t++) sum += *(const float4 *)(from + 3 * t) * w[t];
+        *(float4 *)(out + 4 * x) = sum;
+    }
+}
+
+#define UNROLLED(work, count, otherwise) \
+    switch (count) { \
+        case 1: work(1); break; \
+        case 2: work(2); break; \
+        case 3: work(3); break; \
+        case 4: work(4); break; \
+        case 5: work(5); break; \
+        case 6: work(6); break; \
+        default: otherwise(count); \
+    }
+
+/* line: 3 * width + 4 floats, then 4 * px. */
 INLINE void resize(const uint8_t *R rgb, size_t stride, int width, int px, const struct taps *across,
                    const struct taps *down, float *R line, float *R r, float *R g, float *R b) {
+    float *R quads = line + 3 * (size_t)width + 4;
     for (int y = 0; y < px; y++) {
-        const float *weights = down->weights + (size_t)y * down->most;
-        blend_rows(rgb + stride * down->first[y], stride, weights, down->count[y], 3 * width, line);
-        for (int x = 0; x < px; x++) {
-            const float *from = line + 3 * across->first[x], *w = across->weights + (size_t)x * across->most;
-            float4 sum = *(const float4 *)from * w[0];
-            for (int t = 1; t < across->count[x]; t++) sum += *(const float4 *)(from + 3 * t) * w[t];
-            r[y * px + x] = sum[0], g[y * px + x] = sum[1], b[y * px + x] = sum[2];
-        }
+        const float *weights = down->weights + (size_t)y * down->count;
+        const uint8_t *rows = rgb + stride * down->first[y];
+#define ROWS(n) blend_rows(rows, stride, weights, n, 3 * width, line)
+#define MANY(n) blend_many(rows, stride, weights, n, 3 * width, line)
+        UNROLLED(ROWS, down->count, MANY)
+#define COLUMNS(n) blend_columns(line, across, n, px, quads)
+        UNROLLED(COLUMNS, across->count, COLUMNS)
+        for (int x = 0, i = y * px; x < px; x++, i++) r[i] = quads[4 * x], g[i] = quads[4 * x + 1], b[i] = quads[4 * x + 2];
     }
 }
 
@@ -166,40 +193,44 @@ INLINE void solarize(float *R v, int n) {
     for (int i = 0; i < n; i++) v[i] = v[i] >= 0.5f ? 1 - v[i] : v[i];
 }
 
-/* Gaussian of width sigma cut at three sigma, edges repeated. spare: a plane, then two lines, each with BLOCK to spare. */
+/* out[x] = w[0] * up[0][x] + sum over k of w[k] * (up[k][x] + down[k][x]), for px rounded up to whole blocks. */
+INLINE void weigh(const float *const *up, const float *const *down, const float *w, int radius, int px, float *R out) {
+    for (int x = 0; x < px; x += BLOCK) {
+        float8 sums[BLOCK / 8];
+        for (int j = 0; j < BLOCK / 8; j++) sums[j] = w[0] * *(const float8 *)(up[0] + x + 8 * j);
+        for (int k = 1; k <= radius; k++)
+            for (int j = 0; j < BLOCK / 8; j++)
+                sums[j] += w[k] * (*(const float8 *)(up[k] + x + 8 * j) + *(const float8 *)(down[k] + x + 8 * j));
+        for (int j = 0; j < BLOCK / 8; j++) *(float8 *)(out + x + 8 * j) = sums[j];
+    }
+}
+
+/* Gaussian of width sigma cut at three sigma, edges repeated. spare: a plane; line: a row with both edges, then a row;
+ * each with BLOCK to spare. */
 INLINE void blur(float *R plane, int px, float sigma, float *R spare, float *R line) {
+    const float *up[MOST_RADIUS + 1], *down[MOST_RADIUS + 1];
     float w[MOST_RADIUS + 1], sum = 1;
     int radius = (int)ceilf(3 * sigma);
     if (radius > MOST_RADIUS) radius = MOST_RADIUS;
     w[0] = 1;
     for (int k = 1; k <= radius; k++) sum += 2 * (w[k] = expf(-0.5f * (k / sigma) * (k / sigma)));
     for (int k = 0; k <= radius; k++) w[k] /= sum;
-    float *middle = line + radius;
+    float *middle = line + MOST_RADIUS, *done = middle + px + MOST_RADIUS + BLOCK;
+    for (int k = 0; k <= radius; k++) up[k] = middle - k, down[k] = middle + k;
     for (int y = 0; y < px; y++) {
         const float *row = plane + y * px;
         memcpy(middle, row, px * sizeof(float));
-        for (int k = 0; k < radius; k++) line[k] = row[0], middle[px + k] = row[px - 1];
-        for (int x = 0; x < px; x += BLOCK) {
-            float sums[BLOCK];
-            const float *at = middle + x;
-            for (int j = 0; j < BLOCK; j++) sums[j] = w[0] * at[j];
-            for (int k = 1; k <= radius; k++)
-                for (int j = 0; j < BLOCK; j++) sums[j] += w[k] * (at[j - k] + at[j + k]);
-            memcpy(spare + y * px + x, sums, sizeof sums); /* beyond the row: the next one overwrites it */
-        }
+        for (int k = 1; k <= radius; k++) middle[-k] = row[0], middle[px - 1 + k] = row[px - 1];
+        weigh(up, down, w, radius, px, spare + y * px); /* what lies beyond the row, the next one overwrites */
     }
-    for (int y = 0; y < px; y++)
-        for (int x = 0; x < px; x += BLOCK) {
-            float sums[BLOCK];
-            const float *at = spare + y * px + x;
-            for (int j = 0; j < BLOCK; j++) sums[j] = w[0] * at[j];
-            for (int k = 1; k <= radius; k++) {
-                const float *above = spare + (y >= k ? y - k : 0) * px + x;
-                const float *below = spare + (y + k < px ? y + k : px - 1) * px + x;
-                for (int j = 0; j < BLOCK; j++) sums[j] += w[k] * (above[j] + below[j]);
-            }
-            memcpy(plane + y * px + x, sums, (px - x < BLOCK ? px - x : BLOCK) * sizeof(float));
+    for (int y = 0; y < px; y++) {
+        for (int k = 0; k <= radius; k++) {
+            up[k] = spare + (y >= k ? y - k : 0) * px;
+            down[k] = spare + (y + k < px ? y + k : px - 1) * px;
         }
+        weigh(up, down, w, radius, px, done);
+        memcpy(plane + y * px, done, px * sizeof(float));
+    }
 }
 
 /* Three planes -> the batch's interleaved row, normalised or as levels. */
@@ -251,7 +282,7 @@ INLINE int render(struct scratch *scratch, const struct picture *picture, const 
     struct box box;
     int px = view->px;
     crop_box(picture->width, picture->height, view->scale, view->crops + (size_t)row * DRAWS, &box);
-    size_t plane = (size_t)px * px + BLOCK, line = (size_t)px + 2 * MOST_RADIUS + 2 * BLOCK, wide = 3 * (size_t)box.width + 4;
+    size_t plane = (size_t)px * px + BLOCK, line = 2 * ((size_t)px + MOST_RADIUS + BLOCK), wide = 3 * (size_t)box.width + 4 + 4 * (size_t)px;
     float *planes = reserve(scratch, 1, (4 * plane + line + wide) * sizeof(float));
     size_t across_size = taps_size(box.width, px);
     char *memory = reserve(scratch, 2, across_size + taps_size(box.height, px));
@@ -260,7 +291,7 @@ INLINE int render(struct scratch *scratch, const struct picture *picture, const 
     struct taps across = make_taps(memory, box.width, px, 1);
     struct taps down = make_taps(memory + across_size, box.height, px, 1.0f / 255);
     const uint8_t *corner = picture->rgb + picture->stride * (box.top - picture->top) + 3 * (size_t)(box.left - picture->left);
-    lines[line + wide - 1] = 0; /* the last pixel is read four floats wide */
+    memset(lines + line, 0, wide * sizeof(float)); /* the last pixel is read four floats wide */
     resize(corner, picture->stride, box.width, px, &across, &down, lines + line, planes, planes + plane, planes + 2 * plane);
     if (view->factors) recolor(planes, plane, px, view, row, spare, lines);
     deliver(planes, planes + plane, planes + 2 * plane, px, view, row);
