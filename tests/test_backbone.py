@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from adco.backbone import ARCHITECTURES, STAGES, build_resnet, expected_shapes, load_backbone, stage_features
+from adco.config import load_recipe
 from adco.errors import UserError
 from adco.layouts import LAYOUTS, SOURCES, wrapper_of
+from adco.methods import METHODS, build_method
 from adco.weightfiles import load_arrays, write_state
 from tests.public_checkpoints import BUILDERS, moco_v2, network, solo_learn, torchvision_file
 
@@ -41,6 +43,16 @@ def test_every_projects_checkpoint_gives_that_projects_backbone(tmp_path, name):
     backbone = load_backbone(save(tmp_path / "x.pth", content))
     assert (backbone.source, backbone.arch, backbone.stem, len(backbone.state)) == (source, "resnet18", "imagenet", 100)
     assert all(torch.equal(tensor, network().state_dict()[name]) for name, tensor in backbone.state.items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_of_ours_is_read(method):
+    state = build_method(load_recipe(f"{method}_r18_imagenette")).state_dict()
+    names, dropped, strangers = LAYOUTS[0].split(state)
+    found = {new: tuple(state[old].shape) for old, new in names.items() if not new.endswith("num_batches_tracked")}
+    assert found == expected_shapes("resnet18", "imagenet")
+    assert not strangers
+    assert not set(dropped) & set(names)
 
 
 def test_every_source_is_tested():

@@ -15,7 +15,7 @@ from adco.layouts import from_detectron2
 from detection import verify, weights
 from detection.verify import TOLERANCE, loaded_resnet, prove, stage_differences
 from tests.detection_helpers import save_moco, save_torchvision, trained_state
-from tests.public_checkpoints import BUILDERS, network
+from tests.public_checkpoints import BUILDERS, SOURCES, network
 from tools.convert_to_d2 import main
 
 
@@ -70,7 +70,14 @@ def test_every_architecture_is_proved(tmp_path, arch):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(builder.__name__, marks=[pytest.mark.slow] if number else [])
+        for builders in SOURCES.values()
+        for number, builder in enumerate(builders)
+    ],
+)
 def test_every_projects_checkpoint_gives_that_projects_output_in_detectron2(tmp_path, name):
     """From the project's own forward pass to detectron2's, in both precisions: nothing of ours in between."""
     content, forward = BUILDERS[name][1](network())
