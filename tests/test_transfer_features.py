@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,7 +173,7 @@ def test_whatever_moves_the_numbers_makes_other_features(backbone, pictures, tmp
 )
 def test_damage_is_noticed_and_mended(backbone, pictures, tmp_path, capsys, damage):
     cache = tmp_path / "cache"
-    good = extract(backbone, pictures, [GAP], cache, CPU).rows[GAP]
+    good = np.array(extract(backbone, pictures, [GAP], cache, CPU).rows[GAP])
     (array,), (manifest,) = cache.glob("*.npy"), cache.glob("*.json")
     content = array.read_bytes()
     if damage == "flipped bit":
@@ -195,17 +197,68 @@ def test_damage_is_noticed_and_mended(backbone, pictures, tmp_path, capsys, dama
     assert extract(backbone, pictures, [GAP], cache, CPU).computed == 0
 
 
-def test_interrupted_extraction_leaves_nothing(backbone, pictures, tmp_path, monkeypatch):
-    def stop(path):
-        if str(path).endswith(pictures.paths[7]):
-            raise KeyboardInterrupt
-        return read(path)
-
+def interrupt_at(monkeypatch, path):
+    """Ctrl-C while this picture is read."""
     read = features_module.read_image
-    monkeypatch.setattr(features_module, "read_image", stop)
-    with pytest.raises(KeyboardInterrupt):
+
+    def stop(found):
+        if str(found).endswith(path):
+            raise KeyboardInterrupt
+        return read(found)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(features_module, "read_image", stop)
+        yield
+
+
+def test_extraction_goes_on_after_an_interruption(backbone, pictures, tmp_path, monkeypatch, reads):
+    """Stopped in the second batch of five: the first is kept, and the whole equals an undisturbed run bit for bit."""
+    whole = extract(backbone, pictures, [GAP, RES5], tmp_path / "whole", CPU)
+    stopped = contextmanager(interrupt_at)(monkeypatch, pictures.paths[7])
+    with stopped, pytest.raises(KeyboardInterrupt):
         extract(backbone, pictures, [GAP, RES5], tmp_path / "cache", CPU)
-    assert files_below(tmp_path / "cache") == []
+    assert not list((tmp_path / "cache").glob("*.npy")) and len(list((tmp_path / "cache").glob("*.npy.part"))) == 2
+    reads.clear()
+    done = extract(backbone, pictures, [GAP, RES5], tmp_path / "cache", CPU)
+    assert done.computed == len(reads) == 7
+    for feature in (GAP, RES5):
+        np.testing.assert_array_equal(done.rows[feature], whole.rows[feature])
+    assert len(files_below(tmp_path / "cache")) == 4  # two arrays, two manifests, nothing half
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "cut", "no note", "another selection"])
+def test_half_an_array_that_is_not_what_it_says_starts_anew(backbone, pictures, tmp_path, monkeypatch, damage):
+    whole = extract(backbone, pictures, [GAP, RES5], tmp_path / "whole", CPU)
+    stopped = contextmanager(interrupt_at)(monkeypatch, pictures.paths[7])
+    with stopped, pytest.raises(KeyboardInterrupt):
+        extract(backbone, pictures, [GAP], tmp_path / "cache", CPU)
+    (part,), (note,) = (tmp_path / "cache").glob("*.npy.part"), (tmp_path / "cache").glob("*.part.json")
+    content = part.read_bytes()
+    if damage == "flipped bit":
+        part.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    elif damage == "cut":
+        part.write_bytes(content[:-9])
+    elif damage == "no note":
+        note.unlink()
+    wanted = [GAP, RES5] if damage == "another selection" else [GAP]  # RES5 has no rows yet: one pass feeds both
+    done = extract(backbone, pictures, wanted, tmp_path / "cache", CPU)
+    assert done.computed == 12
+    for feature in wanted:
+        np.testing.assert_array_equal(done.rows[feature], whole.rows[feature])
+
+
+def test_arrays_are_memory_mapped_and_their_size_is_said_beforehand(backbone, pictures, tmp_path, capsys):
+    done = extract(backbone, pictures, [GAP, RES5], tmp_path / "cache", CPU)
+    assert all(isinstance(rows, np.memmap) for rows in done.rows.values())
+    said = capsys.readouterr().out
+    assert "12 rows of center32-resize36-gap 512, squash64-resize72-res5 2048: 0 MiB" in said and "GiB free" in said
+
+
+def test_a_full_disk_is_an_error_before_any_work(backbone, pictures, tmp_path, monkeypatch, reads):
+    monkeypatch.setattr(features_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match="--cache-dir"):
+        extract(backbone, pictures, [GAP], tmp_path / "cache", CPU)
+    assert reads == [] and files_below(tmp_path / "cache") == []
 
 
 def test_weights_that_move_are_found_out(backbone, pictures, tmp_path, monkeypatch):
@@ -263,7 +316,7 @@ def test_unreadable_picture_is_an_error_by_default(backbone, pictures, tmp_path,
     with pytest.raises(UserError) as caught:
         extract(backbone, pictures, [GAP], tmp_path / "cache", Reader(torch.device("cpu"), workers, batch_size=5))
     assert pictures.paths[6] in str(caught.value) and "--max-bad-share" in str(caught.value)
-    assert files_below(tmp_path / "cache") == []
+    assert not list((tmp_path / "cache").glob("*.npy"))
 
 
 def test_unreadable_pictures_are_skipped_counted_and_named(backbone, pictures, tmp_path):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import PIL
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from adco.augment import from_uint8
 from adco.backbone import Backbone, stage_features
@@ -29,6 +30,7 @@ from transfer.transforms import Transform
 # 6x6x256, 4x4x512, 3x3x1024, 2x2x2048. Padding 0.
 VISSL_POOLS = {"res2": (56, 16, 8), "res3": (28, 13, 5), "res4": (14, 8, 3), "res5": (7, 6, 1)}
 KINDS = ("gap", *VISSL_POOLS)
+NOTE_SECONDS = 30  # between two notes of how far an extraction is
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,10 @@ def extract(
     missing = {feature: entry for feature, entry in entries.items() if loaded[feature] is None}
     for found in loaded.values():
         bad.update(found[1] if found else {})
+    computed = 0
     if missing:
         with _mendable():
-            _one_pass(model, weights, pictures, missing, reader, bad)
+            computed = _one_pass(model, weights, pictures, missing, reader, bad)
         loaded.update({feature: entry.load() for feature, entry in missing.items()})
     kept = np.array([i for i, path in enumerate(pictures.paths) if path not in bad.reasons], dtype=np.int64)
     if not len(kept):
@@ -120,7 +123,6 @@ def extract(
     rows = {feature: found[0] if len(kept) == len(found[0]) else found[0][kept] for feature, found in loaded.items()}
     if not all(np.isfinite(array).all() for array in rows.values()):
         raise UserError(f"{backbone.name}: its features hold NaN or infinity; the checkpoint's weights are broken")
-    computed = len(kept) if missing else 0
     return Extraction(rows, kept, bad.reasons, computed, time.perf_counter() - begun)
 
 
@@ -200,38 +202,82 @@ def _one_pass(
     missing: dict[Feature, Entry],
     reader: Reader,
     bad: BadImages,
-) -> None:
-    """Read every picture once and write all the missing arrays, rows of unreadable pictures as NaN."""
+) -> int:
+    """Read every picture once and write all the missing arrays, rows of unreadable pictures as NaN.
+
+    Goes on where an earlier pass for the same arrays stopped. Returns how many pictures were computed.
+    """
     widths = {f: _forward(model, torch.zeros(1, 3, f.transform.crop_px, f.transform.crop_px, dtype=torch.uint8), [f],
                           reader.device)[f].shape[1] for f in missing}  # fmt: skip
     dataset = _Decoded(pictures, dict.fromkeys(feature.transform for feature in missing))
-    loader = DataLoader(
-        dataset,
-        reader.batch_size,
-        num_workers=reader.workers,
-        collate_fn=_collate,
-        pin_memory=reader.device.type == "cuda",
-    )
-    writers: dict[Feature, RowsWriter] = {}
-    with ExitStack() as stack:
-        for feature, entry in missing.items():
-            writers[feature] = stack.enter_context(entry.rows_writer(len(dataset), widths[feature]))
-        bar = stack.enter_context(progress(len(dataset), f"features of {pictures.name}", "images"))
-        for positions, good, inputs, reasons in loader:
-            bad.update({pictures.paths[i]: reason for i, reason in reasons.items()})
-            found = {}
-            for transform, images in inputs.items():
-                found |= _forward(model, images, [f for f in missing if f.transform == transform], reader.device)
-            for feature, writer in writers.items():
-                rows = np.full((len(positions), writer.width), np.nan, dtype=np.float32)
-                if good:
-                    rows[np.isin(positions, good)] = found[feature].cpu().numpy()
-                writer.append(rows)
-            bar.update(len(positions))
+    _announce(len(dataset), widths, missing)
+    with _writers(missing, len(dataset), widths, lambda: weights_sha256(model) == weights) as writers:
+        first = _common_start(writers, bad)
+        loader = DataLoader(
+            Subset(dataset, range(first, len(dataset))),
+            reader.batch_size,
+            num_workers=reader.workers,
+            collate_fn=_collate,
+            pin_memory=reader.device.type == "cuda",
+        )
+        computed, noted = 0, time.monotonic()
+        with progress(len(dataset), f"features of {pictures.name}", "images", first) as bar:
+            for positions, good, inputs, reasons in loader:
+                bad.update({pictures.paths[i]: reason for i, reason in reasons.items()})
+                found = {}
+                for transform, images in inputs.items():
+                    found |= _forward(model, images, [f for f in missing if f.transform == transform], reader.device)
+                for feature, writer in writers.items():
+                    rows = np.full((len(positions), writer.width), np.nan, dtype=np.float32)
+                    if good:
+                        rows[np.isin(positions, good)] = found[feature].cpu().numpy()
+                    writer.append(rows, {pictures.paths[i]: reason for i, reason in reasons.items()})
+                computed += len(good)
+                bar.update(len(positions))
+                if time.monotonic() - noted > NOTE_SECONDS and weights_sha256(model) == weights:
+                    for writer in writers.values():
+                        writer.note()
+                    noted = time.monotonic()
         if weights_sha256(model) != weights:
             raise RuntimeError("the frozen backbone's weights changed during extraction; its features mean nothing")
-    for feature, entry in missing.items():
-        entry.write_manifest(writers[feature], bad.reasons)
+        for feature, entry in missing.items():
+            entry.finish(writers[feature], bad.reasons)
+    return computed
+
+
+@contextmanager
+def _writers(missing: dict[Feature, Entry], rows: int, widths: dict[Feature, int], trustworthy: Callable[[], bool]):
+    """A writer per feature. When the block fails, what was written is noted for the next time if it is trustworthy."""
+    writers = {feature: RowsWriter(entry, rows, widths[feature]) for feature, entry in missing.items()}
+    try:
+        yield writers
+    except BaseException:
+        keep = len({writer.written for writer in writers.values()}) == 1 and trustworthy()
+        for writer in writers.values():
+            writer.leave(keep)
+        raise
+
+
+def _announce(rows: int, widths: dict[Feature, int], missing: dict[Feature, Entry]) -> None:
+    """Print what the arrays will take on the disk. Raises UserError when that is more than there is."""
+    folder = next(iter(missing.values())).folder
+    wanted = sum(rows * width * 4 for width in widths.values())
+    free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+    kinds = ", ".join(f"{f.name} {width}" for f, width in widths.items())
+    print(f"features: {rows} rows of {kinds}: {wanted / 2**20:.0f} MiB on disk, {free / 2**30:.1f} GiB free")
+    if wanted > free:
+        raise UserError(f"{folder}: the features need {wanted / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "
+                        "choose another --cache-dir")  # fmt: skip
+
+
+def _common_start(writers: dict[Feature, RowsWriter], bad: BadImages) -> int:
+    """The row at which all arrays go on; arrays that stopped at different rows start anew, as one pass feeds all."""
+    if len({writer.written for writer in writers.values()}) > 1:
+        for writer in writers.values():
+            writer.restart()
+    writer = next(iter(writers.values()))
+    bad.update(writer.bad)
+    return writer.written
 
 
 def _forward(model: nn.Module, images: Tensor, features: Sequence[Feature], device: torch.device) -> dict:

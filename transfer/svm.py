@@ -1,20 +1,29 @@
-"""Linear SVMs on frozen features, one per class, as VISSL and PCL train them for VOC07."""
+"""Linear SVMs on frozen features, one per class, as VISSL and PCL train them for VOC07.
+
+Two solvers of one convex problem: `newton` (all classes, folds and costs at once, transfer/newton.py) and `liblinear`
+(scikit-learn's LinearSVC, one fit at a time: the reference).
+"""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import joblib
 import numpy as np
+import torch
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from adco.progress import progress
-from transfer.metrics import average_precision
+from transfer.metrics import average_precision, step_average_precision
+from transfer.newton import Basis, eigenbasis, minimise, path
+
+POSITIVE_WEIGHT = 2.0  # the protocols' class weights are {1: 2, -1: 1}
+CV_TOLERANCE, FIT_TOLERANCE = 1e-3, 1e-6  # bounds of the relative error of the weights; in float32 and float64
 
 
 @dataclass(frozen=True)
@@ -33,13 +42,26 @@ class SvmRule:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class's result: AP in [0, 1], NaN when it could not be measured, and then why."""
+    """One class's result: AP in [0, 1], NaN when it could not be measured, and then why.
+
+    decisions: (M,) signed distances of all test rows.
+    """
 
     ap: float
     cost: float = math.nan
     cross_validated: dict[float, float] = field(default_factory=dict)
     unconverged: int = 0
     why_not: str = ""
+    decisions: np.ndarray | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Solver:
+    """name: newton or liblinear; jobs: processes of liblinear; device: where newton computes."""
+
+    name: str = "newton"
+    jobs: int = 1
+    device: torch.device = torch.device("cpu")
 
 
 def normalise_rows(features: np.ndarray) -> np.ndarray:
@@ -48,23 +70,13 @@ def normalise_rows(features: np.ndarray) -> np.ndarray:
     return features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-5)
 
 
-def linear_svc(cost: float, random_state: int) -> LinearSVC:
-    """The classifier of both protocols: L2, squared hinge, dual, a positive weighing twice a negative."""
-    return LinearSVC(
-        C=cost,
-        penalty="l2",
-        loss="squared_hinge",
-        dual=True,
-        class_weight={1: 2, -1: 1},
-        intercept_scaling=1.0,
-        tol=1e-4,
-        max_iter=2000,
-        random_state=random_state,
-    )
-
-
 def svm_scores(
-    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, rule: SvmRule, jobs: int
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    rule: SvmRule,
+    solver: Solver = Solver(),  # noqa: B008
 ) -> list[ClassScore]:
     """Train and test one SVM per class.
 
@@ -76,36 +88,132 @@ def svm_scores(
     needed = rule.folds if len(rule.costs) > 1 else 1
     why_not = [why_unmeasured(targets[:, c], test_labels[:, c], needed) for c in range(targets.shape[1])]
     classes = [c for c, reason in enumerate(why_not) if not reason]
+    scores = [ClassScore(math.nan, why_not=reason) for reason in why_not]
+    if not classes:
+        return scores
+    fit = fit_newton if solver.name == "newton" else fit_liblinear
+    tables, values, unconverged = fit(train, targets[:, classes], test, rule, solver)
+    for at, c in enumerate(classes):
+        positive, counted = counted_targets(test_labels[:, c], rule.drop_difficult)
+        ap = average_precision(positive[counted], values[counted, at])
+        cost = best_cost(tables[at]) if tables else rule.costs[0]
+        scores[c] = ClassScore(ap, cost, tables[at] if tables else {}, int(unconverged[at]), "", values[:, at])
+    return scores
 
-    tables, unconverged = {c: {} for c in classes}, dict.fromkeys(classes, 0)
+
+def fit_newton(train: np.ndarray, targets: np.ndarray, test: np.ndarray, rule: SvmRule, solver: Solver):
+    """Cross-validate in float32, all classes and folds at once along the costs, then fit the chosen models in float64.
+
+    train: (N, D), test: (M, D) normalised rows; targets: (N, C) of 1 and -1. Returns the tables cost -> mean AP per
+    class ([] with one cost), decisions (M, C), and how many fits per class did not converge.
+    """
+    basis = eigenbasis(with_constant(train, solver.device))
+    y, tables, start = torch.from_numpy(targets).to(solver.device), [], None
+    unconverged = np.zeros(targets.shape[1], dtype=int)
     if len(rule.costs) > 1:
+        tables, weights, unconverged = cross_validate(basis, targets, rule, solver.device)
+        chosen = [sorted(rule.costs).index(best_cost(table)) for table in tables]
+        start = torch.stack([weights[at][:, :, c].mean(dim=1) for c, at in enumerate(chosen)], dim=1).double()
+    costs = [best_cost(table) for table in tables] or [rule.costs[0]] * targets.shape[1]
+    start = basis.rows.new_zeros(basis.rows.shape[1], len(costs)) if start is None else start
+    weight = class_weights(y).double()
+    found = minimise(basis.rows, y.double(), weight, basis.rows.new_tensor(costs), FIT_TOLERANCE, start)
+    values = with_constant(test, solver.device) @ (basis.back @ found.u)
+    return tables, values.cpu().numpy(), unconverged + (~found.converged.cpu().numpy())
+
+
+def cross_validate(basis: Basis, targets: np.ndarray, rule: SvmRule, device: torch.device):
+    """Mean AP per class and cost over unshuffled stratified folds: one batch of classes x folds per cost.
+
+    Returns tables (cost -> mean AP, one a class, in the rule's order), the weights (R, folds, C) of each cost in
+    ascending order, and the number of fits per class that did not converge.
+    """
+    classes, ascending = targets.shape[1], sorted(rule.costs)
+    outside = fold_masks(targets, rule.folds)  # (N, folds, C)
+    inside = torch.from_numpy(~outside).to(device).flatten(1)
+    y = torch.from_numpy(targets).to(device)[:, None, :].expand(-1, rule.folds, -1).flatten(1).float()
+    z, weights, tables, unconverged = basis.rows.float(), [], [{} for _ in range(classes)], np.zeros(classes, dtype=int)
+    with progress(len(ascending), "choosing C", "costs") as bar:
+        for cost, found in zip(ascending, path(z, y, class_weights(y) * inside, ascending, CV_TOLERANCE), strict=True):
+            values = found.decisions.cpu().numpy().reshape(-1, rule.folds, classes)
+            for c in range(classes):
+                held = [outside[:, fold, c] for fold in range(rule.folds)]
+                aps = [step_average_precision(targets[h, c] == 1, values[h, f, c]) for f, h in enumerate(held)]
+                tables[c][cost] = float(np.mean(aps))
+            weights.append(found.u.reshape(-1, rule.folds, classes))
+            unconverged += (~found.converged.cpu().numpy()).reshape(rule.folds, classes).sum(axis=0)
+            bar.update()
+    return [{cost: table[cost] for cost in rule.costs} for table in tables], weights, unconverged
+
+
+def fold_masks(targets: np.ndarray, folds: int) -> np.ndarray:
+    """(N, C) of 1 and -1 -> (N, folds, C) bool, the rows held out: scikit-learn's unshuffled stratified folds."""
+    masks = np.zeros((len(targets), folds, targets.shape[1]), dtype=bool)
+    for c in range(targets.shape[1]):
+        for fold, (_, outside) in enumerate(StratifiedKFold(folds).split(targets, targets[:, c])):
+            masks[outside, fold, c] = True
+    return masks
+
+
+def with_constant(rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    """(N, D) -> (N, D + 1) float64 with a last column of 1, whose weight is LinearSVC's (penalised) intercept."""
+    rows = torch.from_numpy(np.asarray(rows, dtype=np.float64)).to(device)
+    return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+
+
+def class_weights(y: torch.Tensor) -> torch.Tensor:
+    """How much each row counts: 2 for a positive, 1 for a negative."""
+    return torch.where(y > 0, POSITIVE_WEIGHT, 1.0)
+
+
+def linear_svc(cost: float, random_state: int) -> LinearSVC:
+    """The classifier of all SVM protocols: L2, squared hinge, dual, a positive weighing twice a negative."""
+    return LinearSVC(
+        C=cost,
+        penalty="l2",
+        loss="squared_hinge",
+        dual=True,
+        class_weight={1: POSITIVE_WEIGHT, -1: 1},
+        intercept_scaling=1.0,
+        tol=1e-4,
+        max_iter=2000,
+        random_state=random_state,
+    )
+
+
+def fit_liblinear(train: np.ndarray, targets: np.ndarray, test: np.ndarray, rule: SvmRule, solver: Solver):
+    """What `fit_newton` does, by scikit-learn's LinearSVC, one fit after another in `solver.jobs` processes."""
+    classes, tables = range(targets.shape[1]), []
+    unconverged = np.zeros(len(classes), dtype=int)
+    if len(rule.costs) > 1:
+        tables = [{} for _ in classes]
         tasks = [(c, cost) for c in classes for cost in rule.costs]
         calls = [(cross_validated_ap, train, targets[:, c], cost, rule.folds, rule.random_state) for c, cost in tasks]
-        for (c, cost), (ap, count) in zip(tasks, _parallel(calls, jobs, "choosing C"), strict=True):
+        for (c, cost), (ap, count) in zip(tasks, _parallel(calls, solver.jobs, "choosing C"), strict=True):
             tables[c][cost] = ap
             unconverged[c] += count
-    costs = {c: best_cost(tables[c]) if tables[c] else rule.costs[0] for c in classes}
-
-    scores = [ClassScore(math.nan, why_not=reason) for reason in why_not]
+    costs = [best_cost(tables[c]) if tables else rule.costs[0] for c in classes]
     calls = [(decisions, train, targets[:, c], test, costs[c], rule.random_state) for c in classes]
-    for c, (values, count) in zip(classes, _parallel(calls, jobs, "training SVMs"), strict=True):
-        positive, counted = counted_targets(test_labels[:, c], rule.drop_difficult)
-        ap = average_precision(positive[counted], values[counted])
-        scores[c] = ClassScore(ap, costs[c], tables[c], unconverged[c] + count)
-    return scores
+    columns = []
+    for c, (values, count) in zip(classes, _parallel(calls, solver.jobs, "training SVMs"), strict=True):
+        columns.append(values)
+        unconverged[c] += count
+    return tables, np.stack(columns, axis=1), unconverged
 
 
 def cross_validated_ap(
     features: np.ndarray, targets: np.ndarray, cost: float, folds: int, random_state: int
 ) -> tuple[float, int]:
     """Mean of scikit-learn's average precision over unshuffled stratified folds, and how many fits did not converge."""
-    svc = linear_svc(cost, random_state)
-    return _counting_warnings(
-        lambda: float(cross_val_score(svc, features, targets, cv=folds, scoring="average_precision").mean())
-    )
+    aps, unconverged = [], 0
+    for inside, outside in StratifiedKFold(folds).split(features, targets):
+        values, count = decisions(features[inside], targets[inside], features[outside], cost, random_state)
+        aps.append(step_average_precision(targets[outside] == 1, values))
+        unconverged += count
+    return float(np.mean(aps)), unconverged
 
 
-def best_cost(table: dict[float, float]) -> float:
+def best_cost(table: Mapping[float, float]) -> float:
     """The cost of the largest mean AP; the first of equals, as numpy's argmax takes it."""
     return max(table, key=table.__getitem__)
 

@@ -23,7 +23,7 @@ from adco.errors import UserError, command
 from transfer.cli import Job, make_job, make_parser, processors, skipped
 from transfer.features import VISSL_POOLS, Extraction, Feature, Pictures
 from transfer.metrics import mean_over_classes
-from transfer.svm import ClassScore, SvmRule, svm_scores
+from transfer.svm import ClassScore, Solver, SvmRule, svm_scores
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -166,7 +166,7 @@ def judge(voc: Voc, rows: np.ndarray, kept: np.ndarray, rule: SvmRule, jobs: int
     for split in ("trainval", "test"):
         at = place[voc.rows[split]]
         sides += [rows[at[at >= 0]], voc.labels[split][at >= 0]]
-    return svm_scores(*sides, rule, jobs)
+    return svm_scores(*sides, rule, Solver("newton", jobs))
 
 
 def write_record(job: Job, voc: Voc, protocol: Protocol, scores: list[ClassScore], done: Extraction, seconds: float):
