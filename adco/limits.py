@@ -87,10 +87,9 @@ def _check_method(recipe) -> None:
         _need("views", count, count == 2, f"2, {method} compares two views")
     if method in ("byol", "simsiam"):
         _need("encoder.predictor_width", encoder.predictor_width, encoder.predictor_width > 0, f"above 0 for {method}")
-    if method in ("moco", "mochi"):
-        _need(
-            "bank.init", recipe.bank.init, recipe.bank.init != "train_and_fill", "encode or random; only a trained bank"
-        )
+    if method in ("caco", "moco", "mochi"):
+        fine = recipe.bank.init != "train_and_fill"
+        _need("bank.init", recipe.bank.init, fine, "encode or random; only adco can train while it fills")
     if method == "mochi":
         mix = recipe.mix
         _need("mix.hard", mix.hard, mix.hard <= recipe.bank.size, f"at most bank.size={recipe.bank.size}")
