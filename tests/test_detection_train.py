@@ -68,8 +68,8 @@ def test_train_evaluate_record_and_draw(tmp_path, weights, monkeypatch):
     assert "SOLVER.MAX_ITER 3" in record.settings["overrides"]
     assert (record.settings["norm"], record.settings["backbone_tensors_loaded"]) == ("BN", 100)
     assert "plan: reference, batch 2 = 1 process(es) x 1 pass(es) x 2 image(s)" in run.stdout
-    assert "differs from the recipe: SOLVER.MAX_ITER 200 -> 3" in run.stdout
-    assert "SOLVER.MAX_ITER 200 -> 3" in record.settings["plan"]["differences"]
+    assert "differs from the recipe: SOLVER.MAX_ITER 160 -> 3" in run.stdout
+    assert "SOLVER.MAX_ITER 160 -> 3" in record.settings["plan"]["differences"]
     assert json.loads((out / "inference" / PREDICTIONS).read_text())
 
     from detectron2.data import DatasetCatalog
