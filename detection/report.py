@@ -11,6 +11,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
+from adco.datacheck import OFFICIAL
 from adco.files import sha256_of
 from adco.records import Record, versions
 from detection.settings import NORM_OWNERS
@@ -61,6 +62,7 @@ def make_record(
         data={
             "name": "+".join(cfg.DATASETS.TEST),
             "fingerprint": "+".join(str(facts["fingerprint"]) for facts in test),
+            "official": all(official(facts) for facts in (*train, *test)),
             "train": train,
             "test": test,
         },
@@ -68,6 +70,13 @@ def make_record(
         duration_seconds=round(duration_seconds, 2),
         versions=versions() | {"detectron2": detectron2_version()},
     )
+
+
+def official(facts: Mapping[str, object]) -> bool:
+    """Whether a dataset has as many images as the official release behind its name, e.g. `voc_2007_test`."""
+    kind, year, split = [*str(facts["name"]).split("_"), "", ""][:3]
+    name = f"VOC{year} {split}" if kind == "voc" else f"{kind.upper()} {split}{year}"
+    return name in OFFICIAL and facts["images"] == OFFICIAL[name][0]
 
 
 def protocol_of(config_name: str) -> str:

@@ -12,7 +12,7 @@ from adco.errors import UserError
 from adco.records import load_record
 from detection import trials
 from detection.planner import plan
-from detection.report import make_record, protocol_of
+from detection.report import make_record, official, protocol_of
 from detection.settings import load_config
 from detection.trainer import Job
 
@@ -94,6 +94,15 @@ def test_a_trials_command(tmp_path):
     assert trials.trial_arguments(["--trials=3", "--resume", "A", "b"], tmp_path, 4)[:2] == ["A", "b"]
     (tmp_path / "last_checkpoint").touch()
     assert trials.trial_arguments(ARGV, tmp_path, 4) == ["--resume", *expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "expected"),
+    [("voc_2007_test", 4952, True), ("voc_2012_trainval", 11540, True), ("coco_2017_val", 5000, True),
+     ("voc_2007_test", 200, False), ("coco_2014_minival", 5000, False)],
+)  # fmt: skip
+def test_a_record_says_whether_its_data_is_the_official_set(name, images, expected):
+    assert official({"name": name, "images": images}) is expected
 
 
 @pytest.mark.parametrize("ending", ["", "_adco", "_supervised", "_random"])
