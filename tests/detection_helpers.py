@@ -104,14 +104,3 @@ def save_torchvision(path: Path, arch: str) -> Path:
     """A file as torchvision publishes them, classifier included."""
     torch.save(trained_state(arch) | {"fc.weight": torch.zeros(10, 8), "fc.bias": torch.zeros(10)}, path)
     return path
-
-
-def save_moco(path: Path, arch: str, dim: int = 128) -> Path:
-    """A file as MoCo v2, AdCo and CaCo write them: wrapped encoders, a two-layer head, the queue, the optimiser."""
-    state = trained_state(arch)
-    head = {"fc.0.weight": torch.zeros(8, 8), "fc.0.bias": torch.zeros(8), "fc.2.weight": torch.zeros(dim, 8)}
-    wrapped = {f"module.encoder_q.{name}": tensor for name, tensor in (state | head).items()}
-    wrapped |= {f"module.encoder_k.{name}": tensor for name, tensor in (trained_state(arch, seed=1) | head).items()}
-    wrapped |= {"module.queue": torch.zeros(dim, 16), "module.queue_ptr": torch.zeros(1, dtype=torch.long)}
-    torch.save({"epoch": 200, "arch": arch, "state_dict": wrapped, "optimizer": {"state": {}}}, path)
-    return path

@@ -14,7 +14,7 @@ from adco.errors import UserError
 from adco.layouts import from_detectron2
 from detection import verify, weights
 from detection.verify import TOLERANCE, loaded_resnet, prove, stage_differences
-from tests.detection_helpers import save_moco, save_torchvision, trained_state
+from tests.detection_helpers import save_torchvision, trained_state
 from tests.public_checkpoints import BUILDERS, SOURCES, network
 from tools.convert_to_d2 import main
 
@@ -100,16 +100,6 @@ def test_the_pickle_has_what_detectron2_needs(tmp_path):
     assert content["__author__"] == "adco"
     assert all(isinstance(array, np.ndarray) and array.dtype == np.float32 for array in content["model"].values())
     assert weights.origin_of(out)["name"] == "net.pth"
-
-
-def test_moco_and_torchvision_layouts_give_the_same_arrays(tmp_path, capsys):
-    for name, save in (("moco", save_moco), ("torchvision", save_torchvision)):
-        checkpoint = save(tmp_path / f"{name}.pth", "resnet18")
-        assert main([str(checkpoint), str(tmp_path / f"{name}.pkl"), "--no-verify"]) == 0
-    assert capsys.readouterr().out.count("100 tensors") == 2
-    moco, torchvision = (pickle.loads((tmp_path / f"{n}.pkl").read_bytes())["model"] for n in ("moco", "torchvision"))
-    assert moco.keys() == torchvision.keys()
-    assert all(np.array_equal(moco[name], torchvision[name]) for name in moco)
 
 
 def test_random_weights_need_no_file_and_every_stage_is_reported(tmp_path, capsys):
