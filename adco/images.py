@@ -1,20 +1,27 @@
-"""Where pictures come from: a folder of images, indexed once in a fixed order, and decoded one at a time."""
+"""Pictures in a fixed order: a folder of images, indexed once, and decoded one at a time. Other sources: sources.py."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from adco import index_cache
 from adco.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+
+CACHED_FROM = 10_000  # images; a smaller folder is read faster than it is worth remembering
+HOT_NS = 2_000_000_000  # a folder changed this recently may change again within its clock's step: not remembered
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # a truncated file is an unreadable one, never half a picture
 
@@ -32,7 +39,10 @@ class UnreadableImage(Exception):
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """An image folder in a fixed order: `paths[i]`, relative to `root`, shows `classes[labels[i]]`."""
+    """Pictures in a fixed order: `paths[i]`, relative to `root`, shows `classes[labels[i]]`. Here, files of a folder.
+
+    Other sources (adco/sources.py) are subclasses that read elsewhere; `paths` then names the picture in messages.
+    """
 
     root: Path
     paths: tuple[str, ...]
@@ -42,8 +52,8 @@ class ImageIndex:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, i: int) -> bytes:
-        """The content of image i's file. Raises UnreadableImage."""
+    def read(self, i: int) -> bytes | np.ndarray:
+        """The content of picture i's file, or its (H, W, 3) uint8 pixels. Raises UnreadableImage."""
         path = self.root / self.paths[i]
         try:
             with open(path, "rb") as file:
@@ -51,25 +61,96 @@ class ImageIndex:
         except OSError as error:
             raise UnreadableImage(path, error.strerror or str(error)) from error
 
+    def image(self, i: int) -> Image.Image:
+        """Picture i, RGB. Raises UnreadableImage."""
+        return decode(self.read(i), self.root / self.paths[i])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A sha256 of names, order and classes (not of pixels): whether the dataset is the one it was."""
+        digest = hashlib.sha256()
+        for names in (self.paths, self.classes):
+            digest.update(os.fsencode("\0".join(names)) + b"\0\0")
+        digest.update(np.asarray(self.labels, dtype=np.int64).tobytes())
+        return digest.hexdigest()
+
+    def stamp(self) -> str:
+        """A sha256 that changes when a file is replaced, too: place, sizes and times of change. Reads every file's."""
+        digest = hashlib.sha256(f"{self.fingerprint}\0{os.path.realpath(self.root)}".encode(errors="surrogateescape"))
+        for path in self.paths:
+            try:
+                state = os.stat(self.root / path)
+            except OSError:
+                continue
+            digest.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\0".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ArrayIndex(ImageIndex):
+    """Pictures that already are pixels: (N, H, W, 3) uint8."""
+
+    pixels: np.ndarray = field(default_factory=lambda: np.empty((0, 1, 1, 3), dtype=np.uint8), compare=False)
+
+    def read(self, i: int) -> np.ndarray:
+        """Picture i, (H, W, 3) uint8."""
+        return self.pixels[i]
+
 
 def index_folder(root: Path | str) -> ImageIndex:
     """Index `root/CLASS/**/*.jpg`, or a flat folder of images as one class. Order: by class, then by path.
 
-    Raises UserError when the folder is absent or holds no images.
+    A large folder is looked through once; the next time its list is taken from the cache if no folder below it has
+    changed since. Raises UserError when the folder is absent or holds no images.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such image folder")
+    found = _recall(root)
+    if found is None:
+        found = _scan(root)
+    if not found.paths:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise UserError(f"{root}: no images in it; expected ROOT/CLASS/IMAGE or ROOT/IMAGE with a suffix of {kinds}")
+    return found
+
+
+def _scan(root: Path) -> ImageIndex:
+    begun = time.time_ns()
+    folders: dict[str, int] = {".": os.stat(root).st_mtime_ns}
     classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir())) or (".",)
     paths, labels = [], []
     for label, name in enumerate(classes):
-        found = sorted(_images_below(root / name))
-        paths += [path.relative_to(root).as_posix() for path in found]
+        found = sorted(_images_below(root, name, folders), key=lambda path: path.split("/"))
+        paths += found
         labels += [label] * len(found)
-    if not paths:
-        kinds = ", ".join(sorted(SUFFIXES))
-        raise UserError(f"{root}: no images in it; expected ROOT/CLASS/IMAGE or ROOT/IMAGE with a suffix of {kinds}")
-    return ImageIndex(root, tuple(paths), tuple(labels), classes)
+    index = ImageIndex(root, tuple(paths), tuple(labels), classes)
+    if len(index) >= CACHED_FROM and max(folders.values()) < begun - HOT_NS:
+        index_cache.remember(
+            f"folder {os.path.realpath(root)}",
+            paths=index_cache.pack(paths),
+            labels=np.asarray(labels, dtype=np.int64),
+            classes=index_cache.pack(classes),
+            folders=index_cache.pack(tuple(folders)),
+            mtimes_ns=np.asarray(tuple(folders.values()), dtype=np.int64),
+        )
+    return index
+
+
+def _recall(root: Path) -> ImageIndex | None:
+    """The index as it was, if every folder it was made of still has the time of change it had."""
+    kept = index_cache.recall(f"folder {os.path.realpath(root)}")
+    if kept is None:
+        return None
+    try:
+        for folder, mtime_ns in zip(index_cache.unpack(kept["folders"]), kept["mtimes_ns"].tolist(), strict=True):
+            if os.stat(root / folder).st_mtime_ns != mtime_ns:
+                return None
+    except OSError:
+        return None
+    return ImageIndex(
+        root, index_cache.unpack(kept["paths"]), tuple(kept["labels"].tolist()), index_cache.unpack(kept["classes"])
+    )
 
 
 def read_image(path: Path | str) -> Image.Image:
@@ -123,13 +204,19 @@ class BadImages:
         return "".join(f"{path}\t{reason}\n" for path, reason in sorted(self.reasons.items()))
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
-    """Image files below a folder, links followed, no folder visited twice."""
+def _images_below(root: Path, name: str, folders: dict[str, int]) -> Iterator[str]:
+    """Image files below root/name, relative to root, links followed, no folder visited twice.
+
+    folders: gets every folder visited and its time of change, taken before it was read.
+    """
     seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, inner, files in os.walk(root / name, followlinks=True):
         here = os.path.realpath(place)
         if here in seen:
-            folders.clear()
+            inner.clear()
             continue
         seen.add(here)
-        yield from (Path(place, name) for name in files if Path(name).suffix.lower() in SUFFIXES)
+        below = os.path.relpath(place, root)
+        folders[below] = os.stat(place).st_mtime_ns
+        prefix = "" if below == "." else f"{below}/"
+        yield from (prefix + file for file in files if os.path.splitext(file)[1].lower() in SUFFIXES)
