@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from unittest import mock
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adco import counter
+from adco.accumulate import backward
 from adco.config import Contrast, Mix, Recipe, Swap, View
 from adco.errors import UserError
 from adco.methods import build_method
@@ -147,19 +149,15 @@ def test_swav_equals_a_loop_over_swapped_predictions(views, moment):
     same(step.loss, total, [*z, weight])
 
 
-def test_swav_queue_takes_the_newest_batches_and_counts_only_when_full():
+def test_swav_assigns_with_the_two_newest_batches_once_its_queue_is_full():
     method = build(recipe("swav"))
-    scores = unit(N, D, seed=1) @ method.encoder.tail.weight.detach().T
-    alone = sinkhorn(scores, 0.05, 3)
-    for number in range(4, 9):  # the queue's first epoch begins with step 5
-        moment = Moment(number, 40, 5)
-        assert torch.equal(method.assign(0, scores, moment), alone) == (number < 7)
-        step = mock.Mock(queries=unit(N, D, seed=100 + number), keys=unit(N, D, seed=200 + number))
-        method.update(step, moment, 0.0)
-        if number == 4:
-            assert method.queue.abs().max() == 0
-    held = torch.cat([unit(N, D, seed=100 + number) for number in (7, 8)])
-    torch.testing.assert_close(method.queue[0].sort(dim=0).values, held.sort(dim=0).values)
+    weight, scores = method.encoder.tail.weight.detach(), unit(N, D, seed=1) @ method.encoder.tail.weight.detach().T
+    for number in range(4, 10):  # the queue's first epoch begins with step 5
+        moment, held = Moment(number, 40, 5), [unit(N, D, seed=100 + past) for past in (number - 2, number - 1)]
+        whole = torch.cat([*(past @ weight.T for past in held if number >= 7), scores])
+        assigned = method.assign(1, scores, moment)
+        torch.testing.assert_close(assigned, sinkhorn(whole, 0.05, 3)[-N:], rtol=0, atol=1e-10)
+        method.update(mock.Mock(queries=-held[0], keys=unit(N, D, seed=100 + number)), moment, 0.0)
     assert "queue" in method.state_dict()
 
 
@@ -261,6 +259,30 @@ def test_ranks_with_synced_norms_equal_one_process_with_the_whole_batch(name):
     alone, answers = trained(whole, 12), run_ranks(trained, 2, whole, 12)
     close(alone, answers[0])
     assert all(torch.equal(answers[0][name], answers[1][name]) for name in answers[0] if "running" not in name)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_run_goes_on_from_its_state_bit_for_bit(name):
+    whole, scaler = recipe(name), torch.amp.GradScaler("cpu", enabled=False)
+
+    def go(method, optimizer, numbers: range) -> None:
+        for number in numbers:
+            views, moment = [rows(N, 3, 10, 10, seed=10 * number + v) for v in (0, 1)], Moment(number, 40, 5)
+            optimizer.zero_grad()
+            step = backward(method, method.encoder, [views], moment, scaler)
+            optimizer.step()
+            method.update(step, moment, 0.0)
+
+    runs = [build(whole) for _ in range(2)]
+    optimizers = [build_optimizer(whole.optimizer, method.encoder, fused=False) for method in runs]
+    go(runs[0], optimizers[0], range(8))
+    state = copy.deepcopy((runs[0].state_dict(), optimizers[0].state_dict()))
+    go(runs[0], optimizers[0], range(8, 11))
+    runs[1].load_state_dict(state[0])
+    optimizers[1].load_state_dict(state[1])
+    go(runs[1], optimizers[1], range(8, 11))
+    ended, resumed = (method.state_dict() for method in runs)
+    assert all(torch.equal(ended[key], resumed[key]) for key in ended)
 
 
 @pytest.mark.parametrize("name", BASELINES)
