@@ -11,6 +11,9 @@ from adco.config import Bank as Options
 from adco.errors import UserError
 
 
+CHUNK = {"cpu": 1024, "cuda": 2**20}  # rows at a time, so that they are read from memory once
+
+
 class Bank(nn.Module):
     """rows: (K, D) raw rows W; velocity: (K, D) momentum buffer v of their SGD; next: where a queue writes.
 
@@ -55,11 +58,12 @@ class Bank(nn.Module):
     @torch.no_grad()
     def ascend(self, direction: Tensor, lr: float) -> None:
         """One SGD step up `direction` (K, D): v <- m v - direction + wd W; W <- W - lr v."""
-        options = self.options
-        self.velocity.mul_(options.sgd_momentum).add_(self.rows, alpha=options.weight_decay).sub_(direction)
-        self.rows.sub_(self.velocity, alpha=lr)
-        if options.renormalize:
-            self.rows.copy_(F.normalize(self.rows, dim=1))
+        options, tensors = self.options, (self.rows, self.velocity, direction)
+        for rows, velocity, up in zip(*(tensor.split(CHUNK[direction.device.type]) for tensor in tensors), strict=True):
+            velocity.mul_(options.sgd_momentum).add_(rows, alpha=options.weight_decay).sub_(up)
+            rows.sub_(velocity, alpha=lr)
+            if options.renormalize:
+                rows.copy_(F.normalize(rows, dim=1))
 
     def _own(self, rows: Tensor) -> Tensor:
         return distributed.own(rows).clone() if self.sharded else rows

@@ -1,7 +1,7 @@
 """Pure functions of the contrastive game: which query meets which key, the encoder's loss, the bank's direction.
 
-Notation (AdCo paper, section 3): q (N, D) unit queries, k (N, D) unit keys, n = W / |W| (K, D) unit bank rows. Where
-the bank is sharded, K is this rank's part of it, and the M queries that its rows meet are those of all ranks; else M = N.
+Notation (AdCo paper, section 3): q (N, D) unit queries, k (N, D) unit keys, W (K, D) raw bank rows, n = W / |W|. Where
+the bank is sharded, K is this rank's part of it, and it meets the queries of all ranks.
 
 One sweep over the bank serves both sides of the game. Cosines lie in [-1, 1], so exp(cosine / tau) is summed without
 taking a maximum out, and the sums of several ranks just add up: ranks exchange queries and sums, never bank rows.
@@ -10,7 +10,7 @@ taking a maximum out, and the sums of several ranks just add up: ranks exchange 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from adco import distributed
 
-CHUNK = {"cpu": 2048, "cuda": 16384}  # bank rows at a time: on the CPU a block of cosines stays in the cache
+BLOCK = {"cpu": 2**19, "cuda": 2**24}  # cosines at a time: on the CPU they stay in the cache
+
+Views = Mapping[int, Tensor]  # view -> one row a sample
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,18 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a pass of the queries over the whole bank leaves. sums, pulls and nearest are of this rank's queries.
+    """What one pass of all views' queries over the whole bank leaves.
 
-    queries: (M, D); nearest: (N,) max_k q.n_k; sums: (N,) sum_k exp(q.n_k / tau); pulls: (N, D) the same sum times n_k
-    bank_sums: (M,) sum_k exp(q.n_k / tau_bank); blocks: exp(q.n_k / tau_bank) of this rank's rows, (M, chunk) each
+    Of this rank's N queries of each view: sums (N,) sum_k exp(q.n_k / tau); pulls (N, D) the same sum times n_k;
+    nearest (N,) max_k q.n_k; bank_sums (N,) sum_k exp(q.n_k / tau_bank).
+    queries: (M, D) all that this rank's rows meet; blocks: exp(q.n_k / tau_bank), (M, chunk) a chunk of rows.
     """
 
+    sums: Views
+    pulls: Views
+    nearest: Views
+    bank_sums: Views
     queries: Tensor
-    sums: Tensor
-    pulls: Tensor
-    nearest: Tensor
-    bank_sums: Tensor | None
     blocks: list[Tensor]
 
 
@@ -72,8 +75,8 @@ def make_pairs(views: int, symmetric: bool) -> tuple[Pair, ...]:
 
 
 def adversarial_contrast(
-    queries: dict[int, Tensor],
-    keys: dict[int, Tensor],
+    queries: Views,
+    keys: Views,
     pairs: Sequence[Pair],
     bank: Tensor,
     tau: float,
@@ -84,34 +87,36 @@ def adversarial_contrast(
 ) -> Contrast:
     """AdCo: eq. (1) at tau for the encoder; for the bank the ascent of eqs. (4)-(6) at tau_bank, or of J (section 4.1).
 
-    queries: view -> (N, D) unit rows with gradient. keys: view -> (N, D) unit rows without. bank: (K, D) raw rows W.
+    queries: (N, D) unit rows a view, with gradient. keys: (N, D) unit rows a view, without. bank: (K, D) raw rows W.
     tau_bank None: no direction (a queue does not learn). objective: `loss` or `J`.
     """
-
-    def evaluate(pair: Pair, n: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        q, k = queries[pair.query], keys[pair.key].to(n.dtype)
-        swept = sweep(q, n, tau, tau_bank, sharded)
+    rows = _precise(bank, min(tau, tau_bank or tau))
+    swept = sweep(queries, pairs, rows, tau, tau_bank, sharded)
+    shares = {view: torch.zeros_like(sums) for view, sums in swept.sums.items()}
+    losses, hits = [], []
+    for pair in pairs:
+        view, q, k = pair.query, queries[pair.query], keys[pair.key].to(rows.dtype)
         own = (q.detach() * k).sum(dim=1)
         others = distributed.gather(k) if in_batch_negatives else None
-        cosines = own.unsqueeze(1) if others is None else q.detach().to(n.dtype) @ others.T
+        cosines = own.unsqueeze(1) if others is None else q.detach().to(k.dtype) @ others.T
         e = (cosines / tau).exp()
         pull = e * k if others is None else e @ others
-        loss = _cross_entropy(q, swept.sums + e.sum(dim=1), swept.pulls + pull, own, k, tau)
-        hit = own * (1 + 1e-6) >= torch.maximum(swept.nearest, cosines.amax(dim=1))
-        if tau_bank is None:
-            return loss, hit, None
+        losses.append(_cross_entropy(q, swept.sums[view] + e.sum(dim=1), swept.pulls[view] + pull, own, k, tau))
+        hits.append(own * (1 + 1e-6) >= torch.maximum(swept.nearest[view], cosines.amax(dim=1)))
         if objective == "J":
-            return loss, hit, _pull_to_likely_queries(swept, sharded)
-        more = (cosines / tau_bank).exp().sum(dim=1)
-        return loss, hit, _pull(swept, swept.bank_sums + (distributed.gather(more) if sharded else more))
-
-    scale = 1.0 if objective == "J" else 1 / (tau_bank or 1.0)
-    return _play(pairs, evaluate, bank, min(tau, tau_bank or tau), tau_bank and scale, sharded)
+            shares[view] += pair.weight
+        elif tau_bank is not None:
+            sums = swept.bank_sums[view] + (cosines / tau_bank).exp().sum(dim=1)
+            shares[view] += pair.weight / (tau_bank * distributed.ranks() * len(q) * sums)
+    if objective == "J":
+        _over_queries(swept, sharded)
+    direction = None if tau_bank is None else _direction(swept, shares, rows, sharded)
+    return _contrast(pairs, losses, hits, direction, bank.dtype)
 
 
 def cooperative_contrast(
-    queries: dict[int, Tensor],
-    keys: dict[int, Tensor],
+    queries: Views,
+    keys: Views,
     pairs: Sequence[Pair],
     bank: Tensor,
     tau: float,
@@ -123,113 +128,131 @@ def cooperative_contrast(
     The bank's direction pulls a row towards the query with weight p as a negative and 1 - p as the positive: it lowers
     the loss through the positives and raises it through the negatives. Arguments as in `adversarial_contrast`.
     """
-
-    def evaluate(pair: Pair, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k = queries[pair.query], keys[pair.key].to(n.dtype)
-        swept = sweep(q, n, tau, tau_bank, sharded)
-        label = nearest_row(k, n, sharded) - (distributed.rank() * len(n) if sharded else 0)
-        mine = (label >= 0) & (label < len(n))
-        positive = n[label.clamp(0, len(n) - 1)] * mine.unsqueeze(1)
-        if sharded:
-            positive = distributed.own_total(positive)
+    rows = _precise(bank, min(tau, tau_bank))
+    swept = sweep(queries, pairs, rows, tau, tau_bank, sharded)
+    shares = {view: torch.zeros_like(sums) for view, sums in swept.sums.items()}
+    labels = {view: nearest_row(keys[view], rows, sharded) for view in {pair.key for pair in pairs}}
+    losses, hits, pulled = [], [], []
+    for pair in pairs:
+        view, q = pair.query, queries[pair.query]
+        label = labels[pair.key] - (distributed.rank() * len(rows) if sharded else 0)
+        mine = ((label >= 0) & (label < len(rows))).unsqueeze(1)  # with sharding, of all ranks' queries
+        label = label.clamp(0, len(rows) - 1)
+        positive = rows[label] / rows[label].norm(dim=1, keepdim=True) * mine
+        positive = distributed.own_total(positive) if sharded else positive
         cosine = (q.detach() * positive).sum(dim=1)
-        loss = _cross_entropy(q, swept.sums, swept.pulls, cosine, positive, tau)
-        for number, block in enumerate(swept.blocks):
-            column = label - number * CHUNK[n.device.type]
-            here = (mine & (column >= 0) & (column < block.shape[1])).unsqueeze(1)
-            column = column.clamp(0, block.shape[1] - 1).unsqueeze(1)
-            p = block.gather(1, column)
-            block.scatter_(1, column, torch.where(here, swept.bank_sums.unsqueeze(1) - p, p))
-        return loss, cosine >= swept.nearest * (1 - 1e-6), _pull(swept, swept.bank_sums)
+        losses.append(_cross_entropy(q, swept.sums[view], swept.pulls[view], cosine, positive, tau))
+        hits.append(cosine * (1 + 1e-6) >= swept.nearest[view])
+        share = pair.weight / (tau_bank * distributed.ranks() * len(q))
+        shares[view] += share / swept.bank_sums[view]
+        p = (cosine / tau_bank).exp() / swept.bank_sums[view]
+        more = (share * (1 - 2 * p)).unsqueeze(1) * q.detach()  # the positive's weight is 1 - p, and it has p already
+        pulled.append((label, (distributed.gather(more) if sharded else more) * mine))
+    direction = _direction(swept, shares, rows, sharded, pulled)
+    return _contrast(pairs, losses, hits, direction, bank.dtype)
 
-    return _play(pairs, evaluate, bank, min(tau, tau_bank), 1 / tau_bank, sharded)
 
-
-def sweep(q: Tensor, n: Tensor, tau: float, tau_bank: float | None, sharded: bool) -> Sweep:
-    """Pass unit queries q (N, D) over the unit rows n (K, D), a chunk at a time; over all ranks' rows if sharded."""
-    queries = q.detach().to(n.dtype)
-    queries = distributed.gather(queries) if sharded else queries
-    sums, nearest = queries.new_zeros(len(queries)), queries.new_full((len(queries),), -math.inf)
-    pulls, bank_sums, blocks = torch.zeros_like(queries), torch.zeros_like(sums), []
-    for rows in n.split(CHUNK[n.device.type]):
-        cosines = queries @ rows.T
+def sweep(
+    queries: Views, pairs: Sequence[Pair], bank: Tensor, tau: float, tau_bank: float | None, sharded: bool
+) -> Sweep:
+    """Pass the pairs' unit queries over the bank's unit rows, a chunk at a time; over all ranks' rows if sharded."""
+    views = sorted({pair.query for pair in pairs})
+    q = torch.stack([queries[view].detach() for view in views], dim=1).to(bank.dtype)  # (N, V, D)
+    q = (distributed.gather(q) if sharded else q).flatten(0, 1)
+    sums, nearest = q.new_zeros(len(q)), q.new_full((len(q),), -math.inf)
+    pulls, bank_sums, blocks = torch.zeros_like(q), torch.zeros_like(sums), []
+    for rows in _chunks(bank, len(q)):
+        n = rows / rows.norm(dim=1, keepdim=True)
+        cosines = q @ n.T
         nearest = torch.maximum(nearest, cosines.amax(dim=1))
         if tau_bank is not None:
-            blocks.append((cosines / tau_bank).exp_())
+            blocks.append((cosines * (1 / tau_bank)).exp_())
             bank_sums += blocks[-1].sum(dim=1)
         e = cosines.mul_(1 / tau).exp_()
         sums += e.sum(dim=1)
-        pulls.addmm_(e, rows)
+        pulls.addmm_(e, n)
     if sharded:
         sums, bank_sums = distributed.total(torch.stack([sums, bank_sums]))
-        sums, nearest = distributed.own(sums), distributed.own(distributed.largest(nearest))
+        sums, bank_sums, nearest = map(distributed.own, (sums, bank_sums, distributed.largest(nearest)))
         pulls = distributed.own_total(pulls)
-    return Sweep(queries, sums, pulls, nearest, bank_sums, blocks)
+
+    def per_view(found: Tensor) -> Views:
+        return dict(zip(views, found.unflatten(0, (-1, len(views))).unbind(1), strict=True))
+
+    return Sweep(*map(per_view, (sums, pulls, nearest, bank_sums)), q, blocks)
 
 
-def nearest_row(k: Tensor, n: Tensor, sharded: bool) -> Tensor:
+def nearest_row(k: Tensor, bank: Tensor, sharded: bool) -> Tensor:
     """The number, in the whole bank, of the row with the largest cosine to each key: (N, D), (K, D) -> (M,) int64.
 
     Among equals the first row wins. M: the keys of all ranks, if sharded.
     """
-    keys, size = distributed.gather(k) if sharded else k, CHUNK[n.device.type]
-    best, label = k.new_full((len(keys),), -math.inf), torch.zeros(len(keys), dtype=torch.long, device=k.device)
-    for start in range(0, len(n), size):
-        cosines = keys @ n[start : start + size].T
+    keys, start = (distributed.gather(k) if sharded else k).to(bank.dtype), 0
+    best, label = keys.new_full((len(keys),), -math.inf), torch.zeros(len(keys), dtype=torch.long, device=k.device)
+    for rows in _chunks(bank, len(keys)):
+        cosines = keys @ (rows / rows.norm(dim=1, keepdim=True)).T
         value, column = cosines.max(dim=1)
         better = value > best
         best, label = torch.where(better, value, best), torch.where(better, column + start, label)
+        start += len(rows)
     if not sharded:
         return label
     bests = distributed.gather(best.unsqueeze(0))  # (ranks, M)
-    labels = distributed.gather(label.unsqueeze(0) + distributed.rank() * len(n))
+    labels = distributed.gather(label.unsqueeze(0) + distributed.rank() * len(bank))
     return labels.gather(0, bests.argmax(dim=0, keepdim=True)).squeeze(0)
 
 
-def _play(
-    pairs: Sequence[Pair], evaluate: Callable, bank: Tensor, sharpest: float, scale: float | None, sharded: bool
-) -> Contrast:
-    """Sum `evaluate` over the pairs; the pulls on unit rows become a direction on raw rows. scale None: no direction.
+def turning(pull: Tensor, rows: Tensor) -> Tensor:
+    """The gradient on raw rows W of a pull on n = W / |W| (footnote 1): (pull - (pull.n) n) / |W|, in place; (K, D)."""
+    squares = rows.square().sum(dim=1, keepdim=True)
+    along = (pull * rows).sum(dim=1, keepdim=True).div_(squares)
+    return pull.addcmul_(along, rows, value=-1).mul_(squares.rsqrt())
 
-    sharpest: the lowest temperature; where it would overflow or underflow bank.dtype, float64 is computed in.
+
+def _direction(
+    swept: Sweep, shares: Views, bank: Tensor, sharded: bool, pulled: Sequence[tuple[Tensor, Tensor]] = ()
+) -> Tensor:
+    """The gradient on W, summed over all ranks, of the queries' pull on each unit row: `blocks` times `shares` (N,).
+
+    pulled: numbers of rows, (M,), and further pulls on them, (M, D).
     """
-    norms = bank.norm(dim=1, keepdim=True)
-    fits = 1 / sharpest + 20 < math.log(torch.finfo(bank.dtype).max)  # 20: a sum over e^20 columns
-    n = (bank / norms).to(bank.dtype if fits else torch.float64)
-    losses, hits, pull = [], [], None
-    for pair in pairs:
-        loss, hit, more = evaluate(pair, n)
-        losses.append(loss)
-        hits.append(hit)
-        if scale is not None:
-            pull = more.mul_(pair.weight) if pull is None else pull.add_(more, alpha=pair.weight)
+    share = torch.stack([shares[view] for view in sorted(shares)], dim=1)
+    weighted = swept.queries * (distributed.gather(share) if sharded else share).view(-1, 1)
+    direction = torch.empty_like(bank)
+    outs = _chunks(direction, len(weighted))
+    for rows, block, out in zip(_chunks(bank, len(weighted)), swept.blocks, outs, strict=True):
+        turning(torch.mm(block.T, weighted, out=out), rows)
+    for label, pull in pulled:
+        direction.index_add_(0, label, turning(pull, bank[label]))
+    return direction if sharded else distributed.total(direction)
+
+
+def _over_queries(swept: Sweep, sharded: bool) -> None:
+    """Turn the blocks into softmaxes over the queries of each view on all ranks, in place (section 4.1)."""
+    for block in swept.blocks:
+        of_view = block.unflatten(0, (-1, len(swept.sums)))
+        sums = of_view.sum(dim=0)
+        of_view.div_(sums if sharded else distributed.total(sums))
+
+
+def _chunks(rows: Tensor, queries: int) -> tuple[Tensor, ...]:
+    """The (K, ...) rows in chunks that make blocks of BLOCK cosines with so many queries."""
+    return rows.split(max(1, BLOCK[rows.device.type] // queries))
+
+
+def _precise(bank: Tensor, sharpest: float) -> Tensor:
+    """The rows in the dtype that sums over e^20 of exp(1 / sharpest) and its inverse fit in: bank.dtype or float64."""
+    fits = 1 / sharpest + 20 < math.log(torch.finfo(bank.dtype).max)
+    return bank if fits else bank.double()
+
+
+def _contrast(
+    pairs: Sequence[Pair], losses: list[Tensor], hits: list[Tensor], direction: Tensor | None, dtype: torch.dtype
+) -> Contrast:
     losses = torch.stack(losses)
     weights = losses.new_tensor([pair.weight for pair in pairs])
-    direction = None
-    if scale is not None:
-        pull = pull if sharded else distributed.total(pull)
-        direction = tangent(pull, n).div_(norms).mul_(scale).to(bank.dtype)
+    direction = direction if direction is None else direction.to(dtype)
     return Contrast((weights * losses).sum(), direction, losses.detach(), torch.stack(hits).float().mean())
-
-
-def tangent(pull: Tensor, n: Tensor) -> Tensor:
-    """The part of each row of `pull` that turns the unit row n instead of stretching it (footnote 1): both (K, D)."""
-    return torch.addcmul(pull, (pull * n).sum(dim=1, keepdim=True), n, value=-1)
-
-
-def _pull(swept: Sweep, sums: Tensor) -> Tensor:
-    """(K, D): the mean over all ranks' queries of p(n_k | q) q, with the softmax's denominators `sums` (M,)."""
-    return _weighted(swept.blocks, swept.queries / (sums * distributed.ranks() * len(swept.sums)).unsqueeze(1))
-
-
-def _pull_to_likely_queries(swept: Sweep, sharded: bool) -> Tensor:
-    """(K, D): sum_i p(q_i | n_k) q_i, a softmax over all ranks' queries (section 4.1)."""
-    sums = torch.cat([block.sum(dim=0) for block in swept.blocks])
-    return _weighted(swept.blocks, swept.queries).div_((sums if sharded else distributed.total(sums)).unsqueeze(1))
-
-
-def _weighted(blocks: list[Tensor], queries: Tensor) -> Tensor:
-    return torch.cat([block.T @ queries for block in blocks])
 
 
 def _cross_entropy(q: Tensor, sums: Tensor, pulls: Tensor, cosine: Tensor, positive: Tensor, tau: float) -> Tensor:

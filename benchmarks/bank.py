@@ -1,0 +1,170 @@
+"""AdCo's loss and bank step against the released one, and against a MoCo loss that learns no bank.
+
+    python benchmarks/run.py bank [--quick] [--device cuda]
+
+From embeddings to the queries' gradient and the stepped bank: 256 queries, D = 128, one direction. `released` is our
+re-statement of the released AdCo's update (the same calls in the same order), `moco` of what lightly's NTXentLoss with
+a memory bank and solo-learn's MoCo loss do: logits, cross-entropy, backward, and the queue's update. `floor` is three
+matrix products of the same size. Extra memory is the peak of resident memory over what was there before the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from adco.bank import Bank
+from adco.config import Bank as BankOptions
+from adco.contrast import adversarial_contrast, make_pairs
+from benchmarks.race import Options, Outcome, Ratio, race, ratio
+
+N, D = 256, 128
+TAU, TAU_BANK, LR, MOMENTUM, DECAY = 0.12, 0.02, 3.0, 0.9, 1e-4
+GOALS = {65536: 4.5, 8192: 2.0}
+GOAL_MOCO, GOAL_MEMORY = 1.7, 1.2
+
+
+def run(options: Options) -> Outcome:
+    """Time both sizes of the bank; compare memory at the large one, and gradients in float32 with float64's."""
+    timings, ratios, scores = [], [], {}
+    for size, goal in GOALS.items():
+        contestants = {
+            f"{name}_{size}": make(size, options.device)
+            for name, make in {"released": released, "moco": moco, "ours": ours, "floor": floor}.items()
+        }
+        found = race(contestants, options.rounds, device=options.device)
+        timings += found.values()
+        ratios.append(ratio(f"bank_vs_moco_{size}", found[f"moco_{size}"], found[f"ours_{size}"], GOAL_MOCO))
+        ratios.append(ratio(f"bank_vs_released_{size}", found[f"released_{size}"], found[f"ours_{size}"], goal))
+    for name, make in {"released": released, "moco": moco, "ours": ours}.items():
+        scores[f"extra_MiB_65536/{name}"] = extra_memory(make(65536, options.device), options.device)
+    share = scores["extra_MiB_65536/ours"] * 2**20 / (4 * N * 65536)
+    ratios.insert(0, Ratio("memory_goal_over_used", GOAL_MEMORY / share, 1.0))
+    scores["gradient_error"] = gradient_error(options.device)
+    ratios.sort(key=lambda r: "released_65536" in r.name)  # the headline last
+    settings = {"queries": N, "dim": D, "threads": torch.get_num_threads(), "tau": TAU, "tau_bank": TAU_BANK}
+    return Outcome("step", timings, ratios, scores, "random embeddings", settings)
+
+
+def embeddings(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Unit queries and keys with the agreement of a trained encoder: (N, D) each."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(N, D, generator=generator)
+    k = q + 0.5 * torch.randn(N, D, generator=generator)
+    return tuple(F.normalize(rows, dim=1).to(device, dtype) for rows in (q, k))
+
+
+def ours(size: int, device: torch.device) -> Callable[[], Tensor]:
+    """Our step; returns the queries' gradient."""
+    q, k = embeddings(device)
+    bank = Bank(BankOptions(size, sgd_momentum=MOMENTUM, weight_decay=DECAY), D).to(device)
+    pairs = make_pairs(2, symmetric=False)
+
+    def step() -> None:
+        queries = q.clone().requires_grad_()
+        result = adversarial_contrast({0: queries}, {1: k}, pairs, bank.rows, TAU, TAU_BANK, True)
+        result.loss.backward()
+        bank.ascend(result.direction, LR)
+
+    return step
+
+
+def released(size: int, device: torch.device) -> Callable[[], None]:
+    """The released update, restated: columns are adversaries, (D, K)."""
+    q, k = embeddings(device)
+    w = torch.randn(D, size, device=device)
+    v = torch.zeros_like(w)
+    labels = torch.arange(N, device=device)
+
+    def step() -> None:
+        nonlocal w, v
+        queries = q.clone().requires_grad_()
+        positives = torch.einsum("nc,ck->nk", queries, k.T)
+        unit = F.normalize(w, dim=0)
+        negatives = torch.einsum("nc,ck->nk", queries, unit)
+        logits = torch.cat([positives, negatives], dim=1)
+        logits /= TAU
+        loss = F.cross_entropy(logits, labels)
+        logits.topk(5, 1, True, True)[1].t().eq(labels.view(1, -1)).float().sum()
+        loss.backward()
+        with torch.no_grad():
+            logits = torch.cat([positives, negatives], dim=1) / TAU_BANK
+            p = F.softmax(logits, dim=1)[:, N:]
+            g = torch.einsum("cn,nk->ck", queries.T, p) / N - (p * negatives).mean(dim=0) * unit
+            g = -torch.div(g, w.norm(dim=0)) / TAU_BANK
+            v = MOMENTUM * v + g + DECAY * w
+            w = w - LR * v
+        torch.softmax(logits, dim=1)[:, :N].sum(dim=1).mean()
+
+    return step
+
+
+def moco(size: int, device: torch.device) -> Callable[[], None]:
+    """A MoCo loss and its queue, as lightly and solo-learn compute them."""
+    q, k = embeddings(device)
+    queue = F.normalize(torch.randn(D, size, device=device), dim=0)
+    pointer = 0
+
+    def step() -> None:
+        nonlocal pointer
+        queries = q.clone().requires_grad_()
+        positive = torch.einsum("nc,nc->n", queries, k).unsqueeze(-1)
+        negatives = torch.einsum("nc,ck->nk", queries, queue.clone().detach())
+        logits = torch.cat([positive, negatives], dim=1) / TAU
+        F.cross_entropy(logits, torch.zeros(N, dtype=torch.long, device=device)).backward()
+        queue[:, pointer : pointer + N] = k.T
+        pointer = (pointer + N) % size
+
+    return step
+
+
+def floor(size: int, device: torch.device) -> Callable[[], None]:
+    """Three products of N x K x D and nothing else."""
+    q, _ = embeddings(device)
+    n, out, back, pull = (
+        torch.randn(size, D, device=device),
+        *(torch.empty(shape, device=device) for shape in ((N, size), (N, D), (size, D))),
+    )
+
+    def step() -> None:
+        torch.mm(q, n.T, out=out)
+        torch.mm(out, n, out=back)
+        torch.mm(out.T, q, out=pull)
+
+    return step
+
+
+def extra_memory(step: Callable[[], object], device: torch.device) -> float:
+    """MiB that one warm step needs at its peak beyond what stays allocated."""
+    step()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of resident memory
+    before = _resident("VmRSS")
+    step()
+    return (_resident("VmHWM") - before) / 2**10
+
+
+def gradient_error(device: torch.device, size: int = 8192) -> float:
+    """The worst error of float32's query gradient and direction against float64's, relative to the largest entry."""
+    bank = torch.randn(size, D, generator=torch.Generator().manual_seed(1)).to(device)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        q, k = embeddings(device, dtype)
+        q.requires_grad_()
+        result = adversarial_contrast({0: q}, {1: k}, make_pairs(2, False), bank.to(dtype), TAU, TAU_BANK, True)
+        result.loss.backward()
+        found.append((q.grad.double(), result.direction.double()))
+    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*found, strict=True))
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
