@@ -22,7 +22,7 @@ from adco import views
 from adco.config import Recipe, as_recipe
 from adco.errors import UserError
 from adco.health import effective_rank
-from adco.images import ImageIndex, UnreadableImage, read_image
+from adco.images import ImageIndex, UnreadableImage
 from adco.methods import build_method
 from adco.reference import reference_view
 from adco.weightfiles import read_weights
@@ -98,7 +98,7 @@ class _Views(Dataset):
 
     def __getitem__(self, i: int) -> tuple[Tensor, bool]:
         try:
-            image = read_image(self.index.root / self.index.paths[self.chosen[i]])
+            image = self.index.image(int(self.chosen[i]))
         except UnreadableImage:
             return torch.zeros(3, self.view.px, self.view.px), False
         return reference_view(image, self.view.px, self.view.scale, self.draws, i), True

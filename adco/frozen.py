@@ -13,7 +13,7 @@ from torchvision.transforms import functional as pixels
 
 from adco import distributed
 from adco.augment import from_uint8
-from adco.images import ImageIndex, UnreadableImage, read_image
+from adco.images import ImageIndex, UnreadableImage
 
 NOTHING = -1  # the label where there is no picture
 
@@ -39,8 +39,8 @@ class Pictures(Dataset):
         if i < len(self):
             sample = self.chosen[i]
             try:
-                image = read_image(self.index.root / self.index.paths[sample])
-                return center_crop(image, self.px, round(self.px * 256 / 224)), self.index.labels[sample]
+                crop = center_crop(self.index.image(sample), self.px, round(self.px * 256 / 224))
+                return crop, self.index.labels[sample]
             except UnreadableImage:
                 pass
         return torch.zeros(3, self.px, self.px, dtype=torch.uint8), NOTHING

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adco import distributed
-from adco.contrast import CHUNK, nearest_row
 
+CHUNK_ROWS = 8192  # of the bank at a time
 MOST_ROWS = 2048  # of a larger global batch, so many evenly spaced queries are looked at
 IDLE_SHARE = 0.1  # an adversary is idle while no query gives it this share of 1 / K
 DEAD_AFTER = 10  # evaluations in a row without use
@@ -26,10 +26,14 @@ PATIENCE = 3  # readings in a row before a change is believed
 
 @dataclass(frozen=True)
 class BankUse:
-    """How a batch spreads its softmax over the bank. mass: (K,) mean over the queries; peak: (K,) the largest one."""
+    """How a batch of queries spreads its softmax over the bank.
+
+    mass: (K,) mean over the queries; peak: (K,) the largest one; nearest: (B,) each query's row, counted over all ranks
+    """
 
     mass: Tensor
     peak: Tensor
+    nearest: Tensor
 
 
 class Health:
@@ -66,7 +70,7 @@ class Health:
             self.idle = idle_evaluations(self.idle, used.peak, _size(n, sharded))
             found |= {
                 "bank_entropy": entropy_share(used.mass, sharded),
-                "bank_nearest_share": nearest_share(nearest_row(own if sharded else q, n, sharded)),
+                "bank_nearest_share": nearest_share(used.nearest),
                 "bank_dead_share": dead_share(self.idle, sharded),
             }
         return {name: float(value) for name, value in found.items()}
@@ -103,17 +107,24 @@ def spread(q: Tensor) -> Tensor:
 
 
 def use_of_bank(q: Tensor, n: Tensor, tau_bank: float, sharded: bool = False) -> BankUse:
-    """softmax(q.n / tau_bank) over the K rows, a chunk at a time, as its mean and maximum over the queries."""
-    chunks = n.split(CHUNK[n.device.type])
-    sums = torch.stack([(q @ rows.T / tau_bank).logsumexp(dim=1) for rows in chunks]).logsumexp(dim=0)
-    if sharded:
-        sums = distributed.gather(sums.unsqueeze(0)).logsumexp(dim=0)
+    """softmax(q.n / tau_bank) over the K rows, a chunk at a time; two passes, so that no temperature overflows."""
+    chunks, first = n.split(CHUNK_ROWS), distributed.rank() * len(n) if sharded else 0
+    sums, values, labels = [], [], []
+    for number, rows in enumerate(chunks):
+        cosines = q @ rows.T
+        value, column = cosines.max(dim=1)
+        sums.append((cosines / tau_bank).logsumexp(dim=1))
+        values.append(value)
+        labels.append(column + first + number * CHUNK_ROWS)
+    found = (torch.stack(parts) for parts in (sums, values, labels))  # (chunks, B), then (ranks * chunks, B)
+    sums, values, labels = (distributed.gather(parts) if sharded else parts for parts in found)
+    sums, nearest = sums.logsumexp(dim=0), labels.gather(0, values.argmax(dim=0, keepdim=True)).squeeze(0)
     masses, peaks = [], []
     for rows in chunks:
         p = (q @ rows.T / tau_bank - sums.unsqueeze(1)).exp_()
         masses.append(p.mean(dim=0))
         peaks.append(p.amax(dim=0))
-    return BankUse(torch.cat(masses), torch.cat(peaks))
+    return BankUse(torch.cat(masses), torch.cat(peaks), nearest)
 
 
 def bank_entropy(q: Tensor, n: Tensor, tau_bank: float, sharded: bool = False) -> Tensor:

@@ -21,8 +21,8 @@ from adco import distributed
 from adco.errors import UserError
 from adco.files import write_text
 from adco.frozen import NOTHING, Pictures, embed, gather_in_order, judged
-from adco.images import index_folder
 from adco.knn import first_argmax, knn_predict
+from adco.sources import open_images
 
 T = TypeVar("T")
 
@@ -92,12 +92,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 class KnnProbe:
     """Weighted kNN top-1 on frozen features of `root/train` against `root/val`, at most max_images of each.
 
-    Images: shorter side to px * 256 / 224, centre crop of px. Unreadable ones are left out. Every rank calls it: each
-    embeds its share of the pictures, meets all training features, and votes for its own share of the validation.
+    root: as `data.root`, with both splits. Images: shorter side to px * 256 / 224, centre crop of px; unreadable ones
+    are left out. Every rank calls it: each embeds its share of the pictures, meets all training features, and votes for
+    its own share of the validation.
     """
 
-    def __init__(self, root: Path, px: int, k: int, temperature: float, max_images: int, workers: int):
-        self.sets = [Pictures(index_folder(Path(root) / split), px, max_images) for split in ("train", "val")]
+    def __init__(self, root: Path | str, px: int, k: int, temperature: float, max_images: int, workers: int):
+        self.sets = [Pictures(open_images(str(root), split), px, max_images) for split in ("train", "val")]
         self.root, self.k, self.temperature, self.workers = root, k, temperature, workers
         if self.sets[0].index.classes != self.sets[1].index.classes:
             raise UserError(

@@ -69,10 +69,11 @@ def test_use_of_the_bank_equals_a_naive_softmax_and_does_not_depend_on_chunks(mo
     q, n = unit(7, 5), unit(23, 5, 1)
     p = naive_softmax(q, n, TAU)
     for chunk in (2048, 4):
-        monkeypatch.setitem(health.CHUNK, "cpu", chunk)
+        monkeypatch.setattr(health, "CHUNK_ROWS", chunk)
         used = health.use_of_bank(q, n, TAU)
         assert used.mass.tolist() == pytest.approx([sum(column) / 7 for column in zip(*p, strict=True)], rel=1e-4)
         assert used.peak.tolist() == pytest.approx([max(column) for column in zip(*p, strict=True)], rel=1e-4)
+        assert used.nearest.tolist() == [row.index(max(row)) for row in p]
 
 
 def test_use_of_the_bank_survives_a_temperature_whose_exponentials_overflow():

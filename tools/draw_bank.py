@@ -23,7 +23,7 @@ from adco.device import resolve_device
 from adco.errors import UserError, command
 from adco.files import atomic_write, output_folder, sha256_of, write_text
 from adco.progress import progress
-from adco.trainer import training_images
+from adco.sources import open_images
 
 EXAMPLES = """\
 examples:
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="of tools/train_adco.py")
-    parser.add_argument("--data", required=True, metavar="FOLDER", help="training images: FOLDER/train/... or FOLDER")
+    parser.add_argument("--data", required=True, metavar="FOLDER", help="training images, as data.root names them")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FILE.png", help="the picture; numbers: FILE.json"
     )
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="reading processes (default: %(default)s)")
     args = parser.parse_args(argv)
     _check(args)
-    device, index = resolve_device(args.device), training_images(args.data)
+    device, index = resolve_device(args.device), open_images(args.data)
     runs = [bankmap.load_run(path) for path in args.checkpoints]
     panels, told = [], []
     with progress(len(runs), "drawing", "checkpoints") as bar:
