@@ -149,3 +149,26 @@ def test_slurm_absent_is_one_clear_line(tmp_path):
     pytest.importorskip("submitit")
     with pytest.raises(UserError, match='slurm does not take the job: Could not detect "srun"'):
         submit.submit(submit.Training(()), "slurm", tmp_path, {})
+
+
+def through_sbatch_file(tmp_path: Path, code: int) -> tuple[int, list[str]]:
+    """Run docs/slurm/train.sbatch with stand-ins for SLURM's programs; its exit code and what it called."""
+    called = tmp_path / "called"
+    for name, body in {
+        "srun": f'echo "srun $MASTER_ADDR:$MASTER_PORT $*" >> {called}; exit {code}',
+        "scontrol": f'[ "$1" = show ] && printf "%s\\n" node3 node7 || echo "scontrol $*" >> {called}',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "node[3,7]", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    line = ["bash", str(ROOT / "docs" / "slurm" / "train.sbatch"), "--config-file", "a recipe", "optimizer.lr=1"]
+    return subprocess.run(line, env=os.environ | slurm).returncode, called.read_text().splitlines()
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (2, False), (75, True), (138, True)])
+def test_the_sbatch_file_requeues_what_was_put_down_and_nothing_else(code, requeued, tmp_path):
+    found, called = through_sbatch_file(tmp_path, code)
+    assert found == code
+    training = "python tools/train_adco.py --config-file a recipe optimizer.lr=1 --resume"
+    assert called[0] == f"srun node3:23456 --kill-on-bad-exit=1 {training}"
+    assert called[1:] == (["scontrol requeue 123456"] if requeued else [])
