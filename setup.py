@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 
 KERNEL = Extension(
     "adco.native._pixels",
-    sources=["adco/native/jpeg.c", "adco/native/pixels.c"],
+    sources=["adco/native/common.c", "adco/native/jpeg.c", "adco/native/pixels.c"],
     depends=["adco/native/native.h"],
     extra_compile_args=["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math"],
     libraries=["m"],

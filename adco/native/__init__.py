@@ -118,7 +118,9 @@ def _library() -> ctypes.CDLL | None:
     for path in sorted(Path(__file__).parent.glob("_pixels*.so")):
         try:
             library = ctypes.CDLL(str(path))
-        except OSError:  # built on another kind of machine
+            if library.adco_view_size() != ctypes.sizeof(_View):
+                continue
+        except (OSError, AttributeError):  # built on another kind of machine, or from older sources
             continue
         library.adco_scratch.restype = c_void_p
         library.adco_scratch_free.argtypes = (c_void_p,)

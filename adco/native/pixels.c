@@ -3,7 +3,6 @@
  * the resize and the last step; every loop is written so that a compiler vectorises it. Meaning: adco/augment.py. */
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "native.h"
@@ -15,39 +14,6 @@ typedef float float4 __attribute__((vector_size(16), aligned(4)));
 typedef float float8 __attribute__((vector_size(32), aligned(4)));
 
 enum { BLOCK = 32, MOST_RADIUS = 64 };
-
-void *reserve(struct scratch *scratch, int slot, size_t size) {
-    if (scratch->size[slot] < size) {
-        free(scratch->memory[slot]);
-        scratch->memory[slot] = malloc(size);
-        scratch->size[slot] = scratch->memory[slot] ? size : 0;
-    }
-    return scratch->memory[slot];
-}
-
-struct scratch *adco_scratch(void) { return calloc(1, sizeof(struct scratch)); }
-
-void adco_scratch_free(struct scratch *scratch) {
-    for (int slot = 0; slot < 3; slot++) free(scratch->memory[slot]);
-    free(scratch);
-}
-
-/* views.crop_box, number for number. */
-void crop_box(int width, int height, const double *scale, const double *u, struct box *box) {
-    const double narrow = 3.0 / 4.0, wide = 4.0 / 3.0, low = log(narrow), high = log(wide);
-    for (int i = 0; i < TRIES; i++) {
-        double target = (double)width * height * (scale[0] + (scale[1] - scale[0]) * u[i]);
-        double aspect = exp(low + (high - low) * u[TRIES + i]);
-        double w = rint(sqrt(target * aspect)), h = rint(sqrt(target / aspect));
-        if (0 < w && w <= width && 0 < h && h <= height) {
-            int left = (int)(u[DRAWS - 1] * (width - (int)w + 1)), top = (int)(u[DRAWS - 2] * (height - (int)h + 1));
-            *box = (struct box){left, top, (int)w, (int)h};
-            return;
-        }
-    }
-    int w = (int)fmin(width, rint(height * wide)), h = (int)fmin(height, rint(width / narrow));
-    *box = (struct box){(width - w) / 2, (height - h) / 2, w, h};
-}
 
 /* Which pixels along one side make each output pixel: Pillow's triangle filter, widened when it shrinks. Every output
  * pixel has `count` taps, some of weight 0, because a loop of known length is twice as fast. */
