@@ -172,3 +172,11 @@ def test_the_sbatch_file_requeues_what_was_put_down_and_nothing_else(code, reque
     training = "python tools/train_adco.py --config-file a recipe optimizer.lr=1 --resume"
     assert called[0] == f"srun node3:23456 --kill-on-bad-exit=1 {training}"
     assert called[1:] == (["scontrol requeue 123456"] if requeued else [])
+
+
+def test_help_and_unknown_words(capsys):
+    for words, code in (("--help", 0), ("--surprise", 2)):
+        with pytest.raises(SystemExit) as stopped:
+            submit.main([words])
+        assert stopped.value.code == code
+    assert "--dry-run" in capsys.readouterr().out
