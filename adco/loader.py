@@ -163,7 +163,6 @@ def batches(dataset: ViewDataset, wanted: Iterable[Request], workers: int, devic
     if backend != "reference" and native.available():
         made = _in_threads(dataset, wanted, workers, device, full=backend == "native")
     else:
-        dataset.backend = backend
         made = _in_processes(dataset, wanted, workers, device)
     return _uploaded(made, device) if device.type == "cuda" else made
 
@@ -228,14 +227,18 @@ class _Work:
         for row in range(first, last):
             sample = int(self.samples[row])
             try:
-                content = self.dataset.index.read(sample)
-            except UnreadableImage:
-                content = b""  # found again below, where another stands in for it
-            if isinstance(content, np.ndarray):
-                self.canvas.pixels(row, content)
-            elif not self.canvas.jpeg(row, content):
+                self._row(row, sample)
+            except UnreadableImage:  # named there, and another one stands in for it
                 self.canvas.pixels(row, np.asarray(self.dataset.image(sample, bad)))
         return bad
+
+    def _row(self, row: int, sample: int) -> None:
+        index = self.dataset.index
+        content = index.read(sample)
+        if isinstance(content, np.ndarray):
+            self.canvas.pixels(row, content)
+        elif not self.canvas.jpeg(row, content):
+            self.canvas.pixels(row, np.asarray(decode(content, index.paths[sample])))
 
     def batch(self, bad: Sequence[dict[str, str]]) -> Batch:
         """The finished batch."""
