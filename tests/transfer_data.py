@@ -36,7 +36,11 @@ def make_voc(parent: Path, trainval: int = 24, test: int = 12) -> Path:
                 absent = 0 if i % 6 == 5 and name == names[(i + 1) % 3] else -1
                 lines[name].append(f"{i:06d} {1 if name in present else absent:2d}\n")
         for name in names:
-            (root / "ImageSets" / "Main" / f"{name}_{split}.txt").write_text("".join(lines[name]))
+            lists = {split: lines[name]}
+            if split == "trainval":
+                lists |= {"train": lines[name][: count // 2], "val": lines[name][count // 2 :]}
+            for which, found in lists.items():
+                (root / "ImageSets" / "Main" / f"{name}_{which}.txt").write_text("".join(found))
     return root
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from adco.augment import MEAN, STD
 from adco.backbone import Backbone, load_backbone
@@ -15,6 +17,7 @@ from adco.errors import UserError
 from adco.files import output_folder
 from adco.records import Record
 from transfer.features import Extraction, Feature, Pictures, Reader, extract
+from transfer.train import Plan
 from transfer.transforms import CROP_PX, RESIZE_PX, Transform
 
 
@@ -48,6 +51,18 @@ def make_parser(description: str, data_help: str) -> Parser:
     return parser
 
 
+def add_protocols(parser: argparse.ArgumentParser, default: str, more: str = "") -> None:
+    """--protocol, which may be repeated; `list` explains them."""
+    more = f"; {more}" if more else ""
+    text = f"a protocol by name, may be repeated; list explains each in two lines{more} ({default})"
+    parser.add_argument("--protocol", action="append", metavar="NAME", help=text)
+
+
+def explain(about: Mapping[str, str]) -> str:
+    """What `--protocol list` prints: each name, and two lines on it."""
+    return "\n".join(f"{name}\n  {text.replace(chr(10), chr(10) + '  ')}" for name, text in about.items())
+
+
 @dataclass(frozen=True)
 class Job:
     """The shared arguments, checked: what is judged, how pictures are read, and where results go."""
@@ -59,6 +74,7 @@ class Job:
     crop_px: int
     resize_px: int
     seed: int
+    standard: tuple[int, int] = (CROP_PX, RESIZE_PX)
 
     def transform(self, fit: str) -> Transform:
         """The protocol's transform at this job's image size."""
@@ -66,9 +82,9 @@ class Job:
 
     def protocol(self, name: str) -> str:
         """The protocol's name, with the image size when it is not the protocol's own: `pcl@128px-resize160`."""
-        if (self.crop_px, self.resize_px) == (CROP_PX, RESIZE_PX):
+        if (self.crop_px, self.resize_px) == self.standard:
             return name
-        odd_resize = "" if self.resize_px == usual_resize(self.crop_px) else f"-resize{self.resize_px}"
+        odd_resize = "" if self.resize_px == usual_resize(self.crop_px, self.standard) else f"-resize{self.resize_px}"
         return f"{name}@{self.crop_px}px{odd_resize}"
 
     def extract(self, pictures: Pictures, features: Sequence[Feature]) -> Extraction:
@@ -111,6 +127,21 @@ class Job:
         return path
 
 
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """The arguments of protocols that train; what differs from the protocol's own goes into its name."""
+    parser.add_argument("--epochs", type=_at_least(1), help="train shorter or longer, the schedule in proportion")
+    parser.add_argument("--train-batch", type=_at_least(2), help="pictures a step over all ranks, rates in proportion")
+    parser.add_argument("--evaluations", type=_at_least(1), default=10, help="looks at val during training (10)")
+    parser.add_argument("--bf16", action="store_true", help="run the backbone under bfloat16 autocast")
+
+
+def make_plan(args: argparse.Namespace, job: Job, device: torch.device, name: str) -> Plan:
+    """Where and how a training protocol runs: its state lies in OUTPUT_DIR/NAME, and is gone on with when found."""
+    folder = output_folder(job.output_dir / name.replace("/", "-"))
+    return Plan(device, job.reader.workers, job.crop_px, job.resize_px, folder, job.seed, args.evaluations, args.bf16,
+                job.reader.max_bad_share)  # fmt: skip
+
+
 def make_job(args: argparse.Namespace) -> Job:
     """Check the shared arguments and read the checkpoint. Writes nothing. Raises UserError."""
     for name in ("checkpoint", "data", "output_dir"):
@@ -125,9 +156,9 @@ def make_job(args: argparse.Namespace) -> Job:
     return Job(backbone, reader, args.output_dir, cache_dir, crop_px, resize_px, args.seed)
 
 
-def usual_resize(crop_px: int) -> int:
-    """The resize that keeps the protocols' proportion of 256 to 224."""
-    return round(crop_px * RESIZE_PX / CROP_PX)
+def usual_resize(crop_px: int, standard: tuple[int, int] = (CROP_PX, RESIZE_PX)) -> int:
+    """The resize that keeps a protocol's proportion, for most that of 256 to 224."""
+    return round(crop_px * standard[1] / standard[0])
 
 
 def skipped(done: Extraction) -> dict[str, object]:

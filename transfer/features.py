@@ -127,20 +127,27 @@ def extract(
 
 
 def pooled(stages: dict[str, Tensor], kind: str) -> Tensor:
-    """The feature of one kind, (B, D), from the stage maps.
+    """The feature of one kind, (B, D), from the stage maps: `pooled_map`, flattened channel by channel."""
+    return pooled_map(stages, kind).flatten(1)
 
-    gap: mean over the res5 map. A stage: VISSL's average pooling, flattened channel by channel. At other image sizes
-    res5 is pooled to the same 2x2 grid by a kernel one smaller than the map; the other stages exist at 224 px only.
+
+def pooled_map(stages: dict[str, Tensor], kind: str) -> Tensor:
+    """gap: the mean over the res5 map, (B, C, 1, 1). A stage: VISSL's average pooling.
+
+    At other image sizes than 224 px res5 is pooled to the same 2x2 grid by a kernel one smaller than the map, the other
+    stages to their grid (6x6, 4x4, 3x3) by adaptive pooling. Raises UserError where the map is smaller than the grid.
     """
     if kind == "gap":
-        return stages["res5"].mean(dim=(2, 3))
+        return stages["res5"].mean(dim=(2, 3), keepdim=True)
     side, kernel, stride = VISSL_POOLS[kind]
-    found = stages[kind].shape[-1]
-    if kind == "res5" and found > 1:
-        kernel = found - 1
-    elif found != side:
-        raise UserError(f"feature {kind}: its map has side {found}, VISSL's pooling is defined for {side} (224 px)")
-    return nn.functional.avg_pool2d(stages[kind], kernel, stride).flatten(1)
+    found, grid = stages[kind].shape[-1], (side - kernel) // stride + 1
+    if found < grid:
+        raise UserError(f"feature {kind}: its map has side {found}, too small for {grid}x{grid}; take a larger image")
+    if kind == "res5":
+        return nn.functional.avg_pool2d(stages[kind], found - 1, 1)
+    if found != side:
+        return nn.functional.adaptive_avg_pool2d(stages[kind], grid)
+    return nn.functional.avg_pool2d(stages[kind], kernel, stride)
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -152,7 +159,7 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class _Decoded(Dataset):
+class Decoded(Dataset):
     """Picture i -> its uint8 tensor for each transform, or the reason why there is none."""
 
     def __init__(self, pictures: Pictures, transforms: Sequence[Transform]):
@@ -169,7 +176,7 @@ class _Decoded(Dataset):
         return i, {transform: transform(image) for transform in self.transforms}
 
 
-def _collate(items: list) -> tuple[list[int], list[int], dict[Transform, Tensor], dict[int, str]]:
+def collate(items: list) -> tuple[list[int], list[int], dict[Transform, Tensor], dict[int, str]]:
     """-> all positions, those with a picture, their stacked tensors, and the reasons of the others."""
     good = [(i, tensors) for i, tensors in items if not isinstance(tensors, str)]
     stacks = defaultdict(list)
@@ -209,7 +216,7 @@ def _one_pass(
     """
     widths = {f: _forward(model, torch.zeros(1, 3, f.transform.crop_px, f.transform.crop_px, dtype=torch.uint8), [f],
                           reader.device)[f].shape[1] for f in missing}  # fmt: skip
-    dataset = _Decoded(pictures, dict.fromkeys(feature.transform for feature in missing))
+    dataset = Decoded(pictures, dict.fromkeys(feature.transform for feature in missing))
     _announce(len(dataset), widths, missing)
     with _writers(missing, len(dataset), widths, lambda: weights_sha256(model) == weights) as writers:
         first = _common_start(writers, bad)
@@ -217,7 +224,7 @@ def _one_pass(
             Subset(dataset, range(first, len(dataset))),
             reader.batch_size,
             num_workers=reader.workers,
-            collate_fn=_collate,
+            collate_fn=collate,
             pin_memory=reader.device.type == "cuda",
         )
         computed, noted = 0, time.monotonic()

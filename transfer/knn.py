@@ -18,20 +18,31 @@ from torch.nn.functional import normalize
 
 from adco.errors import UserError, command
 from adco.knn import MIN_TEMPERATURE, knn_predict
-from transfer.cli import make_job, make_parser
+from transfer.cli import add_protocols, explain, make_job, make_parser
 from transfer.features import Feature
 from transfer.imagefolder import labelled_features, read_folders
-from transfer.metrics import top_k_percent
+from transfer.metrics import REPLICATES, hits_interval, top_k_hits
+
+ABOUT = {
+    "knn": "Weighted kNN (Wu et al., 2018) on average-pooled, L2-normalised features of one centre crop: each of the\n"
+    "k nearest training pictures by cosine votes with exp(cosine / temperature)."
+}
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__, "a folder with train/CLASS/IMAGE and val/CLASS/IMAGE")
+    add_protocols(parser, "knn")
     parser.add_argument("--k", action="append", type=int, help="neighbours, may be repeated (20 and 200)")
     parser.add_argument(
         "--temperature", type=float, default=0.07, help="a vote weighs exp(cosine / temperature) (0.07)"
     )
     args = parser.parse_args(argv)
+    if "list" in (args.protocol or ()):
+        print(explain(ABOUT))
+        return 0
+    if strange := [name for name in args.protocol or () if name not in ABOUT]:
+        raise UserError(f"--protocol {strange[0]}: not known; choose {', '.join(ABOUT)}, or list to read of it")
     neighbours = list(dict.fromkeys(args.k or [20, 200]))
     job, folders = make_job(args), read_folders(args.data)
     check(neighbours, args.temperature, len(folders[0]))
@@ -43,10 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for k in neighbours:
         begun = time.perf_counter()
         votes = knn_predict(train, labels, val, k, args.temperature, len(found.classes)).numpy()
-        scores = {f"top{n}": top_k_percent(votes, found.val.labels, n) for n in (1, 5) if n < len(found.classes)}
+        hits = {f"top{n}": top_k_hits(votes, found.val.labels, n) for n in (1, 5) if n < len(found.classes)}
+        scores = {name: 100 * float(hit.mean()) for name, hit in hits.items()}
+        intervals = {name: hits_interval(hit, job.seed) for name, hit in hits.items()}
         protocol = f"knn/k{k}-t{args.temperature:g}"
-        print(f"{job.protocol(protocol)}: " + ", ".join(f"{name} {value:.2f} %" for name, value in scores.items()))
+        for name, (low, high) in intervals.items():
+            print(f"{job.protocol(protocol)}: {name} {scores[name]:.2f} %, 95% interval {low:.2f} to {high:.2f}")
         settings = {"k": k, "temperature": args.temperature, "feature": "gap", "fit": "center"}
+        settings |= {"interval95": intervals, "interval_replicates": REPLICATES, "trials": 1}
         settings["pictures_computed"] = found.computed
         job.write_record(protocol, scores, found.data, settings, found.seconds + time.perf_counter() - begun)
     return 0

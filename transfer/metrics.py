@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy.stats import t as student
 
 REPLICATES = 1000
 
@@ -127,10 +128,24 @@ def interval(
     return float(low), float(high)
 
 
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation over trials (seeds, drawn samples); the deviation of one trial is NaN."""
+def hits_interval(hits: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """The 95% interval, in percent, of the share of (N,) hits over the images."""
+    metric = weighted_mean(hits)
+    return interval(lambda weights: 100 * metric(weights), len(hits), seed)
+
+
+def over_trials(values: Sequence[float]) -> tuple[float, float, tuple[float, float]]:
+    """Mean, sample standard deviation and Student's 95% interval of the mean over trials (seeds, drawn samples).
+
+    One trial has a mean alone; the rest is NaN.
+    """
     values = np.asarray(values, dtype=np.float64)
-    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    mean, count = float(values.mean()), len(values)
+    if count < 2:
+        return mean, math.nan, (math.nan, math.nan)
+    deviation = float(values.std(ddof=1))
+    reach = float(student.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
+    return mean, deviation, (mean - reach, mean + reach)
 
 
 def _envelope(precision: np.ndarray) -> np.ndarray:

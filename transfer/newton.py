@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -89,9 +88,11 @@ def minimise(z: Tensor, y: Tensor, weight: Tensor, cost: Tensor, tolerance: floa
         if few.any() and gram is None:
             gram = z.float() @ z.float().T
         step, change = torch.empty_like(u[:, live]), torch.empty_like(active)
-        for columns, solve in ((few, lambda a, g: direct_step(z, gram, a, g)), (~few, partial(cg_step, z, squares))):
-            if columns.any():
-                step[:, columns], change[:, columns] = solve(active[:, columns], gradient[:, unfinished][:, columns])
+        steep = gradient[:, unfinished]
+        if few.any():
+            step[:, few], change[:, few] = direct_step(z, gram, active[:, few], steep[:, few])
+        if not few.all():
+            step[:, ~few], change[:, ~few] = cg_step(z, squares, active[:, ~few], steep[:, ~few])
         length = line_search(y[:, live], pull[:, live], u[:, live], decisions[:, live], step, change)
         u[:, live] += length * step
         decisions[:, live] += length * change

@@ -146,6 +146,32 @@ def cross_validate(basis: Basis, targets: np.ndarray, rule: SvmRule, device: tor
     return [{cost: table[cost] for cost in rule.costs} for table in tables], weights, unconverged
 
 
+def decisions_by_cost(
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, rule: SvmRule, solver: Solver
+) -> dict[float, np.ndarray]:
+    """cost -> decisions (M, C) of the test rows. labels: (N, C) of 1 and -1, 0 for rows that a class does not train on.
+
+    In float64, all classes at once along the costs; with `liblinear` one fit after another.
+    """
+    train, test = normalise_rows(train), normalise_rows(test)
+    if solver.name == "liblinear":
+        return {cost: _one_by_one(train, labels, test, cost, rule.random_state) for cost in rule.costs}
+    basis, y = eigenbasis(with_constant(train, solver.device)), torch.from_numpy(labels).to(solver.device).double()
+    weight, turned = class_weights(y).double() * (y != 0), with_constant(test, solver.device) @ basis.back
+    ascending = sorted(rule.costs)
+    found = path(basis.rows, y, weight, ascending, FIT_TOLERANCE)
+    values = {cost: (turned @ solution.u).cpu().numpy() for cost, solution in zip(ascending, found, strict=True)}
+    return {cost: values[cost] for cost in rule.costs}
+
+
+def _one_by_one(train: np.ndarray, labels: np.ndarray, test: np.ndarray, cost: float, random_state: int) -> np.ndarray:
+    columns = []
+    for column in labels.T:
+        own = column != 0
+        columns.append(decisions(train[own], column[own], test, cost, random_state)[0])
+    return np.stack(columns, axis=1)
+
+
 def fold_masks(targets: np.ndarray, folds: int) -> np.ndarray:
     """(N, C) of 1 and -1 -> (N, folds, C) bool, the rows held out: scikit-learn's unshuffled stratified folds."""
     masks = np.zeros((len(targets), folds, targets.shape[1]), dtype=bool)

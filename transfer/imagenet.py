@@ -1,0 +1,73 @@
+"""ImageNet (or any folder with train/CLASS and val/CLASS): linear classifiers on the frozen backbone, and few labels.
+
+python transfer/imagenet.py --checkpoint CHECKPOINT --data IMAGENET --protocol adco --output-dir results
+torchrun --nproc-per-node 8 transfer/imagenet.py ... trains on eight ranks and gives the same result.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # run from a checkout, without installation
+
+import numpy as np
+
+from adco import distributed
+from adco.errors import UserError, command
+from adco.files import output_folder, write_text
+from adco.images import ImageIndex
+from transfer.classify import chosen, listed, run_recipe
+from transfer.cli import add_protocols, add_training, make_parser
+from transfer.features import Pictures
+from transfer.imagefolder import fingerprint, read_folders
+from transfer.labels import drawn_list, list_sha256, only, read_list
+from transfer.recipes import IMAGENET, SEMI_PERCENT
+from transfer.train_data import Labelled
+
+
+def labelled(index: ImageIndex, name: str) -> Labelled:
+    """An indexed folder as training data."""
+    return Labelled(Pictures(index.root, index.paths, name), np.array(index.labels), index.classes)
+
+
+def few_labels(args, name: str, train: ImageIndex) -> tuple[ImageIndex, dict]:
+    """The labelled share of a semi-supervised protocol, written out, and what a record says of it."""
+    if args.labels_list:
+        paths, source = read_list(args.labels_list, train), args.labels_list.name
+    else:
+        paths, source = drawn_list(train, SEMI_PERCENT[name], args.seed), f"drawn with seed {args.seed}"
+    out = output_folder(args.output_dir) / f"labels-{SEMI_PERCENT[name]:g}pct.txt"
+    if distributed.rank() == 0:
+        write_text(out, "".join(f"{path}\n" for path in paths))
+    return only(train, paths), {"labels": source, "labels_sha256": list_sha256(paths), "labelled_images": len(paths)}
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser(__doc__, "a folder with train/CLASS/IMAGE and val/CLASS/IMAGE")
+    add_protocols(parser, "adco")
+    add_training(parser)
+    parser.add_argument("--labels-list", type=Path, metavar="FILE",
+                        help="semi1, semi10: the labelled pictures, one a line (else drawn by --seed)")  # fmt: skip
+    args = parser.parse_args(argv)
+    if listed(args, IMAGENET):
+        return 0
+    wanted = chosen(args.protocol or ["adco"], IMAGENET)
+    for name in ("checkpoint", "data", "output_dir"):
+        if getattr(args, name) is None:
+            raise UserError(f"--{name.replace('_', '-')} is required; see --help")
+    folders = read_folders(args.data)
+    train, val = folders
+    about = {"name": args.data.resolve().name, "classes": len(train.classes), "fingerprint": fingerprint(folders)}
+    for name, recipe in wanted:
+        part, more = few_labels(args, name, train) if name in SEMI_PERCENT else (train, {})
+        counts = {"train_images": len(part), "val_images": len(val)}
+        run_recipe(args, recipe, labelled(part, "train"), labelled(val, "val"), about | counts, more)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Places205: linear classifiers on the frozen backbone, from the original lists or from image folders.
+
+python transfer/places205.py --checkpoint CHECKPOINT --data PLACES205 --protocol vissl --output-dir results
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # run from a checkout, without installation
+
+import numpy as np
+
+from adco.errors import UserError, command
+from transfer.classify import chosen, listed, run_recipe
+from transfer.cli import add_protocols, add_training, make_parser
+from transfer.features import Pictures
+from transfer.imagefolder import fingerprint, read_folders
+from transfer.recipes import PLACES205
+from transfer.train_data import Labelled
+
+IMAGES = Path("data/vision/torralba/deeplearning/images256")
+LISTS = Path("trainvalsplit_places205")
+
+
+def read_places(data: Path) -> tuple[Labelled, Labelled, str]:
+    """Training and validation pictures, and a fingerprint: the original layout, else train/CLASS and val/CLASS.
+
+    Raises UserError for a folder that is neither, and for a list's line that is not `PATH LABEL`.
+    """
+    if (data / LISTS).is_dir():
+        digest = hashlib.sha256()
+        parts = [_from_list(data, name, digest) for name in ("train", "val")]
+        classes = tuple(str(label) for label in range(1 + max(int(part[1].max()) for part in parts)))
+        train, val = (Labelled(pictures, labels, classes) for pictures, labels in parts)
+        return train, val, digest.hexdigest()
+    if not (data / "train").is_dir():
+        raise UserError(f"{data}: no Places205 in it; expected {LISTS}/train_places205.csv and {IMAGES}, or "
+                        "train/CLASS/IMAGE and val/CLASS/IMAGE")  # fmt: skip
+    folders = read_folders(data)
+    train, val = (
+        Labelled(Pictures(index.root, index.paths, name), np.array(index.labels), index.classes)
+        for index, name in zip(folders, ("train", "val"), strict=True)
+    )
+    return train, val, fingerprint(folders)
+
+
+def _from_list(data: Path, name: str, digest) -> tuple[Pictures, np.ndarray]:
+    path, paths, labels = data / LISTS / f"{name}_places205.csv", [], []
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: the list cannot be read ({error.strerror}); both lists are needed") from error
+    digest.update(f"{path.name}\0".encode() + content)
+    for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        found, _, label = line.strip().rpartition(" ")
+        if not found or not label.isdigit():
+            raise UserError(f"{path}:{number}: expected `PATH LABEL`, found {line!r}")
+        paths.append(found.strip())
+        labels.append(int(label))
+    if not paths:
+        raise UserError(f"{path}: the list is empty")
+    if not (data / IMAGES / paths[0]).is_file():
+        raise UserError(f"{path}: lists {paths[0]}, but {data / IMAGES / paths[0]} does not exist")
+    return Pictures(data / IMAGES, tuple(paths), name), np.array(labels)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser(__doc__, "Places205 in its original layout, or train/CLASS/IMAGE and val/CLASS/IMAGE")
+    add_protocols(parser, "vissl")
+    add_training(parser)
+    args = parser.parse_args(argv)
+    if listed(args, PLACES205):
+        return 0
+    wanted = chosen(args.protocol or ["vissl"], PLACES205)
+    for name in ("checkpoint", "data", "output_dir"):
+        if getattr(args, name) is None:
+            raise UserError(f"--{name.replace('_', '-')} is required; see --help")
+    train, val, digest = read_places(args.data)
+    about = {"name": "Places205", "fingerprint": digest, "classes": len(train.classes), "train_images": len(train)}
+    about |= {"val_images": len(val), "official": (len(train.classes), len(val)) == (205, 20_500)}
+    for _, recipe in wanted:
+        run_recipe(args, recipe, train, val, about, {})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
