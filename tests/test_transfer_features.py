@@ -107,12 +107,25 @@ def test_vissl_widths_of_a_resnet50(kind, side, channels, width):
     assert pooled({kind: torch.zeros(1, channels, side, side)}, kind).shape == (1, width)
 
 
-def test_res5_is_2x2_at_other_sizes_and_the_others_are_refused():
+def test_grids_stay_at_other_sizes_and_maps_too_small_are_refused():
     for side in (2, 4, 28):
         assert pooled({"res5": torch.zeros(1, 3, side, side)}, "res5").shape == (1, 12)
-    for kind, side in (("res5", 1), ("res4", 8)):
+    for kind, side, grid in (("res2", 24, 6), ("res3", 12, 4), ("res4", 6, 3)):
+        maps = torch.randn(1, 3, side, side)
+        expected = torch.nn.functional.adaptive_avg_pool2d(maps, grid).flatten(1)
+        torch.testing.assert_close(pooled({kind: maps}, kind), expected)
+    for kind, side in (("res5", 1), ("res4", 2)):
         with pytest.raises(UserError, match=f"{kind}: its map has side {side}"):
             pooled({kind: torch.zeros(1, 3, side, side)}, kind)
+
+
+def test_square_and_five_crops():
+    """`square` loses a tenth on each side of a squashed picture; `five` are the corners and the centre."""
+    image = Image.new("RGB", (200, 100))
+    image.paste((255, 0, 0), (0, 0, 20, 100))
+    assert Transform("square", 64, 80)(image)[0, 32, 0] < 128  # 8 of 80 columns are red, 8 are cut off
+    five = Transform("five", 64, 80)(image)
+    assert five.shape == (5, 3, 64, 64) and [bool(crop[0, 5, 0] > 128) for crop in five] == [1, 0, 1, 0, 0]
 
 
 def test_gap_is_what_torchvision_computes(backbone, pictures, tmp_path):

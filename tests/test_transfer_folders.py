@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import normalize
 
 import transfer.knn
 import transfer.linear
+from adco import counter
 from adco.backbone import load_backbone
 from adco.knn import knn_accuracy
 from adco.records import load_record
 from tests.transfer_data import assert_one_line_error, files_below, make_folder
 from transfer.features import Feature, Pictures, Reader, extract
 from transfer.imagefolder import Split, fingerprint, read_folders
-from transfer.linear import PENALTIES, choose_penalty, fit_softmax, held_out_rows, probe, standardiser
+from transfer.linear import LEARNING_RATES, WEIGHT_DECAYS, choose, held_out_rows, probe, standardiser, sweep
 from transfer.transforms import Transform
 
 CPU = torch.device("cpu")
@@ -131,21 +131,30 @@ def blobs(n=120, d=6, classes=3, seed=0):
     return generator.standard_normal((n, d)) + 1.5 * generator.standard_normal((classes, d))[labels], labels
 
 
-@pytest.mark.parametrize("penalty", [0.1, 0.001])
-def test_fit_equals_scikit_learn(penalty):
-    """scikit-learn minimises |w|^2 / 2 + C * sum of losses: the same with C = 1 / (N penalty)."""
-    x, labels = blobs()
-    ours = fit_softmax(torch.from_numpy(x), torch.from_numpy(labels), 3, penalty)
-    theirs = LogisticRegression(C=1 / (len(x) * penalty), tol=1e-10, max_iter=10000).fit(x, labels)
-    np.testing.assert_allclose(ours.weight.numpy().T, theirs.coef_, atol=1e-4)
-    assert ours.gradient < 1e-5
-
-
-def test_warm_start_finds_the_same_minimum():
-    x, y = (torch.from_numpy(array) for array in blobs())
-    cold = fit_softmax(x, y, 3, 0.01)
-    warm = fit_softmax(x, y, 3, 0.01, start=fit_softmax(x, y, 3, 1.0))
-    torch.testing.assert_close(cold.weight, warm.weight, atol=1e-4, rtol=0)
+@pytest.mark.parametrize(("rate", "decay"), [(0.1, 0.0), (1.0, 0.01)])
+def test_each_classifier_of_a_sweep_is_what_torch_trains_alone(rate, decay, monkeypatch):
+    """torch's SGD, one classifier, the same batches: the same weights as inside a sweep of six."""
+    monkeypatch.setattr(transfer.linear, "EPOCHS", 3)
+    monkeypatch.setattr(transfer.linear, "BATCH", 32)
+    x, labels = (torch.from_numpy(array) for array in blobs())
+    rates, decays = (0.1, 1.0), (0.0, 0.001, 0.01)
+    made = sweep(x, labels, 3, rates, decays, seed=5)
+    at = rates.index(rate) * 3 + decays.index(decay)
+    layer = torch.nn.Linear(6, 3).double()
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    groups = [{"params": [layer.weight], "weight_decay": decay}, {"params": [layer.bias]}]
+    optimiser = torch.optim.SGD(groups, lr=rate, momentum=0.9)
+    for step in range(12):
+        order = torch.from_numpy(counter.permutation(5, step // 4, 120))
+        for group in optimiser.param_groups:
+            group["lr"] = rate * 0.5 * (1 + np.cos(np.pi * step / 12))
+        rows = order[32 * (step % 4) : 32 * (step % 4) + 32]
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(layer(x[rows]), labels[rows]).backward()
+        optimiser.step()
+    torch.testing.assert_close(made.weight[at], layer.weight.T, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(made.bias[at, 0], layer.bias, rtol=1e-9, atol=1e-12)
 
 
 def test_held_out_rows_are_a_tenth_of_each_class_by_seed():
@@ -156,19 +165,25 @@ def test_held_out_rows_are_a_tenth_of_each_class_by_seed():
     assert (held != held_out_rows(labels, 0.1, seed=1)).any()
 
 
-def test_penalty_is_chosen_on_training_pictures_only():
-    """60 noise dimensions and 60 pictures: a strong penalty wins on held-out pictures, whatever val says."""
+def test_the_pair_is_chosen_on_training_pictures_only(monkeypatch):
+    monkeypatch.setattr(transfer.linear, "EPOCHS", 5)
     x, labels = blobs(n=300, d=4, seed=3)
-    x = np.concatenate([x, 2 * np.random.default_rng(4).standard_normal((300, 150))], axis=1).astype(np.float32)
+    x = np.concatenate([x, 2 * np.random.default_rng(4).standard_normal((300, 100))], axis=1).astype(np.float32)
     train, val = Split(x[:200], labels[:200]), Split(x[200:], labels[200:])
     scores, settings = probe(train, val, 3, seed=0, device=CPU)
-    mislabelled = Split(val.features, (val.labels + 1) % 3)
-    worse, same = probe(train, mislabelled, 3, seed=0, device=CPU)
-    assert same == settings and worse["top1"] < scores["top1"]
-    table = settings["held_out_top1"]
-    assert settings["penalty"] == max(PENALTIES, key=lambda p: (table[f"{p:g}"], p)) and len(set(table.values())) > 1
-    chosen, _ = choose_penalty(standardiser(train.features, CPU)(train.features), train.labels, 3, 0)
-    assert chosen == settings["penalty"]
+    worse, same = probe(train, Split(val.features, (val.labels + 1) % 3), 3, seed=0, device=CPU)
+    assert same["curve"] == settings["curve"] and worse["top1"] < scores["top1"]
+    curve = settings["curve"]
+    assert len(curve) == len(LEARNING_RATES) * len(WEIGHT_DECAYS)
+    best = max(row["held_out_top1"] for row in curve)
+    first = next(row for row in curve if row["held_out_top1"] == best)
+    assert (settings["lr"], settings["weight_decay"]) == (first["lr"], first["weight_decay"])
+    assert choose(standardiser(train.features, CPU)(train.features), train.labels, 3, 0)[:2] == (
+        first["lr"],
+        first["weight_decay"],
+    )
+    low, high = settings["interval95"]["top1"]
+    assert low < scores["top1"] < high
 
 
 def test_standardiser_leaves_dead_dimensions_at_zero():
@@ -181,7 +196,7 @@ def test_linear_command(folder, tmp_path, capsys):
     assert transfer.linear.main(arguments(folder, out)) == 0
     record = load_record(out / "linear-cached-features@32px.json")
     assert record.protocol == "linear/cached-features@32px"
-    assert record.scores["top1"] > 50 and record.settings["penalty"] in PENALTIES
+    assert record.scores["top1"] > 50 and record.settings["lr"] in LEARNING_RATES
     assert f"top1 {record.scores['top1']:.2f} %" in capsys.readouterr().out
     first = files_below(out / "features")
     assert transfer.linear.main(arguments(folder, out)) == 0  # again: same features, same score

@@ -1,5 +1,6 @@
 """transfer/voc07.py: reading VOC2007's lists, the protocols by name, and the command line from end to end."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -14,8 +15,10 @@ import transfer.features
 from adco.errors import UserError
 from adco.records import load_record
 from tests.transfer_data import COLOURS, assert_one_line_error, files_below, make_voc
-from transfer.svm import ClassScore, svm_scores
-from transfer.voc07 import CLASSES, OFFICIAL_IMAGES, PROTOCOLS, chosen_protocols, judge, main, read_voc, table
+from transfer.protocols import PROTOCOLS, chosen_protocols
+from transfer.svm import ClassScore, Solver, svm_scores
+from transfer.voc import CLASSES, OFFICIAL_IMAGES, read_voc
+from transfer.voc07 import judge, main, table
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,7 +61,9 @@ def test_official_only_with_both_counts_and_all_classes(voc):
     assert (description["test_images"], description["test_official"]) == (12, 4952)
     whole = read_voc(voc)
     object.__setattr__(whole, "classes", CLASSES)
-    object.__setattr__(whole, "rows", {split: np.arange(count) for split, count in OFFICIAL_IMAGES.items()})
+    object.__setattr__(
+        whole, "rows", {split: np.arange(count) for split, count in OFFICIAL_IMAGES.items() if split in whole.rows}
+    )
     assert whole.describe()["official"] is True
     whole.rows["test"] = whole.rows["test"][:-1]
     assert whole.describe()["official"] is False
@@ -89,19 +94,31 @@ def test_protocols_are_those_of_the_table():
     assert vissl.rule.costs == (0.01, 0.1, 1, 2, 5, 10, 15, 20, 50, 100, 1000)
 
 
+def test_grids_of_the_other_protocols():
+    fair, openselfsup = PROTOCOLS["fair"].rule.costs, PROTOCOLS["openselfsup"].rule.costs
+    assert len(fair) == 26 and len(openselfsup) == 19
+    assert fair[:2] == pytest.approx((1e-7, 1e-6)) and fair[9:11] == pytest.approx((100, 2**-19)) and fair[-1] == 2**-4
+    assert openselfsup[:4] == (1, 10, 100, 2**-19) and openselfsup[-1] == 2**-4
+    for name in ("fair", "openselfsup"):
+        assert (PROTOCOLS[name].fit, PROTOCOLS[name].kind, PROTOCOLS[name].rule.folds) == ("squash", "res5", 3)
+
+
 def test_seed_and_stage_reach_only_the_protocol_that_leaves_them_open():
-    pcl, vissl = chosen_protocols(["pcl", "vissl", "pcl"], stage="res4", seed=7)
-    assert (pcl.name, pcl.kind, pcl.rule.random_state) == ("pcl", "gap", 0)
-    assert (vissl.name, vissl.kind, vissl.rule.random_state) == ("vissl-res4", "res4", 7)
-    with pytest.raises(UserError, match="adco: not known; choose pcl, vissl"):
-        chosen_protocols(["adco"], "res5", 0)
+    pcl, vissl = chosen_protocols(["pcl", "vissl", "pcl"], ["res4"], seed=7)
+    assert (pcl.name, pcl.kind, pcl.rule.random_state) == ("voc07-svm/pcl", "gap", 0)
+    assert (vissl.name, vissl.kind, vissl.rule.random_state) == ("voc07-svm/vissl-res4", "res4", 7)
+    every = [p.name.partition("/")[2] for p in chosen_protocols(["vissl"], ["all"], 0)]
+    assert every == ["vissl-res2", "vissl-res3", "vissl-res4", "vissl"]
+    with pytest.raises(UserError, match="best: not known; choose pcl, vissl"):
+        chosen_protocols(["best"], ["res5"], 0)
 
 
 def test_list_explains_each_in_two_lines(capsys):
     assert main(["--protocol", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [i for i, line in enumerate(lines) if not line.startswith(" ")] == [0, 3]
-    assert (lines[0], lines[3], len(lines)) == ("pcl", "vissl", 6)
+    names = [i for i, line in enumerate(lines) if not line.startswith(" ")]
+    assert names == list(range(0, 3 * 8, 3)) and len(lines) == 24
+    assert [lines[i] for i in names] == [*PROTOCOLS, "adco"]
 
 
 def test_table_says_what_was_not_measured(voc):
@@ -140,6 +157,59 @@ def test_both_protocols_in_one_pass(voc, tmp_path, capsys, monkeypatch):
     )
 
 
+def test_both_solvers_and_every_stage_on_one_pass(voc, tmp_path, monkeypatch):
+    """The same mAP within 0.05 points by either solver; res2 ... res5 and GAP from one reading of each picture."""
+    reads, read = [], transfer.features.read_image
+    monkeypatch.setattr(transfer.features, "read_image", lambda path: (reads.append(path), read(path))[1])
+    wanted = ["--protocol", "pcl", "--protocol", "openselfsup", "--stage", "all"]
+    out = {solver: tmp_path / solver for solver in ("newton", "liblinear")}
+    for solver, folder in out.items():
+        shared = ["--solver", solver, "--cache-dir", str(tmp_path / "cache")]
+        assert main(arguments(voc, folder, *wanted, *shared)) == 0
+    assert len(reads) == 36
+    names = sorted(path.name for path in out["newton"].glob("*.json"))
+    assert len(names) == 5 and names == sorted(path.name for path in out["liblinear"].glob("*.json"))
+    for name in names:
+        ours, theirs = (load_record(folder / name) for folder in out.values())
+        assert ours.scores["mAP"] == pytest.approx(theirs.scores["mAP"], abs=0.05)
+        assert (ours.settings["solver"], theirs.settings["solver"]) == ("newton", "liblinear")
+
+
+def test_records_carry_intervals_and_trials(voc, tmp_path):
+    assert main(arguments(voc, tmp_path)) == 0
+    record = load_record(tmp_path / "voc07-svm-pcl@64px.json")
+    for name in ("mAP", "mAP11"):
+        low, high = record.settings["interval95"][name]
+        assert low <= record.scores[name] <= high and high - low > 1
+    assert record.settings["trials"] == 1
+
+
+def test_low_shot_writes_its_draws(voc, tmp_path, capsys):
+    wanted = [f"--protocol=lowshot-{name}" for name in ("vissl", "vissl-cv", "pcl")]
+    assert main(arguments(voc, tmp_path, *wanted, "--shots", "1", "--shots", "2")) == 0
+    for name in ("vissl", "vissl-cv", "pcl"):
+        record = load_record(tmp_path / f"voc07-lowshot-{name}@64px.json")
+        text = (tmp_path / record.settings["draws"]).read_bytes()
+        assert hashlib.sha256(text).hexdigest() == record.settings["draws_sha256"]
+        assert set(record.scores) == {"mAP/k1", "mAP/k2"} and record.settings["trials"] == 5
+        for k in (1, 2):
+            trials = record.settings[f"k{k}/trials"]
+            assert record.scores[f"mAP/k{k}"] == pytest.approx(np.mean(trials))
+            assert record.settings[f"k{k}/deviation"] == pytest.approx(np.std(trials, ddof=1))
+    assert record.settings["k1/trials"] != record.settings["k2/trials"]
+
+
+def test_linear_adco_reports_both_metrics(voc, tmp_path, capsys):
+    assert main(arguments(voc, tmp_path, "--protocol", "adco", "--epochs", "2")) == 0
+    record = load_record(tmp_path / "voc07-linear-adco-2ep@64px.json")
+    assert record.protocol == "voc07-linear/adco-2ep@64px"
+    assert set(record.scores) == {"sample_AP", "mAP"} | {f"AP/{name}" for name in COLOURS}
+    assert record.scores["mAP"] == pytest.approx(np.mean([record.scores[f"AP/{name}"] for name in COLOURS]))
+    assert record.scores["sample_AP"] != record.scores["mAP"]
+    assert record.settings["statistics_moved"] is True and record.data["train_images"] == 12
+    assert "the AdCo paper's number" in capsys.readouterr().out
+
+
 def test_skipped_pictures_are_in_the_record(voc, tmp_path, capsys):
     (voc / "JPEGImages" / "000004.jpg").write_bytes(b"broken")
     out = tmp_path / "out"
@@ -163,7 +233,7 @@ def test_skipped_pictures_do_not_shift_the_labels(voc):
         pairs = zip(found.rows[split], found.labels[split], strict=True)
         pairs = [(features[row], labels) for row, labels in pairs if row not in (2, 30)]
         by_hand += [np.stack(column) for column in zip(*pairs, strict=True)]
-    assert judge(found, features[kept], kept, rule, jobs=1) == svm_scores(*by_hand, rule, jobs=1)
+    assert judge(found, features[kept], kept, rule, Solver()) == svm_scores(*by_hand, rule)
 
 
 def spoil_nothing(voc):
@@ -189,8 +259,13 @@ FAULTS = {
     "no data": (spoil_nothing, ["--data", "/nowhere"], ["/nowhere", "no VOC2007"]),
     "no checkpoint": (spoil_nothing, ["--checkpoint", "absent.pth"], ["absent.pth", "no such checkpoint"]),
     "unknown protocol": (spoil_nothing, ["--protocol", "best"], ["best", "pcl, vissl"]),
+    "unknown shots": (spoil_nothing, ["--protocol", "lowshot-pcl", "--shots", "3"], ["--shots 3", "1, 2, 4, 8, 16"]),
     "unknown argument": (spoil_nothing, ["--nonsense"], ["--nonsense"]),
-    "stage undefined at this size": (spoil_nothing, ["--protocol", "vissl", "--stage", "res4"], ["res4", "224 px"]),
+    "map too small for the stage": (
+        spoil_nothing,
+        ["--protocol", "vissl", "--stage", "res4", "--image-px", "32"],
+        ["res4", "side 2", "larger image"],
+    ),
     "resize below crop": (spoil_nothing, ["--resize-px", "50"], ["64 px with resize 50"]),
     "share above one": (spoil_nothing, ["--max-bad-share", "2"], ["--max-bad-share", "0 to 1"]),
     "negative workers": (spoil_nothing, ["--workers", "-1"], ["--workers"]),
@@ -243,7 +318,9 @@ def test_scripts_run_from_anywhere_and_use_their_own_checkout(tmp_path):
         shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
     errors = tmp_path / "adco" / "errors.py"
     errors.write_text(errors.read_text().replace("error: ", "copied: "))
-    scripts = [tmp_path / "transfer" / name for name in ("voc07.py", "knn.py", "linear.py")]
+    scripts = [
+        tmp_path / "transfer" / name for name in ("voc07.py", "knn.py", "linear.py", "imagenet.py", "places205.py")
+    ]
     run = subprocess.run([sys.executable, "-c", RUN_SCRIPTS, *scripts], cwd="/", capture_output=True, text=True)
-    assert run.stdout.split() == ["2", "2", "2"]
-    assert run.stderr == 3 * "copied: --checkpoint is required; see --help\n"
+    assert run.stdout.split() == ["2"] * 5
+    assert run.stderr == 5 * "copied: --checkpoint is required; see --help\n"
