@@ -19,14 +19,17 @@ from adco.accumulate import backward, split
 from adco.config import Recipe
 from adco.errors import UserError
 from adco.files import output_folder, sha256_of, write_text
-from adco.images import BadImages, ImageIndex, index_folder
+from adco.health import Health, Watch
+from adco.images import BadImages
 from adco.loader import Batch, ViewDataset, batches, requests
+from adco.memory import in_memory
 from adco.methods import Method, build_method
 from adco.methods.base import Moment, Step
 from adco.monitor import KnnProbe, Log, Rate, read_metrics
 from adco.progress import progress
 from adco.records import Record, commit
 from adco.resume import changed_fields
+from adco.sources import open_images
 from adco.stopping import StopRequests
 
 FILL_EPOCH = 2**31  # the views that fill the bank are never those of a training epoch
@@ -42,7 +45,9 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, output: Path, device: torch.device, resume: bool = False, force: bool = False):
         self.recipe, self.device, self.main = recipe, device, distributed.rank() == 0
-        self.index = training_images(recipe.data.root)
+        self.index = open_images(recipe.data.root)
+        if recipe.data.in_memory:
+            self.index = in_memory(self.index, recipe.data.workers)
         self.probe = _probe(recipe)
         self.steps_per_epoch = len(self.index) // recipe.batch
         self._check_sizes()
@@ -55,6 +60,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.compute.precision == "fp16")
         self.bad = BadImages(self.index.root, len(self.index), recipe.data.max_bad_share, "data.max_bad_share")
         self.step, self.seconds, self.stops = 0, 0.0, StopRequests()
+        self.health, self.watch = Health(), Watch()
         self.commit = commit()  # of the code that runs, whatever is committed meanwhile
         self.output = output_folder(output)
         self._resume(force) if resume else self._refuse_to_overwrite()
@@ -69,12 +75,15 @@ class Trainer:
             header = f"# commit: {self.commit}\n# command: {shlex.join(sys.argv)}\n"
             write_text(self.output / "recipe.yaml", header + self.recipe.to_yaml())
         begun, before, batch_images = time.perf_counter(), self.seconds, self.recipe.batch
-        with self.stops, closing(Log(self.output, self.step)) as self.log:
+        with (
+            self.stops,
+            closing(Log(self.output, self.step, self.recipe.monitor.wandb, asdict(self.recipe))) as self.log,
+        ):
             if self.step == 0 and self.method.bank is not None and self.recipe.bank.init != "random":
                 self.fill_bank()
             with progress(self.steps * batch_images, "pretraining", "images", self.step * batch_images) as bar:
-                rate = Rate()
-                for batch in self._batches(self.step, self.steps):
+                rate = Rate(self.device)
+                for batch in rate.waiting(self._batches(self.step, self.steps)):
                     self._note_bad(batch.bad)
                     step = self.train_step(batch)
                     bar.update(batch_images)
@@ -148,7 +157,7 @@ class Trainer:
         last, stopping = self.step == self.steps, self.stops.anywhere()
         if self.probe and rest == 0 and (epoch % self.recipe.probe.every_epochs == 0 or last):
             top1 = self.probe(self.method.encoder.backbone, self.device)
-            self.log.write(self.step, {"epoch": epoch, "knn_top1": top1})
+            self._write({"epoch": epoch, "knn_top1": top1})
         due = rest == 0 and epoch % every.every_epochs == 0
         due |= bool(every.every_steps) and self.step % every.every_steps == 0
         if due or last or stopping:
@@ -164,21 +173,32 @@ class Trainer:
         method = self.method.state_dict()  # of the whole bank: every rank takes part
         if self.main:
             optimizer, scaler, bad = self.optimizer.state_dict(), self.scaler.state_dict(), dict(self.bad.reasons)
-            recipe, data = asdict(self.recipe), fingerprint(self.index)
+            recipe, data = asdict(self.recipe), self.index.fingerprint
             self.writer.save(checkpoint.State(self.step, recipe, method, optimizer, scaler, data, bad, self.seconds))
 
     def _report(self, step: Step, bar, rate: Rate) -> None:
-        if self.step % LOG_EVERY_STEPS and self.step != self.steps:
-            return
-        names = sorted(step.scalars)
-        values = distributed.mean(torch.stack([step.scalars[name].float() for name in names])).tolist()
-        values = dict(zip(names, values, strict=True))
-        self._check_finite(values["loss"])
-        lr, bank_lr = self.learning_rates()
-        epoch, speed = self.step / self.steps_per_epoch, rate(bar.n - bar.initial)
-        shown = {"epoch": f"{epoch:.1f}", **{name: f"{value:.3g}" for name, value in values.items()}}
-        bar.set_postfix(shown, refresh=False)
-        self.log.write(self.step, {"epoch": epoch, **values, "lr": lr, "bank_lr": bank_lr, "images_per_second": speed})
+        """Every few steps: scalars, speed, health; every rank takes part, rank 0 writes."""
+        row, every = {}, self.recipe.monitor.every_steps
+        if self.step % LOG_EVERY_STEPS == 0 or self.step == self.steps:
+            names = sorted(step.scalars)
+            values = distributed.mean(torch.stack([step.scalars[name].float() for name in names])).tolist()
+            row = dict(zip(names, values, strict=True))
+            self._check_finite(row["loss"])
+            lr, bank_lr = self.learning_rates()
+            epoch = self.step / self.steps_per_epoch
+            bar.set_postfix(epoch=f"{epoch:.1f}", **{name: f"{row[name]:.3g}" for name in names}, refresh=False)
+            row |= {"epoch": epoch, "lr": lr, "bank_lr": bank_lr, **rate.scalars(bar.n - bar.initial)}
+        if every and self.step % every == 0:
+            bank = self.method.bank
+            rows, sharded = (bank.rows, bank.sharded) if bank is not None else (None, False)
+            row |= self.health(step.queries, step.keys, rows, self.recipe.contrast.tau_bank, sharded)
+        if row:
+            self._write(row)
+
+    def _write(self, row: dict[str, float]) -> None:
+        self.log.write(self.step, row)
+        for warning in self.watch(row):
+            self.log.say(self.step, warning)
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -215,7 +235,7 @@ class Trainer:
             return
         state = checkpoint.load(path)
         changes = changed_fields(state.recipe, asdict(self.recipe))
-        if state.data != fingerprint(self.index):
+        if state.data != self.index.fingerprint:
             changes.append("the images themselves: files were added, removed or renamed since")
         if changes and not force:
             raise UserError(
@@ -274,17 +294,5 @@ def _probe(recipe: Recipe) -> KnnProbe | None:
     probe = recipe.probe
     if not probe.every_epochs:
         return None
-    root = Path(probe.root or recipe.data.root)
+    root = probe.root or recipe.data.root
     return KnnProbe(root, probe.px, probe.k, probe.temperature, probe.max_images, recipe.data.workers)
-
-
-def training_images(root: str) -> ImageIndex:
-    """`root/train` where it exists (ImageNet's layout), else `root` itself. Raises UserError."""
-    if not root:
-        raise UserError("recipe: data.root is not set; add data.root=FOLDER, with train/CLASS/*.jpg or images in it")
-    folder = Path(root)
-    return index_folder(folder / "train" if (folder / "train").is_dir() else folder)
-
-
-def fingerprint(index):
-    return ""
