@@ -191,7 +191,9 @@ class Trainer:
         if every and self.step % every == 0:
             bank = self.method.bank
             rows, sharded = (bank.rows, bank.sharded) if bank is not None else (None, False)
-            row |= self.health(step.queries, step.keys, rows, self.recipe.contrast.tau_bank, sharded)
+            contrast = self.recipe.contrast
+            tau = contrast.tau if step.direction is None else contrast.tau_bank  # a queue is met at tau alone
+            row |= self.health(step.queries, step.keys, rows, tau, sharded)
         if row:
             self._write(row)
 

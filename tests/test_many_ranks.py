@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from adco import distributed
 from adco.accumulate import backward, split
+from adco.bank import Bank
 from adco.config import Bank as BankOptions
 from adco.config import Contrast, Encoder, Recipe, View
 from adco.contrast import adversarial_contrast, cooperative_contrast, make_pairs
@@ -30,9 +31,10 @@ def embeddings(views: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
     return rows[:views], rows[views:], 1.3 * torch.randn(K, D, generator=generator, dtype=torch.float64)
 
 
-def one_contrast(game: str, placement: str) -> dict[str, Tensor]:
-    """The mean loss, the gradient of this rank's queries, and the direction of the whole bank."""
+def one_contrast(game: str, placement: str, bank: Tensor | None = None) -> dict[str, Tensor]:
+    """The mean loss, the gradient of all queries, and the direction of the whole bank."""
     queries, keys, whole = embeddings(3)
+    whole = whole if bank is None else bank
     own_queries = {v: distributed.own(q).clone().requires_grad_() for v, q in enumerate(queries)}
     own_keys = {v: distributed.own(k) for v, k in enumerate(keys)}
     sharded = placement == "sharded" and distributed.ranks() > 1
@@ -47,6 +49,8 @@ def one_contrast(game: str, placement: str) -> dict[str, Tensor]:
         pairs = make_pairs(3, symmetric=True)
         result = adversarial_contrast(own_queries, own_keys, pairs, bank, 0.12, tau_bank, in_batch, objective, sharded)
     result.loss.backward()
+    if bank is not None:
+        return {}  # only what it exchanged is of interest
     found = {f"gradient{v}": distributed.gather(q.grad) / distributed.ranks() for v, q in own_queries.items()}
     if result.direction is not None:
         found["direction"] = distributed.gather(result.direction) if sharded else result.direction
@@ -138,3 +142,58 @@ def test_local_norms_do_see_the_split():
     """The equalities above could hold because statistics do not matter; they do."""
     one, two = trained(recipe("adco"), 2), trained(recipe("adco", norm_splits=2), 2)
     assert (one["encoder.backbone.0.weight"] - two["encoder.backbone.0.weight"]).abs().max() > 1e-6
+
+
+def traffic(game: str, rows: int, placement: str) -> int:
+    """Bytes that this rank puts into collectives in one evaluation with a bank of so many rows."""
+    sent = 0
+
+    def counted(function, place: int):
+        def call(*args, **kwargs):
+            nonlocal sent
+            sent += args[place].numel() * args[place].element_size()
+            return function(*args, **kwargs)
+
+        return call
+
+    dist = distributed.dist
+    with (
+        mock.patch.object(dist, "all_reduce", counted(dist.all_reduce, 0)),
+        mock.patch.object(dist, "all_gather_into_tensor", counted(dist.all_gather_into_tensor, 1)),
+    ):
+        one_contrast(game, placement, torch.randn(rows, D, dtype=torch.float64))
+    return sent
+
+
+@pytest.mark.parametrize("game", ["released", "paper", "J", "moco", "caco"])
+def test_traffic_of_a_sharded_bank_does_not_depend_on_its_size(game):
+    small, large = (run_ranks(traffic, 2, game, rows, "sharded") for rows in (64, 4096))
+    assert small == large
+    if game != "moco":  # a queue has no gradient to exchange
+        assert run_ranks(traffic, 2, game, 4096, "replicated")[0] >= 4096 * D * 8
+
+
+def a_million_rows() -> tuple[int, float, float]:
+    """One step with a bank of 2^20 rows in float32: rows held, loss, and how far the rows moved."""
+    options = BankOptions(size=2**20, lr=1.0)
+    torch.manual_seed(0)
+    bank = Bank(options, dim=16)
+    queries = {0: F.normalize(torch.randn(4, 16), dim=1).requires_grad_()}
+    keys = {1: F.normalize(torch.randn(4, 16), dim=1)}
+    before = bank.rows.clone()
+    result = adversarial_contrast(
+        queries, keys, make_pairs(2, False), bank.rows, 0.12, 0.03, True, sharded=bank.sharded
+    )
+    result.loss.backward()
+    bank.ascend(result.direction, 1.0)
+    assert queries[0].grad.isfinite().all()
+    return len(bank.rows), distributed.mean(result.loss.detach()).item(), (bank.rows - before).abs().max().item()
+
+
+def test_a_bank_of_a_million_rows_is_shared_out():
+    (alone, loss, moved), halves = a_million_rows(), run_ranks(a_million_rows, 2)
+    assert alone == 2**20
+    assert moved > 0
+    for rows, its_loss, _ in halves:
+        assert rows == 2**19
+        assert its_loss == pytest.approx(loss, rel=0.05)  # other queries on each rank, the same bank
