@@ -50,8 +50,8 @@ def plan(
 
     cfg: config file and overrides; recipe: the config file alone
     batch: images per optimiser step (default: the recipe's images per GPU times `workers`)
-    images_per_gpu: what one GPU holds at once (default: the recipe's); a larger share of the batch is accumulated
-    as_given: scale nothing, train what cfg says
+    images_per_gpu: what one GPU holds at once; a larger share of the batch is accumulated (default: the recipe's)
+    as_given: scale nothing, train what cfg says, in one pass unless images_per_gpu is given
     Raises UserError for overrides that would silently make another training, and for a batch that cannot be shared out.
     """
     reference_gpus = recipe.SOLVER.REFERENCE_WORLD_SIZE or workers
@@ -59,7 +59,8 @@ def plan(
     overridden = [key for key in PLANNED if cfg.SOLVER[key] != recipe.SOLVER[key]]
     if as_given:
         batch = cfg.SOLVER.IMS_PER_BATCH if batch is None else batch
-        cfg.SOLVER.IMS_PER_BATCH, rule = batch, "as given"
+        check_share(batch, workers)
+        cfg.SOLVER.IMS_PER_BATCH, reference_per_gpu, rule = batch, batch // workers, "as given"
     else:
         batch = reference_per_gpu * workers if batch is None else batch
         check_share(batch, workers)

@@ -54,6 +54,7 @@ def parser():
 
     parser = default_argument_parser(epilog=__doc__)
     parser.set_defaults(num_gpus=None)
+    parser.allow_abbrev = False  # `--trial 5` would reach the trials' own command lines
     add = parser.add_argument
     add("--batch", type=int, metavar="N", help="images per optimiser step; rate and schedule follow by the linear rule")
     add("--images-per-gpu", type=int, metavar="N", help="what a GPU holds at once; a larger batch is accumulated")

@@ -20,7 +20,7 @@ from detection.settings import (
     fit_to_hardware,
     load_config,
 )
-from detection.train_net import main, user_error_inside
+from detection.train_net import main, parser, user_error_inside
 from detection.trainer import Job, run
 
 CONFIGS = Path(__file__).resolve().parent.parent / "detection" / "configs"
@@ -196,6 +196,7 @@ def test_random_initialisation_must_be_asked_for():
     "argv",
     [
         ["--config-file", "no/such.yaml"],
+        ["--config-file", str(CONFIGS / "smoke_voc_R_18_C4.yaml"), "--num-gpus", "0", "--as-given", "--batch", "0"],
         [],
         ["--config-file", str(CONFIGS / "smoke_voc_R_18_C4.yaml"), "--num-gpus", "99"],
         ["--config-file", str(CONFIGS / "smoke_voc_R_18_C4.yaml"), "--num-gpus", "0", "MODEL.DEVICE", "cuda"],
@@ -218,6 +219,13 @@ def test_a_mistake_is_one_line_and_exit_2(argv, capsys):
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ")
     assert len(error.splitlines()) == 1
+
+
+def test_options_are_not_abbreviated():
+    """`--trial 5` taken for `--trials 5` would be passed on to each trial, which would then run five of its own."""
+    assert parser().parse_args(["--trials", "5"]).trials == 5
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--trial", "5", "--num-gpus", "0"])
 
 
 def test_only_what_can_move_a_score_is_a_deviation():

@@ -87,7 +87,7 @@ def test_silently_different_training_is_refused(workers, overrides, says):
 def test_as_given_is_literal_and_says_what_differs():
     cfg, found = planned(1, "SOLVER.IMS_PER_BATCH", "4", "SOLVER.BASE_LR", "0.1", as_given=True)
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (4, 0.1, 24000)
-    assert found.rule == "as given"
+    assert (found.rule, found.passes) == ("as given", 1)
     assert found.differences == ("SOLVER.IMS_PER_BATCH 16 -> 4", "SOLVER.BASE_LR 0.02 -> 0.1")
 
 
