@@ -20,8 +20,8 @@ import numpy as np
 from benchmarks.race import Options, Outcome, Ratio, Timing, race, ratio
 from transfer.cli import processors
 from transfer.metrics import mean_over_classes
+from transfer.protocols import VISSL_COSTS
 from transfer.svm import ClassScore, Solver, SvmRule, svm_scores
-from transfer.voc07 import VISSL_COSTS
 
 FULL = {"train_images": 5011, "test_images": 1000, "width": 2048, "classes": 20}
 QUICK = {"train_images": 800, "test_images": 400, "width": 256, "classes": 8}
