@@ -11,20 +11,10 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
+from transfer.liblinear import best_cost, cross_validated_ap, linear_svc
 from transfer.metrics import average_precision
 from transfer.newton import cg_step, direct_step, eigenbasis, minimise
-from transfer.svm import (
-    Solver,
-    SvmRule,
-    best_cost,
-    class_weights,
-    cross_validated_ap,
-    fold_masks,
-    linear_svc,
-    normalise_rows,
-    svm_scores,
-    with_constant,
-)
+from transfer.svm import Solver, SvmRule, class_weights, fold_masks, normalise_rows, svm_scores, with_constant
 
 COSTS = (0.01, 1.0, 1000.0)
 PCL = SvmRule(costs=(0.5,), drop_difficult=False)
@@ -145,7 +135,7 @@ def test_unmeasurable_classes_are_nan_with_a_reason(solver):
 
 
 def test_fits_that_do_not_converge_are_counted_and_not_printed(monkeypatch):
-    import transfer.svm as svm
+    import transfer.liblinear as svm
 
     original = svm.linear_svc
     monkeypatch.setattr(svm, "linear_svc", lambda cost, seed: original(cost, seed).set_params(max_iter=1))

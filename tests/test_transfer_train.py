@@ -284,6 +284,9 @@ def test_unreadable_training_pictures(folder, backbone, tmp_path):
         train(recipe, backbone, data, val, plan_in(tmp_path / "a"), hits)
     run = train(recipe, backbone, data, val, plan_in(tmp_path / "b", max_bad_share=0.1), hits)
     assert list(run.bad) == ["cat/3.png"]
+    (folder / "val" / "dog" / "1.png").write_bytes(b"x")
+    with pytest.raises(UserError, match="dog/1.png: cannot be read"):
+        train(recipe, backbone, data, val, plan_in(tmp_path / "c", max_bad_share=0.1), hits)
 
 
 def test_bf16_is_close_and_named(folder, tmp_path):

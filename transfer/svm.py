@@ -1,28 +1,24 @@
 """Linear SVMs on frozen features, one per class, as VISSL and PCL train them for VOC07.
 
 Two solvers of one convex problem: `newton` (all classes, folds and costs at once, transfer/newton.py) and `liblinear`
-(scikit-learn's LinearSVC, one fit at a time: the reference).
+(transfer/liblinear.py, scikit-learn's LinearSVC one fit at a time: the reference).
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import joblib
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedKFold
-from sklearn.svm import LinearSVC
 
 from adco.progress import progress
+from transfer import liblinear
+from transfer.liblinear import POSITIVE_WEIGHT, best_cost
 from transfer.metrics import average_precision, step_average_precision
 from transfer.newton import Basis, eigenbasis, minimise, path
 
-POSITIVE_WEIGHT = 2.0  # the protocols' class weights are {1: 2, -1: 1}
 CV_TOLERANCE, FIT_TOLERANCE = 1e-3, 1e-6  # bounds of the relative error of the weights; in float32 and float64
 
 
@@ -91,8 +87,11 @@ def svm_scores(
     scores = [ClassScore(math.nan, why_not=reason) for reason in why_not]
     if not classes:
         return scores
-    fit = fit_newton if solver.name == "newton" else fit_liblinear
-    tables, values, unconverged = fit(train, targets[:, classes], test, rule, solver)
+    if solver.name == "liblinear":
+        more = (rule.costs, rule.folds, rule.random_state, solver.jobs)
+        tables, values, unconverged = liblinear.fit(train, targets[:, classes], test, *more)
+    else:
+        tables, values, unconverged = fit_newton(train, targets[:, classes], test, rule, solver.device)
     for at, c in enumerate(classes):
         positive, counted = counted_targets(test_labels[:, c], rule.drop_difficult)
         ap = average_precision(positive[counted], values[counted, at])
@@ -101,24 +100,24 @@ def svm_scores(
     return scores
 
 
-def fit_newton(train: np.ndarray, targets: np.ndarray, test: np.ndarray, rule: SvmRule, solver: Solver):
+def fit_newton(train: np.ndarray, targets: np.ndarray, test: np.ndarray, rule: SvmRule, device: torch.device):
     """Cross-validate in float32, all classes and folds at once along the costs, then fit the chosen models in float64.
 
     train: (N, D), test: (M, D) normalised rows; targets: (N, C) of 1 and -1. Returns the tables cost -> mean AP per
     class ([] with one cost), decisions (M, C), and how many fits per class did not converge.
     """
-    basis = eigenbasis(with_constant(train, solver.device))
-    y, tables, start = torch.from_numpy(targets).to(solver.device), [], None
+    basis = eigenbasis(with_constant(train, device))
+    y, tables, start = torch.from_numpy(targets).to(device), [], None
     unconverged = np.zeros(targets.shape[1], dtype=int)
     if len(rule.costs) > 1:
-        tables, weights, unconverged = cross_validate(basis, targets, rule, solver.device)
+        tables, weights, unconverged = cross_validate(basis, targets, rule, device)
         chosen = [sorted(rule.costs).index(best_cost(table)) for table in tables]
         start = torch.stack([weights[at][:, :, c].mean(dim=1) for c, at in enumerate(chosen)], dim=1).double()
     costs = [best_cost(table) for table in tables] or [rule.costs[0]] * targets.shape[1]
     start = basis.rows.new_zeros(basis.rows.shape[1], len(costs)) if start is None else start
     weight = class_weights(y).double()
     found = minimise(basis.rows, y.double(), weight, basis.rows.new_tensor(costs), FIT_TOLERANCE, start)
-    values = with_constant(test, solver.device) @ (basis.back @ found.u)
+    values = with_constant(test, device) @ (basis.back @ found.u)
     return tables, values.cpu().numpy(), unconverged + (~found.converged.cpu().numpy())
 
 
@@ -155,21 +154,13 @@ def decisions_by_cost(
     """
     train, test = normalise_rows(train), normalise_rows(test)
     if solver.name == "liblinear":
-        return {cost: _one_by_one(train, labels, test, cost, rule.random_state) for cost in rule.costs}
+        return {cost: liblinear.one_by_one(train, labels, test, cost, rule.random_state) for cost in rule.costs}
     basis, y = eigenbasis(with_constant(train, solver.device)), torch.from_numpy(labels).to(solver.device).double()
     weight, turned = class_weights(y).double() * (y != 0), with_constant(test, solver.device) @ basis.back
     ascending = sorted(rule.costs)
     found = path(basis.rows, y, weight, ascending, FIT_TOLERANCE)
     values = {cost: (turned @ solution.u).cpu().numpy() for cost, solution in zip(ascending, found, strict=True)}
     return {cost: values[cost] for cost in rule.costs}
-
-
-def _one_by_one(train: np.ndarray, labels: np.ndarray, test: np.ndarray, cost: float, random_state: int) -> np.ndarray:
-    columns = []
-    for column in labels.T:
-        own = column != 0
-        columns.append(decisions(train[own], column[own], test, cost, random_state)[0])
-    return np.stack(columns, axis=1)
 
 
 def fold_masks(targets: np.ndarray, folds: int) -> np.ndarray:
@@ -192,66 +183,6 @@ def class_weights(y: torch.Tensor) -> torch.Tensor:
     return torch.where(y > 0, POSITIVE_WEIGHT, 1.0)
 
 
-def linear_svc(cost: float, random_state: int) -> LinearSVC:
-    """The classifier of all SVM protocols: L2, squared hinge, dual, a positive weighing twice a negative."""
-    return LinearSVC(
-        C=cost,
-        penalty="l2",
-        loss="squared_hinge",
-        dual=True,
-        class_weight={1: POSITIVE_WEIGHT, -1: 1},
-        intercept_scaling=1.0,
-        tol=1e-4,
-        max_iter=2000,
-        random_state=random_state,
-    )
-
-
-def fit_liblinear(train: np.ndarray, targets: np.ndarray, test: np.ndarray, rule: SvmRule, solver: Solver):
-    """What `fit_newton` does, by scikit-learn's LinearSVC, one fit after another in `solver.jobs` processes."""
-    classes, tables = range(targets.shape[1]), []
-    unconverged = np.zeros(len(classes), dtype=int)
-    if len(rule.costs) > 1:
-        tables = [{} for _ in classes]
-        tasks = [(c, cost) for c in classes for cost in rule.costs]
-        calls = [(cross_validated_ap, train, targets[:, c], cost, rule.folds, rule.random_state) for c, cost in tasks]
-        for (c, cost), (ap, count) in zip(tasks, _parallel(calls, solver.jobs, "choosing C"), strict=True):
-            tables[c][cost] = ap
-            unconverged[c] += count
-    costs = [best_cost(tables[c]) if tables else rule.costs[0] for c in classes]
-    calls = [(decisions, train, targets[:, c], test, costs[c], rule.random_state) for c in classes]
-    columns = []
-    for c, (values, count) in zip(classes, _parallel(calls, solver.jobs, "training SVMs"), strict=True):
-        columns.append(values)
-        unconverged[c] += count
-    return tables, np.stack(columns, axis=1), unconverged
-
-
-def cross_validated_ap(
-    features: np.ndarray, targets: np.ndarray, cost: float, folds: int, random_state: int
-) -> tuple[float, int]:
-    """Mean of scikit-learn's average precision over unshuffled stratified folds, and how many fits did not converge."""
-    aps, unconverged = [], 0
-    for inside, outside in StratifiedKFold(folds).split(features, targets):
-        values, count = decisions(features[inside], targets[inside], features[outside], cost, random_state)
-        aps.append(step_average_precision(targets[outside] == 1, values))
-        unconverged += count
-    return float(np.mean(aps)), unconverged
-
-
-def best_cost(table: Mapping[float, float]) -> float:
-    """The cost of the largest mean AP; the first of equals, as numpy's argmax takes it."""
-    return max(table, key=table.__getitem__)
-
-
-def decisions(
-    train: np.ndarray, targets: np.ndarray, test: np.ndarray, cost: float, random_state: int
-) -> tuple[np.ndarray, int]:
-    """Signed distances (M,) of the test rows, and 1 when the fit did not converge, else 0."""
-    svc = linear_svc(cost, random_state)
-    return _counting_warnings(lambda: svc.fit(train, targets).decision_function(test))
-
-
 def counted_targets(labels: np.ndarray, drop_difficult: bool) -> tuple[np.ndarray, np.ndarray]:
     """(M,) of 1, 0, -1 -> which images are positive, and which are counted at all."""
     counted = labels != 0 if drop_difficult else np.ones(len(labels), dtype=bool)
@@ -265,23 +196,3 @@ def why_unmeasured(targets: np.ndarray, test_labels: np.ndarray, needed: int) ->
         folds = f", cross-validation needs {needed} of each" if needed > 1 else ""
         return f"{positives} positive and {negatives} negative training images{folds}"
     return "" if (test_labels == 1).any() else "no positive test image"
-
-
-def _parallel(calls: Sequence[tuple], jobs: int, title: str) -> Iterable:
-    """The results of `(function, *arguments)` calls in order, computed in `jobs` processes, with progress."""
-    run = joblib.Parallel(n_jobs=min(jobs, max(1, len(calls))), return_as="generator")
-    with progress(len(calls), title, "fits") as bar:
-        for result in run(joblib.delayed(call[0])(*call[1:]) for call in calls):
-            bar.update()
-            yield result
-
-
-def _counting_warnings(work: Callable[[], object]) -> tuple[object, int]:
-    """The result of `work()` and how many ConvergenceWarnings it gave; other warnings are passed on."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        result = work()
-    others = [w for w in caught if not issubclass(w.category, ConvergenceWarning)]
-    for warning in others:
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return result, len(caught) - len(others)

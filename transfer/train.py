@@ -224,9 +224,10 @@ def evaluate(network: Network, val: Labelled, plan: Plan, summary: Summary, fit:
     own = range(distributed.rank(), len(val), distributed.ranks())
     decoded = torch.utils.data.Subset(Decoded(val.pictures, [transform]), own)
     found: dict[str, dict[str, list]] = {kind: {} for kind in network.heads}
-    bad = BadImages(val.pictures.root, len(val), 0.0, "the images of a test set; none may be bad, max share")
     for _, good, inputs, reasons in DataLoader(decoded, 64, num_workers=plan.workers, collate_fn=collate):
-        bad.update({val.pictures.paths[i]: reason for i, reason in reasons.items()})
+        for i, reason in reasons.items():
+            raise UserError(f"{val.pictures.root / val.pictures.paths[i]}: cannot be read ({reason}); "
+                            "every picture that is tested on is needed: mend the file or take it out")  # fmt: skip
         images, crops = inputs[transform].to(plan.device), 1
         if images.ndim == 5:
             crops, images = images.shape[1], images.flatten(0, 1)
