@@ -36,7 +36,11 @@ class Encoder(nn.Module):
         outputs = []
         for _, group in groupby(views, key=lambda view: view.shape[-1]):
             same = list(group)
-            outputs += self._rows(torch.cat(same)).chunk(len(same))
+            joined = torch.stack(same, dim=1).flatten(
+                0, 1
+            )  # an image's views side by side: a part has all views of some
+            rows = self._rows(joined.contiguous(memory_format=torch.channels_last))
+            outputs += rows.unflatten(0, (-1, len(same))).unbind(dim=1)
         return outputs
 
     def _rows(self, images: Tensor) -> Tensor:

@@ -74,31 +74,38 @@ def ours(size: int, device: torch.device) -> Callable[[], Tensor]:
 
 
 def released(size: int, device: torch.device) -> Callable[[], None]:
-    """The released update, restated: columns are adversaries, (D, K)."""
+    """The released update on fixed embeddings."""
     q, k = embeddings(device)
+    step = released_update(size, device)
+    return lambda: step(q.clone().requires_grad_(), k)
+
+
+def released_update(size: int, device: torch.device) -> Callable[[Tensor, Tensor], None]:
+    """The released update, restated: (N, D) queries with gradient and keys; columns are adversaries, (D, K)."""
     w = torch.randn(D, size, device=device)
     v = torch.zeros_like(w)
-    labels = torch.arange(N, device=device)
 
-    def step() -> None:
+    def step(queries: Tensor, k: Tensor) -> None:
         nonlocal w, v
-        queries = q.clone().requires_grad_()
+        count = len(queries)
+        labels = torch.arange(count, device=device)
         positives = torch.einsum("nc,ck->nk", queries, k.T)
         unit = F.normalize(w, dim=0)
         negatives = torch.einsum("nc,ck->nk", queries, unit)
         logits = torch.cat([positives, negatives], dim=1)
         logits /= TAU
         loss = F.cross_entropy(logits, labels)
-        logits.topk(5, 1, True, True)[1].t().eq(labels.view(1, -1)).float().sum()
+        top = logits.topk(5, 1, True, True)[1].t().eq(labels.view(1, -1)).float()
+        loss.item(), top[:1].sum().item(), top.sum().item()
         loss.backward()
         with torch.no_grad():
             logits = torch.cat([positives, negatives], dim=1) / TAU_BANK
-            p = F.softmax(logits, dim=1)[:, N:]
-            g = torch.einsum("cn,nk->ck", queries.T, p) / N - (p * negatives).mean(dim=0) * unit
+            p = F.softmax(logits, dim=1)[:, count:]
+            g = torch.einsum("cn,nk->ck", queries.T, p) / count - (p * negatives).mean(dim=0) * unit
             g = -torch.div(g, w.norm(dim=0)) / TAU_BANK
             v = MOMENTUM * v + g + DECAY * w
             w = w - LR * v
-        torch.softmax(logits, dim=1)[:, :N].sum(dim=1).mean()
+            torch.softmax(logits, dim=1)[:, :count].sum(dim=1).mean().item()
 
     return step
 

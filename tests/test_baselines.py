@@ -288,7 +288,7 @@ def test_a_run_goes_on_from_its_state_bit_for_bit(name):
 @pytest.mark.parametrize("name", BASELINES)
 def test_micro_batches_equal_split_norms(name):
     local = recipe(name)
-    options = replace(local.encoder, batch_norm="local", key_batch_norm="local", join_views=False)
+    options = replace(local.encoder, batch_norm="local", key_batch_norm="local")
     local = replace(local, encoder=options)
     split_norms = trained(replace(local, encoder=replace(local.encoder, norm_splits=2)), 8)
     accumulated = trained(replace(local, compute=replace(local.compute, accumulate=2)), 8)

@@ -97,7 +97,7 @@ def trained(recipe: Recipe, steps: int = 20) -> dict[str, Tensor]:
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     generator = torch.Generator().manual_seed(1)
     for number in range(steps):
-        views = [distributed.own(torch.randn(N, 3, 10, 10, generator=generator, dtype=torch.float64)) for _ in range(2)]
+        views = [distributed.own(torch.randn(N, 3, 10, 10, generator=generator, dtype=torch.float64)) for _ in recipe.views]
         moment = Moment(number, steps, 5)
         optimizer.zero_grad()
         step = backward(method, network, split(views, recipe.compute.accumulate), moment, scaler)
