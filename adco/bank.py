@@ -15,9 +15,9 @@ CHUNK = {"cpu": 1024, "cuda": 2**20}  # rows at a time, so that they are read fr
 
 
 class Bank(nn.Module):
-    """rows: (K, D) raw rows W; velocity: (K, D) momentum buffer v of their SGD; next: where a queue writes.
+    """rows: (K, D) raw rows W; velocity: (K, D) momentum buffer v of their SGD. A queue leaves it at zero.
 
-    None is an nn.Parameter. Sharded: this rank holds K / ranks of them, `first` is the number of its first row; the
+    Neither is an nn.Parameter. Sharded: this rank holds K / ranks of them, `first` is the number of its first row; the
     state dict is always that of the whole bank, so that any number of ranks can go on with it.
     """
 
@@ -32,7 +32,6 @@ class Bank(nn.Module):
         rows = F.normalize(torch.randn(self.size, dim), dim=1)
         self.register_buffer("rows", self._own(rows))
         self.register_buffer("velocity", torch.zeros_like(self.rows))
-        self.register_buffer("next", torch.zeros((), dtype=torch.long))
 
     @property
     def first(self) -> int:
@@ -48,12 +47,11 @@ class Bank(nn.Module):
         return stop
 
     @torch.no_grad()
-    def enqueue(self, keys: Tensor) -> None:
-        """Write the (M, D) keys of all ranks over the oldest rows (MoCo's queue)."""
-        start = int(self.next)
+    def enqueue(self, keys: Tensor, batches: int) -> None:
+        """Write the (M, D) keys of all ranks over the oldest rows (MoCo's queue), after so many batches before."""
+        start = batches * len(keys) % self.size
         written = self.fill(keys, start) - start
         self.fill(keys[written:], 0)
-        self.next.fill_((start + len(keys)) % self.size)
 
     @torch.no_grad()
     def ascend(self, direction: Tensor, lr: float) -> None:

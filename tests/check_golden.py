@@ -63,7 +63,7 @@ def _one_step(golden: dict[str, torch.Tensor], method: str, mode: str, placement
     momentum, decay = float(golden["bank_sgd_momentum"]), float(golden["bank_weight_decay"])
     options = Options(size, sgd_momentum=momentum, weight_decay=decay, placement=placement)
     bank = Bank(options, dim).double()
-    bank.load_state_dict({"rows": golden["bank"], "velocity": golden["momentum"], "next": torch.tensor(0)})
+    bank.load_state_dict({"rows": golden["bank"], "velocity": golden["momentum"]})
     queries = golden["queries"][:, rank].clone().requires_grad_()
     result = MODES[method, mode](
         F.normalize(queries, dim=-1), F.normalize(golden["keys"][:, rank], dim=-1), bank,

@@ -40,11 +40,10 @@ def test_filling_stops_at_the_last_row():
 
 def test_a_queue_overwrites_its_oldest_rows():
     queue = Bank(Options(5), dim=1)
-    for value in (1.0, 2.0, 3.0):
-        queue.enqueue(torch.full((2, 1), value))
+    for batches, value in enumerate((1.0, 2.0, 3.0)):
+        queue.enqueue(torch.full((2, 1), value), batches)
     assert queue.rows.flatten().tolist()[:4] == [3, 1, 2, 2]  # the third pair wraps around
     assert queue.rows[4] == 3
-    assert queue.next == 1
 
 
 def queued(placement: str) -> tuple[int, dict[str, torch.Tensor]]:
@@ -52,7 +51,7 @@ def queued(placement: str) -> tuple[int, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     bank = Bank(Options(8, placement=placement), dim=2)
     for step in range(3):
-        bank.enqueue(torch.arange(6.0).view(3, 2) + 10 * step)
+        bank.enqueue(torch.arange(6.0).view(3, 2) + 10 * step, step)
     whole = torch.linspace(-1, 1, 16).view(8, 2)
     bank.ascend(bank._own(whole), lr=0.5)
     state = bank.state_dict()

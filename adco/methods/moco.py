@@ -27,4 +27,4 @@ class MoCo(BankedMethod):
 
     def update(self, step: Step, moment: Moment, bank_lr: float) -> None:
         """The newest keys of all ranks take the places of the oldest."""
-        self.bank.enqueue(distributed.gather(step.keys))
+        self.bank.enqueue(distributed.gather(step.keys), moment.step)
