@@ -13,7 +13,7 @@ from sklearn.svm import LinearSVC
 
 from transfer.liblinear import best_cost, cross_validated_ap, linear_svc
 from transfer.metrics import average_precision
-from transfer.newton import cg_step, direct_step, eigenbasis, minimise
+from transfer.newton import Rows, cg_step, direct_step, eigenbasis, minimise
 from transfer.svm import Solver, SvmRule, class_weights, fold_masks, normalise_rows, svm_scores, with_constant
 
 COSTS = (0.01, 1.0, 1000.0)
@@ -182,7 +182,7 @@ def test_newton_finds_the_minimum_that_liblinear_approaches(width, cost):
     train, test = normalise_rows(train), normalise_rows(test)
     basis, y = eigenbasis(with_constant(train, "cpu")), torch.from_numpy(labels).double()
     start = torch.zeros(basis.rows.shape[1], 5, dtype=torch.float64)
-    found = minimise(basis.rows, y, class_weights(y).double(), torch.full((5,), cost).double(), 1e-8, start)
+    found = minimise(Rows(basis.rows), y, class_weights(y).double(), torch.full((5,), cost).double(), 1e-8, start)
     assert found.converged.all()
     ours = with_constant(test, "cpu") @ basis.back @ found.u
     for c in range(5):
@@ -197,8 +197,8 @@ def test_both_ways_to_a_newton_step_solve_the_system():
     active = 3 * (torch.rand(50, 4, generator=generator) < 0.5).double()
     gradient = torch.randn(20, 4, generator=generator, dtype=torch.float64)
     for solve, precision in (
-        (lambda: direct_step(z, z.float() @ z.float().T, active, gradient), 1e-4),
-        (lambda: cg_step(z, z.square(), active, gradient), 0.1),
+        (lambda: direct_step(Rows(z), active, gradient), 1e-4),
+        (lambda: cg_step(Rows(z), active, gradient), 0.1),
     ):
         step, change = solve()
         torch.testing.assert_close(change, z @ step)
@@ -228,7 +228,7 @@ def test_rows_outside_a_problem_do_not_matter():
     basis, y = eigenbasis(with_constant(train, "cpu")), torch.from_numpy(labels[:, :1]).double()
     weight = class_weights(y).double() * torch.from_numpy(inside)[:, None]
     start, cost = torch.zeros(basis.rows.shape[1], 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    masked = minimise(basis.rows, y, weight, cost, 1e-9, start).decisions[~inside, 0]
+    masked = minimise(Rows(basis.rows), y, weight, cost, 1e-9, start).decisions[~inside, 0]
     svc = linear_svc(1.0, 0).set_params(tol=1e-10, max_iter=10**6).fit(train[inside], labels[inside, 0])
     np.testing.assert_allclose(masked.numpy(), svc.decision_function(train[~inside]), atol=1e-6)
 

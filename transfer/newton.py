@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,6 +34,24 @@ class Basis:
 
     rows: Tensor
     back: Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """z: (N, R) rows that problems share, float32 or float64, and what is computed of them once, when first wanted."""
+
+    z: Tensor
+
+    @cached_property
+    def squares(self) -> Tensor:
+        """(N, R) z * z."""
+        return self.z.square()
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """(N, N) float32, z z'."""
+        z = self.z.float()
+        return z @ z.T
 
 
 @dataclass(frozen=True)
@@ -60,22 +79,22 @@ def path(z: Tensor, y: Tensor, weight: Tensor, costs: Sequence[float], tolerance
 
     z: (N, R); y: (N, P) of 1 and -1; weight: (N, P), 0 for rows that a problem does not train on; all one type.
     """
-    u = z.new_zeros(z.shape[1], y.shape[1])
+    rows, u = Rows(z), z.new_zeros(z.shape[1], y.shape[1])
     for cost in costs:
-        found = minimise(z, y, weight, z.new_full((y.shape[1],), cost), tolerance, u)
+        found = minimise(rows, y, weight, z.new_full((y.shape[1],), cost), tolerance, u)
         u = found.u
         yield found
 
 
-def minimise(z: Tensor, y: Tensor, weight: Tensor, cost: Tensor, tolerance: float, start: Tensor) -> Solution:
+def minimise(rows: Rows, y: Tensor, weight: Tensor, cost: Tensor, tolerance: float, start: Tensor) -> Solution:
     """Newton's method on every problem until its gradient's norm is below `tolerance` times that of its weights.
 
     The objective is strongly convex with modulus 1, so the weights are then within `tolerance`, relatively, of the best
     ones. cost: (P,); start: (R, P); the rest as in `path`. A problem leaves the batch once it has converged.
     """
-    u, decisions = start.clone(), z @ start
+    z, u, decisions = rows.z, start.clone(), rows.z @ start
     pull = 2 * cost * weight  # (N, P): how strongly each row is pulled to its side
-    squares, gram, live = z.square(), None, torch.arange(y.shape[1], device=z.device)
+    live = torch.arange(y.shape[1], device=z.device)
     for _ in range(NEWTON_STEPS):
         slack = pull[:, live] * (1 - y[:, live] * decisions[:, live]).clamp_(min=0)
         gradient = u[:, live] - z.T @ (y[:, live] * slack)
@@ -85,14 +104,12 @@ def minimise(z: Tensor, y: Tensor, weight: Tensor, cost: Tensor, tolerance: floa
             break
         active = pull[:, live] * (slack[:, unfinished] > 0)
         few = (active > 0).sum(dim=0) < few_rows(*z.shape)
-        if few.any() and gram is None:
-            gram = z.float() @ z.float().T
         step, change = torch.empty_like(u[:, live]), torch.empty_like(active)
         steep = gradient[:, unfinished]
         if few.any():
-            step[:, few], change[:, few] = direct_step(z, gram, active[:, few], steep[:, few])
+            step[:, few], change[:, few] = direct_step(rows, active[:, few], steep[:, few])
         if not few.all():
-            step[:, ~few], change[:, ~few] = cg_step(z, squares, active[:, ~few], steep[:, ~few])
+            step[:, ~few], change[:, ~few] = cg_step(rows, active[:, ~few], steep[:, ~few])
         length = line_search(y[:, live], pull[:, live], u[:, live], decisions[:, live], step, change)
         u[:, live] += length * step
         decisions[:, live] += length * change
@@ -106,31 +123,31 @@ def few_rows(rows: int, width: int) -> int:
     return round((3 * TYPICAL_CG_STEPS * 4 * rows * width) ** (1 / 3))
 
 
-def direct_step(z: Tensor, gram: Tensor, active: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+def direct_step(rows: Rows, active: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Solve (I + z' diag(active) z) step = -gradient for each column through the Gram matrix of its active rows.
 
-    gram: (N, N) float32, z z'. The factor is float32 whatever z is: it only gives a direction, and Newton's method
-    measures its gradient in full. Returns step (R, P) and z @ step (N, P).
+    The factor is float32 whatever z is: it only gives a direction, and Newton's method measures its gradient in full.
+    active: (N, P) weights of the rows inside the margin; gradient: (R, P). Returns step (R, P) and z @ step (N, P).
     """
-    seen, dual = z @ gradient, torch.zeros_like(active)
+    z, dual = rows.z, torch.zeros_like(active)
+    seen = z @ gradient
     for column in range(active.shape[1]):
-        rows = active[:, column].nonzero()[:, 0]
-        block = gram[rows[:, None], rows]
-        block.diagonal().add_(1 / active[rows, column].float())
+        inside = active[:, column].nonzero()[:, 0]
+        block = rows.gram[inside[:, None], inside]
+        block.diagonal().add_(1 / active[inside, column].float())
         factor, failed = torch.linalg.cholesky_ex(block)
         if not failed:  # else the plain gradient is the direction
-            dual[rows, column] = torch.cholesky_solve(seen[rows, column, None].float(), factor)[:, 0].to(z.dtype)
+            dual[inside, column] = torch.cholesky_solve(seen[inside, column, None].float(), factor)[:, 0].to(z.dtype)
     step = z.T @ dual - gradient
     return step, z @ step
 
 
-def cg_step(z: Tensor, squares: Tensor, active: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+def cg_step(rows: Rows, active: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Solve (I + z' diag(active) z) step = -gradient for each column by Jacobi-preconditioned conjugate gradients.
 
-    squares: z * z; active: (N, P) weights of the rows inside the margin. Stops at FORCING times the gradient's norm.
-    Returns step (R, P) and z @ step (N, P).
+    Stops at FORCING times the gradient's norm. active: (N, P) weights of the rows inside the margin. Returns step (R, P) and z @ step (N, P).
     """
-    inverse = 1 / (1 + squares.T @ active)
+    z, inverse = rows.z, 1 / (1 + rows.squares.T @ active)
     step, change = torch.zeros_like(gradient), torch.zeros_like(active)
     residual = -gradient
     target = FORCING * gradient.norm(dim=0)

@@ -17,7 +17,7 @@ from adco.progress import progress
 from transfer import liblinear
 from transfer.liblinear import POSITIVE_WEIGHT, best_cost
 from transfer.metrics import average_precision, step_average_precision
-from transfer.newton import Basis, eigenbasis, minimise, path
+from transfer.newton import Basis, Rows, eigenbasis, minimise, path
 
 CV_TOLERANCE, FIT_TOLERANCE = 1e-3, 1e-6  # bounds of the relative error of the weights; in float32 and float64
 
@@ -116,7 +116,7 @@ def fit_newton(train: np.ndarray, targets: np.ndarray, test: np.ndarray, rule: S
     costs = [best_cost(table) for table in tables] or [rule.costs[0]] * targets.shape[1]
     start = basis.rows.new_zeros(basis.rows.shape[1], len(costs)) if start is None else start
     weight = class_weights(y).double()
-    found = minimise(basis.rows, y.double(), weight, basis.rows.new_tensor(costs), FIT_TOLERANCE, start)
+    found = minimise(Rows(basis.rows), y.double(), weight, basis.rows.new_tensor(costs), FIT_TOLERANCE, start)
     values = with_constant(test, device) @ (basis.back @ found.u)
     return tables, values.cpu().numpy(), unconverged + (~found.converged.cpu().numpy())
 
