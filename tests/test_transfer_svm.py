@@ -152,6 +152,7 @@ def test_converged_fits_count_nothing():
     assert svm_scores(x, y[:, None], x, y[:, None], PCL, LIBLINEAR)[0].unconverged == 0
 
 
+@pytest.mark.slow
 def test_processes_change_nothing():
     x, y = faint_clues()
     labels = np.stack([y, -y, np.roll(y, 1)], axis=1)

@@ -145,7 +145,8 @@ def direct_step(rows: Rows, active: Tensor, gradient: Tensor) -> tuple[Tensor, T
 def cg_step(rows: Rows, active: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Solve (I + z' diag(active) z) step = -gradient for each column by Jacobi-preconditioned conjugate gradients.
 
-    Stops at FORCING times the gradient's norm. active: (N, P) weights of the rows inside the margin. Returns step (R, P) and z @ step (N, P).
+    Stops at FORCING times the gradient's norm. active: (N, P) weights of the rows inside the margin; gradient: (R, P).
+    Returns step (R, P) and z @ step (N, P).
     """
     z, inverse = rows.z, 1 / (1 + rows.squares.T @ active)
     step, change = torch.zeros_like(gradient), torch.zeros_like(active)
