@@ -15,7 +15,13 @@ def build_optimizer(options: Options, encoder: nn.Module, fused: bool) -> torch.
     kind = torch.optim.SGD if options.kind == "sgd" else LARS
     extra = {"fused": fused} if options.kind == "sgd" else {"trust": options.trust}
     groups = parameter_groups(options, encoder)
-    return kind(groups, lr=options.lr, momentum=options.sgd_momentum, weight_decay=options.weight_decay, **extra)
+    solver = kind(groups, lr=options.lr, momentum=options.sgd_momentum, weight_decay=options.weight_decay, **extra)
+    if (
+        options.kind == "sgd" and options.sgd_momentum
+    ):  # torch's fused SGD leaves them unset where fp16 skips a first step
+        for parameter in encoder.parameters():
+            solver.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return solver
 
 
 def parameter_groups(options: Options, encoder: nn.Module) -> list[dict]:

@@ -279,6 +279,49 @@ def test_a_run_is_not_overwritten_nor_resumed_with_another_recipe(tiny, tmp_path
     assert before == {path.name: path.read_bytes() for path in output.glob("*.*") if path.is_file()}
 
 
+def test_a_changed_recipe_goes_on_when_forced_and_says_what_changed(tiny, tmp_path, capsys):
+    command = ["--config-file", tiny[0], "--output-dir", str(tmp_path / "run"), *tiny[1]]
+    assert run_tool([*command, "epochs=1"], capsys)[0] == 0
+    longer = [*command, "--resume", "epochs=2", "bank.lr=1.0", "data.workers=1"]
+    code, errors = run_tool(longer, capsys)
+    assert (code, "epochs: 1 -> 2; bank.lr: 3.0 -> 1.0)" in errors, "--force-recipe-change" in errors) == (
+        2,
+        True,
+        True,
+    )
+    code, errors = run_tool([*longer, "--force-recipe-change"], capsys)
+    assert code == 0
+    assert "going on although changed: bank.lr: 3.0 -> 1.0" in errors
+    assert checkpoint.newest_intact(tmp_path / "run").name == "checkpoint_00000008.pth"
+
+
+def test_images_that_changed_since_the_checkpoint_are_noticed(tiny, tmp_path, pictures, capsys):
+    shutil.copytree(pictures / "train", tmp_path / "mine")
+    command = ["--config-file", tiny[0], "--output-dir", str(tmp_path / "run"), f"data.root={tmp_path / 'mine'}"]
+    assert run_tool([*command, "epochs=1"], capsys)[0] == 0
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "mine").rename(tmp_path / "moved" / "mine")  # the same images at another place are the same
+    moved = [*command[:-1], f"data.root={tmp_path / 'moved' / 'mine'}", "--resume", "epochs=1"]
+    assert run_tool(moved, capsys)[0] == 0
+    first = sorted((tmp_path / "moved" / "mine").rglob("*.png"))[0]
+    shutil.copy(first, first.with_name("one_more.png"))
+    code, errors = run_tool(moved, capsys)
+    assert (code, "the images themselves" in errors) == (2, True)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_and_resumes_exactly(tiny, tmp_path, precision):
+    options = f"compute.precision={precision}", "checkpoint.every_steps=1", "checkpoint.keep=100", "bank.init=random"
+    trainer(tiny, tmp_path / "whole", *options).fit()
+    part = tmp_path / "part"
+    part.mkdir()
+    for end in ("", ".sha256"):
+        shutil.copy(tmp_path / "whole" / f"checkpoint_00000005.pth{end}", part)
+    assert checkpoint.load(part / "checkpoint_00000005.pth").method["bank.rows"].dtype == torch.float32
+    trainer(tiny, part, *options, resume=True).fit()
+    assert identical(weights(tmp_path / "whole"), weights(part))
+
+
 def test_resume_with_nothing_there_starts_from_the_beginning(tiny, tmp_path, capsys):
     trainer(tiny, tmp_path / "run", "epochs=1", resume=True).fit()
     assert "starting from the beginning" in capsys.readouterr().err
