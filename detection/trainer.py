@@ -49,7 +49,7 @@ class Job:
             "overrides": list(self.overrides),
             "gpus": self.gpus,
             "plan": plan | {"differences": list(self.plan.differences), "images_per_pass": self.plan.images_per_pass},
-            "evaluator": self.evaluator,
+            "coco_evaluator": self.evaluator,
         }
 
 
