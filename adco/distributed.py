@@ -5,7 +5,12 @@ A sum over the ranks is the same bits on every rank, and the same in every run w
 
 from __future__ import annotations
 
+import ctypes
 import os
+import secrets
+import signal
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -44,8 +49,11 @@ def started(device: torch.device, meeting: str = "env://") -> Iterator[torch.dev
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
+    _end_with_the_launcher()
     who = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", meeting, timeout=TIMEOUT, **who)
+    store, *_ = next(dist.rendezvous(meeting, who["rank"], who["world_size"], timeout=TIMEOUT))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=_fresh(store, **who), timeout=TIMEOUT, **who)
     _control = dist.new_group(backend="gloo", timeout=TIMEOUT)
     try:
         yield device
@@ -159,6 +167,36 @@ def parallel(module: nn.Module) -> nn.Module:
 def gradients_stay_here(module: nn.Module, yes: bool) -> AbstractContextManager:
     """Backward passes inside add up on this rank only; the next one outside averages the sum (accumulation)."""
     return module.no_sync() if yes and isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+def _fresh(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+    """A part of the launcher's store that no earlier attempt has written to.
+
+    torchrun restarts its workers with the same store, and a rank that reads the address of one that died waits for it
+    for ever. So rank 0 names a new part, and answers every hello until all ranks have met there.
+    """
+    name, deadline = secrets.token_hex(8), time.monotonic() + TIMEOUT.total_seconds()
+    if rank:
+        store.set(f"hello/{rank}", name)
+        name = store.get(f"part/{name}").decode()
+        store.set(f"{name}/met/{rank}", "")
+    missing = set(range(1, world_size)) if rank == 0 else set()
+    while missing:
+        for other in missing:
+            if store.check([f"hello/{other}"]):
+                store.set(f"part/{store.get(f'hello/{other}').decode()}", name)
+        missing = {other for other in missing if not store.check([f"{name}/met/{other}"])}
+        if time.monotonic() > deadline:
+            raise UserError(f"ranks {sorted(missing)} of {world_size} did not come within {TIMEOUT}; see their logs")
+        time.sleep(0.02)
+    return dist.PrefixStore(name, store)
+
+
+def _end_with_the_launcher() -> None:
+    """End when torchrun is killed, instead of going on alone beside the run that takes its place (Linux)."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 class _Gather(torch.autograd.Function):
