@@ -269,7 +269,7 @@ def test_parameter_groups(backbone):
 
 
 def test_training_learns(folder, backbone, tmp_path):
-    recipe, (data, val) = replace(PLACES205["openselfsup"], epochs=10, batch=8, milestones=(8,), lr=0.1), splits(folder)
+    recipe, (data, val) = replace(PLACES205["openselfsup"], epochs=5, batch=8, milestones=(4,), lr=0.1), splits(folder)
     plan = replace(plan_in(tmp_path / "run"), crop_px=96, resize_px=96)
     run = train(recipe, backbone, data, val, plan, hits)
     assert set(run.final) == {"res2", "res3", "res4", "res5"}
