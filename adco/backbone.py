@@ -20,6 +20,7 @@ from adco.errors import UserError
 from adco.files import sha256_of
 from adco.layouts import LAYOUTS, SOURCES, Layout
 from adco.weightfiles import read_weights
+from adco.zoo import is_zoo, resolve
 
 ARCHITECTURES = (
     "resnet18",
@@ -64,7 +65,7 @@ class Backbone:
 
 
 def load_backbone(path: str | Path, source: str | None = None) -> Backbone:
-    """Read a checkpoint file, or `random:ARCH[:SEED]` for torchvision's own initialisation.
+    """Read a checkpoint file, `zoo://NAME` (adco/zoo.py), or `random:ARCH[:SEED]` for torchvision's initialisation.
 
     source: a layout's name, to read the file as that and nothing else; recognised by itself otherwise
     Raises UserError that names the file and what is wrong with it: absent, a web page, truncated, not tensors only,
@@ -74,7 +75,7 @@ def load_backbone(path: str | Path, source: str | None = None) -> Backbone:
         raise UserError(f"source {source!r} is not known; choose one of {', '.join(SOURCES)}")
     if str(path).startswith("random:"):
         return _random_backbone(str(path))
-    path = Path(path)
+    path = resolve(path) if is_zoo(path) else Path(path)
     layout, tensors = _recognise(path, read_weights(path), source)
     names, dropped, strangers = layout.split(tensors)
     if strangers:
