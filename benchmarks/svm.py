@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from benchmarks.race import Options, Outcome, Ratio, Timing, race, ratio
-from transfer.cli import processors
 from transfer.metrics import mean_over_classes
 from transfer.protocols import VISSL_COSTS
 from transfer.svm import ClassScore, Solver, SvmRule, svm_scores
@@ -55,8 +54,7 @@ def run(options: Options) -> Outcome:
     def contestant(solver: Solver) -> Callable[[], None]:
         return lambda: found.update({solver.name: svm_scores(*problem, rule, solver)})
 
-    newton = contestant(Solver(device=options.device))
-    liblinear = contestant(Solver("liblinear", processors()))
+    newton, liblinear = contestant(Solver(device=options.device)), contestant(Solver("liblinear", 1))
     if options.quick:
         timings = race({"newton": newton, "liblinear": liblinear}, options.rounds, device=options.device)
         ratios = [ratio("svm/newton-vs-liblinear-quick", timings["liblinear"], timings["newton"], QUICK_GOAL)]
@@ -64,7 +62,7 @@ def run(options: Options) -> Outcome:
         ours, theirs, again = timed(newton), timed(liblinear), timed(newton)
         timings = {"newton": Timing("newton", (ours, again)), "liblinear": Timing("liblinear", (theirs,))}
         ratios = [Ratio("svm/newton-vs-liblinear", theirs / statistics.mean((ours, again)), GOAL)]
-    settings = {**sizes, "costs": VISSL_COSTS, "folds": rule.folds, "liblinear_processes": processors()}
+    settings = {**sizes, "costs": VISSL_COSTS, "folds": rule.folds}
     scores = agreement(found["newton"], found["liblinear"])
     # the peak holds the features, both solvers' copies of them, and torch
     scores["peak_MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -10,16 +10,15 @@ Cholesky on their part of the Gram matrix.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 NEWTON_STEPS = 100
 CG_STEPS = 40
-TYPICAL_CG_STEPS = 20
 LINE_STEPS = 8
 FORCING = 0.1  # conjugate gradients stop at this share of the gradient
 NEGLIGIBLE = 1e-12  # eigenvalues of Z'Z below this share of the largest are rounding
@@ -36,22 +35,15 @@ class Basis:
     back: Tensor
 
 
-@dataclass(frozen=True)
 class Rows:
-    """z: (N, R) rows that problems share, float32 or float64, and what is computed of them once, when first wanted."""
+    """z: (N, R) rows that problems share, float32 or float64, and what is computed of them once.
 
-    z: Tensor
+    squares: (N, R) z * z. gram: (N, N) float32 z z', which float32 and float64 rows may share.
+    """
 
-    @cached_property
-    def squares(self) -> Tensor:
-        """(N, R) z * z."""
-        return self.z.square()
-
-    @cached_property
-    def gram(self) -> Tensor:
-        """(N, N) float32, z z'."""
-        z = self.z.float()
-        return z @ z.T
+    def __init__(self, z: Tensor, gram: Tensor | None = None):
+        self.z, self.squares = z, z.square()
+        self.gram = z.float() @ z.float().T if gram is None else gram
 
 
 @dataclass(frozen=True)
@@ -61,6 +53,11 @@ class Solution:
     u: Tensor
     decisions: Tensor
     converged: Tensor
+
+    @staticmethod
+    def together(parts: Sequence[Solution]) -> Solution:
+        """The problems of several solutions, one after another."""
+        return Solution(*(torch.cat([getattr(p, name) for p in parts], dim=-1) for name in vars(parts[0])))
 
 
 def eigenbasis(x: Tensor) -> Basis:
@@ -74,16 +71,39 @@ def eigenbasis(x: Tensor) -> Basis:
     return Basis(vectors * scale, x.T @ (vectors / scale))
 
 
-def path(z: Tensor, y: Tensor, weight: Tensor, costs: Sequence[float], tolerance: float) -> Iterator[Solution]:
+def path(
+    rows: Rows,
+    y: Tensor,
+    weight: Tensor,
+    costs: Sequence[float],
+    tolerance: float,
+    solved: Callable[[], object] = lambda: None,
+) -> list[Solution]:
     """One solution per cost, in the order given: ascending is fastest, each starts from the one before it.
 
-    z: (N, R); y: (N, P) of 1 and -1; weight: (N, P), 0 for rows that a problem does not train on; all one type.
+    y: (N, P) of 1 and -1; weight: (N, P), 0 for rows that a problem does not train on; all of the rows' type. On a CPU
+    each thread takes its share of the problems, which need not wait for each other. solved: called after each cost of
+    each thread.
     """
-    rows, u = Rows(z), z.new_zeros(z.shape[1], y.shape[1])
-    for cost in costs:
-        found = minimise(rows, y, weight, z.new_full((y.shape[1],), cost), tolerance, u)
-        u = found.u
-        yield found
+
+    def share(columns: Tensor) -> list[Solution]:
+        torch.set_num_threads(1)
+        u, found = rows.z.new_zeros(rows.z.shape[1], len(columns)), []
+        for cost in costs:
+            own = u.new_full((len(columns),), cost)
+            found.append(minimise(rows, y[:, columns], weight[:, columns], own, tolerance, u))
+            u = found[-1].u
+            solved()
+        return found
+
+    threads = torch.get_num_threads()
+    parts = torch.arange(y.shape[1], device=y.device).chunk(threads if y.device.type == "cpu" else 1)
+    try:
+        with ThreadPoolExecutor(len(parts)) as pool:
+            shares = list(pool.map(share, parts))
+    finally:
+        torch.set_num_threads(threads)
+    return [Solution.together(same_cost) for same_cost in zip(*shares, strict=True)]
 
 
 def minimise(rows: Rows, y: Tensor, weight: Tensor, cost: Tensor, tolerance: float, start: Tensor) -> Solution:
@@ -103,7 +123,7 @@ def minimise(rows: Rows, y: Tensor, weight: Tensor, cost: Tensor, tolerance: flo
         if not len(live):
             break
         active = pull[:, live] * (slack[:, unfinished] > 0)
-        few = (active > 0).sum(dim=0) < few_rows(*z.shape)
+        few = (active > 0).sum(dim=0) ** 3 < 3 * expected_cg_work(cost[live], *z.shape)
         step, change = torch.empty_like(u[:, live]), torch.empty_like(active)
         steep = gradient[:, unfinished]
         if few.any():
@@ -118,9 +138,9 @@ def minimise(rows: Rows, y: Tensor, weight: Tensor, cost: Tensor, tolerance: flo
     return Solution(u, decisions, converged)
 
 
-def few_rows(rows: int, width: int) -> int:
-    """Below how many rows inside the margin a Cholesky factor takes less work than conjugate gradients."""
-    return round((3 * TYPICAL_CG_STEPS * 4 * rows * width) ** (1 / 3))
+def expected_cg_work(cost: Tensor, rows: int, width: int) -> Tensor:
+    """Multiplications (P,) that conjugate gradients would need; more steps for larger costs, as seen on features."""
+    return (10 + 30 * cost).clamp(max=100) * 4 * rows * width
 
 
 def direct_step(rows: Rows, active: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
