@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,9 +11,6 @@ from torch.nn import functional as F
 from adco import distributed
 from adco.config import Bank as Options
 from adco.errors import UserError
-
-
-CHUNK = {"cpu": 1024, "cuda": 2**20}  # rows at a time, so that they are read from memory once
 
 
 class Bank(nn.Module):
@@ -54,11 +53,12 @@ class Bank(nn.Module):
         self.fill(keys[written:], 0)
 
     @torch.no_grad()
-    def ascend(self, direction: Tensor, lr: float) -> None:
-        """One SGD step up `direction` (K, D): v <- m v - direction + wd W; W <- W - lr v."""
-        options, tensors = self.options, (self.rows, self.velocity, direction)
-        for rows, velocity, up in zip(*(tensor.split(CHUNK[direction.device.type]) for tensor in tensors), strict=True):
-            velocity.mul_(options.sgd_momentum).add_(rows, alpha=options.weight_decay).sub_(up)
+    def ascend(self, ascent: Iterable[tuple[slice, Tensor]], lr: float) -> None:
+        """One SGD step up, chunk by chunk: v <- m v - g + wd W; W <- W - lr v. ascent: rows, the gradient g on them."""
+        options = self.options
+        for place, gradient in ascent:
+            rows, velocity = self.rows[place], self.velocity[place]
+            velocity.mul_(options.sgd_momentum).add_(rows, alpha=options.weight_decay).sub_(gradient)
             rows.sub_(velocity, alpha=lr)
             if options.renormalize:
                 rows.copy_(F.normalize(rows, dim=1))

@@ -1,4 +1,4 @@
-"""Pure functions of the contrastive game: which query meets which key, the encoder's loss, the bank's direction.
+"""Pure functions of the contrastive game: which query meets which key, the encoder's loss, the bank's ascent.
 
 Notation (AdCo paper, section 3): q (N, D) unit queries, k (N, D) unit keys, W (K, D) raw bank rows, n = W / |W|. Where
 the bank is sharded, K is this rank's part of it, and it meets the queries of all ranks.
@@ -10,7 +10,7 @@ taking a maximum out, and the sums of several ranks just add up: ranks exchange 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,9 @@ from torch import Tensor
 from adco import distributed
 
 BLOCK = {"cpu": 2**19, "cuda": 2**24}  # cosines at a time: on the CPU they stay in the cache
+
+LOG2_E = 1 / math.log(2)
+_HELD: dict[torch.dtype, Tensor] = {}
 
 Views = Mapping[int, Tensor]  # view -> one row a sample
 
@@ -33,16 +36,47 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Ascent:
+    """The gradient on the raw rows W, (K, D), made a chunk of rows at a time as it is used: it is never all in memory.
+
+    On the CPU it is lost at the next evaluation, whose memory is the same. queries: (M, D), weighted; blocks: what they
+    give to each chunk of rows; further: numbers of rows and finished gradients on them; sharded: of this rank's rows.
+    """
+
+    queries: Tensor
+    blocks: list[Tensor]
+    bank: Tensor
+    further: list[tuple[Tensor, Tensor]]
+    sharded: bool
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        """Which rows, and the gradient on them; rows may change once they were given out."""
+        start = 0
+        for block in self.blocks:
+            place = slice(start, start + block.shape[1])
+            gradient = turning(block.T @ self.queries, self.bank[place])
+            for label, more in self.further:
+                here = (label >= place.start) & (label < place.stop)
+                gradient.index_add_(0, (label - start).clamp(0, len(gradient) - 1), more * here.unsqueeze(1))
+            yield place, gradient if self.sharded else distributed.total(gradient)
+            start = place.stop
+
+    def whole(self) -> Tensor:
+        """All of it, (K, D)."""
+        return torch.cat([gradient for _, gradient in self])
+
+
+@dataclass(frozen=True)
 class Contrast:
     """What one evaluation gives.
 
     loss: scalar, sum over pairs of weight * cross-entropy, with gradient to the queries
-    direction: (K, D) along which the raw rows W move, mean over all ranks' queries; None: not asked for
+    ascent: along which the raw rows W move, mean over all ranks' queries; None: not asked for
     cross_entropies: one scalar a pair; accuracy: share of queries whose positive has the largest logit, mean over pairs
     """
 
     loss: Tensor
-    direction: Tensor | None
+    ascent: Ascent | None
     cross_entropies: Tensor
     accuracy: Tensor
 
@@ -88,7 +122,7 @@ def adversarial_contrast(
     """AdCo: eq. (1) at tau for the encoder; for the bank the ascent of eqs. (4)-(6) at tau_bank, or of J (section 4.1).
 
     queries: (N, D) unit rows a view, with gradient. keys: (N, D) unit rows a view, without. bank: (K, D) raw rows W.
-    tau_bank None: no direction (a queue does not learn). objective: `loss` or `J`.
+    tau_bank None: no ascent (a queue does not learn). objective: `loss` or `J`.
     """
     rows = _precise(bank, min(tau, tau_bank or tau))
     swept = sweep(queries, pairs, rows, tau, tau_bank, sharded)
@@ -110,8 +144,8 @@ def adversarial_contrast(
             shares[view] += pair.weight / (tau_bank * distributed.ranks() * len(q) * sums)
     if objective == "J":
         _over_queries(swept, sharded)
-    direction = None if tau_bank is None else _direction(swept, shares, rows, sharded)
-    return _contrast(pairs, losses, hits, direction, bank.dtype)
+    ascent = None if tau_bank is None else _ascent(swept, shares, rows, sharded)
+    return _contrast(pairs, losses, hits, ascent)
 
 
 def cooperative_contrast(
@@ -148,8 +182,8 @@ def cooperative_contrast(
         p = (cosine / tau_bank).exp() / swept.bank_sums[view]
         more = (share * (1 - 2 * p)).unsqueeze(1) * q.detach()  # the positive's weight is 1 - p, and it has p already
         pulled.append((label, (distributed.gather(more) if sharded else more) * mine))
-    direction = _direction(swept, shares, rows, sharded, pulled)
-    return _contrast(pairs, losses, hits, direction, bank.dtype)
+    ascent = _ascent(swept, shares, rows, sharded, pulled)
+    return _contrast(pairs, losses, hits, ascent)
 
 
 def sweep(
@@ -161,16 +195,21 @@ def sweep(
     q = (distributed.gather(q) if sharded else q).flatten(0, 1)
     sums, nearest = q.new_zeros(len(q)), q.new_full((len(q),), -math.inf)
     pulls, bank_sums, blocks = torch.zeros_like(q), torch.zeros_like(sums), []
-    for rows in _chunks(bank, len(q)):
-        n = rows / rows.norm(dim=1, keepdim=True)
-        cosines = q @ n.T
-        nearest = torch.maximum(nearest, cosines.amax(dim=1))
-        if tau_bank is not None:
-            blocks.append((cosines * (1 / tau_bank)).exp_())
+    sharp, chunks = q * (LOG2_E / tau), _chunks(bank, len(q))
+    one, learns = len(q) * len(chunks[0]), tau_bank is not None
+    first, rest = _memory(one + learns * len(q) * len(bank), q).tensor_split([one])
+    for rows in chunks:
+        n, shape = rows / rows.norm(dim=1, keepdim=True), (len(q), len(rows))
+        logits = torch.mm(sharp, n.T, out=first[: math.prod(shape)].view(shape))
+        nearest = torch.maximum(nearest, logits.amax(dim=1))
+        if learns:
+            block, rest = rest.tensor_split([math.prod(shape)])
+            blocks.append(torch.mul(logits, tau / tau_bank, out=block.view(shape)).exp2_())
             bank_sums += blocks[-1].sum(dim=1)
-        e = cosines.mul_(1 / tau).exp_()
+        e = logits.exp2_()  # to the base 2, whose exponential is the fast one
         sums += e.sum(dim=1)
         pulls.addmm_(e, n)
+    nearest *= tau / LOG2_E
     if sharded:
         sums, bank_sums = distributed.total(torch.stack([sums, bank_sums]))
         sums, bank_sums, nearest = map(distributed.own, (sums, bank_sums, distributed.largest(nearest)))
@@ -204,27 +243,19 @@ def nearest_row(k: Tensor, bank: Tensor, sharded: bool) -> Tensor:
 
 def turning(pull: Tensor, rows: Tensor) -> Tensor:
     """The gradient on raw rows W of a pull on n = W / |W| (footnote 1): (pull - (pull.n) n) / |W|, in place; (K, D)."""
-    squares = rows.square().sum(dim=1, keepdim=True)
-    along = (pull * rows).sum(dim=1, keepdim=True).div_(squares)
-    return pull.addcmul_(along, rows, value=-1).mul_(squares.rsqrt())
+    lengths = rows.norm(dim=1, keepdim=True)
+    along = torch.linalg.vecdot(pull, rows).unsqueeze(1).div_(lengths.square())
+    return pull.addcmul_(along, rows, value=-1).div_(lengths)
 
 
-def _direction(
+def _ascent(
     swept: Sweep, shares: Views, bank: Tensor, sharded: bool, pulled: Sequence[tuple[Tensor, Tensor]] = ()
-) -> Tensor:
-    """The gradient on W, summed over all ranks, of the queries' pull on each unit row: `blocks` times `shares` (N,).
-
-    pulled: numbers of rows, (M,), and further pulls on them, (M, D).
-    """
+) -> Ascent:
+    """The queries' pull on each unit row, `blocks` times their `shares` (N,), and further pulls on some rows (M, D)."""
     share = torch.stack([shares[view] for view in sorted(shares)], dim=1)
     weighted = swept.queries * (distributed.gather(share) if sharded else share).view(-1, 1)
-    direction = torch.empty_like(bank)
-    outs = _chunks(direction, len(weighted))
-    for rows, block, out in zip(_chunks(bank, len(weighted)), swept.blocks, outs, strict=True):
-        turning(torch.mm(block.T, weighted, out=out), rows)
-    for label, pull in pulled:
-        direction.index_add_(0, label, turning(pull, bank[label]))
-    return direction if sharded else distributed.total(direction)
+    further = [(label, turning(pull, bank[label])) for label, pull in pulled]
+    return Ascent(weighted, swept.blocks, bank, further, sharded)
 
 
 def _over_queries(swept: Sweep, sharded: bool) -> None:
@@ -240,19 +271,27 @@ def _chunks(rows: Tensor, queries: int) -> tuple[Tensor, ...]:
     return rows.split(max(1, BLOCK[rows.device.type] // queries))
 
 
+def _memory(numbers: int, like: Tensor) -> Tensor:
+    """Uninitialised numbers for one evaluation. On the CPU the last evaluation's, because fresh pages cost as much as
+    a matrix product; a GPU's allocator does that by itself."""
+    if like.is_cuda:
+        return like.new_empty(numbers)
+    held = _HELD.get(like.dtype)
+    if held is None or len(held) < numbers:
+        held = _HELD[like.dtype] = like.new_empty(numbers)
+    return held[:numbers]
+
+
 def _precise(bank: Tensor, sharpest: float) -> Tensor:
     """The rows in the dtype that sums over e^20 of exp(1 / sharpest) and its inverse fit in: bank.dtype or float64."""
     fits = 1 / sharpest + 20 < math.log(torch.finfo(bank.dtype).max)
     return bank if fits else bank.double()
 
 
-def _contrast(
-    pairs: Sequence[Pair], losses: list[Tensor], hits: list[Tensor], direction: Tensor | None, dtype: torch.dtype
-) -> Contrast:
+def _contrast(pairs: Sequence[Pair], losses: list[Tensor], hits: list[Tensor], ascent: Ascent | None) -> Contrast:
     losses = torch.stack(losses)
     weights = losses.new_tensor([pair.weight for pair in pairs])
-    direction = direction if direction is None else direction.to(dtype)
-    return Contrast((weights * losses).sum(), direction, losses.detach(), torch.stack(hits).float().mean())
+    return Contrast((weights * losses).sum(), ascent, losses.detach(), torch.stack(hits).float().mean())
 
 
 def _cross_entropy(q: Tensor, sums: Tensor, pulls: Tensor, cosine: Tensor, positive: Tensor, tau: float) -> Tensor:

@@ -192,7 +192,7 @@ class Trainer:
             bank = self.method.bank
             rows, sharded = (bank.rows, bank.sharded) if bank is not None else (None, False)
             contrast = self.recipe.contrast
-            tau = contrast.tau if step.direction is None else contrast.tau_bank  # a queue is met at tau alone
+            tau = contrast.tau if step.ascent is None else contrast.tau_bank  # a queue is met at tau alone
             row |= self.health(step.queries, step.keys, rows, tau, sharded)
         if row:
             self._write(row)

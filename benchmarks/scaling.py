@@ -106,7 +106,7 @@ def bank_step(job: Job, rounds: int, sharded: bool) -> float:
             queries, {1: k}, make_pairs(2, False), bank.rows, 0.12, 0.02, True, sharded=bank.sharded
         )
         result.loss.backward()
-        bank.ascend(result.direction, 3.0)
+        bank.ascend(result.ascent, 3.0)
         distributed.anywhere(False)
         taken.append(time.perf_counter() - begun)
     return statistics.median(taken[1:])

@@ -70,7 +70,7 @@ def _one_step(golden: dict[str, torch.Tensor], method: str, mode: str, placement
         float(golden["tau"]), float(golden["tau_bank"]),
     )  # fmt: skip
     result.loss.backward()
-    bank.ascend(result.direction, float(golden["bank_lr"]))
+    bank.ascend(result.ascent, float(golden["bank_lr"]))
     after = bank.state_dict()
     ours = {
         "cross_entropies": result.cross_entropies,

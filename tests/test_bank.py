@@ -18,14 +18,14 @@ def test_ascent_is_torch_sgd_on_the_negative_direction():
         direction = torch.randn(7, 4, dtype=torch.float64)
         twin.grad = -direction
         sgd.step()
-        bank.ascend(direction, lr=3.0)
+        bank.ascend([(slice(0, 3), direction[:3]), (slice(3, 7), direction[3:])], lr=3.0)
     torch.testing.assert_close(bank.rows, twin.detach(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("renormalize", [True, False])
 def test_rows_are_unit_after_a_step_only_when_renormalised(renormalize):
     bank = Bank(Options(7, weight_decay=0.0, renormalize=renormalize), dim=4)
-    bank.ascend(torch.randn(7, 4), lr=1.0)
+    bank.ascend([(slice(None), torch.randn(7, 4))], lr=1.0)
     unit = torch.allclose(bank.rows.norm(dim=1), torch.ones(7), atol=1e-6)
     assert unit is renormalize
 
@@ -53,7 +53,7 @@ def queued(placement: str) -> tuple[int, dict[str, torch.Tensor]]:
     for step in range(3):
         bank.enqueue(torch.arange(6.0).view(3, 2) + 10 * step, step)
     whole = torch.linspace(-1, 1, 16).view(8, 2)
-    bank.ascend(bank._own(whole), lr=0.5)
+    bank.ascend([(slice(None), bank._own(whole))], lr=0.5)
     state = bank.state_dict()
     again = Bank(Options(8, placement=placement), dim=2)
     again.load_state_dict(state)

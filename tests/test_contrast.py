@@ -59,7 +59,7 @@ def test_loss_and_its_gradient_equal_a_naive_loop(game, pairs, in_batch):
 @pytest.mark.parametrize("in_batch", [True, False])
 def test_the_banks_direction_is_the_gradient_of_the_loss_at_its_temperature(game, pairs, in_batch):
     q, k, bank = game
-    direction = adversarial_contrast(q, k, pairs, bank, TAU, TAU_BANK, in_batch).direction
+    direction = adversarial_contrast(q, k, pairs, bank, TAU, TAU_BANK, in_batch).ascent.whole()
     bank.requires_grad_()
     expected = torch.autograd.grad(loop_loss(q, k, pairs, bank, TAU_BANK, in_batch), bank)[0]
     torch.testing.assert_close(direction, expected, rtol=1e-10, atol=1e-12)
@@ -69,7 +69,9 @@ def test_the_banks_direction_is_the_gradient_of_the_loss_at_its_temperature(game
 def test_ascent_raises_the_loss_that_the_encoder_lowers(game):
     q, k, bank = game
     before = adversarial_contrast(q, k, make_pairs(2, False), bank, TAU_BANK, TAU_BANK, False)
-    after = adversarial_contrast(q, k, make_pairs(2, False), bank + 0.01 * before.direction, TAU_BANK, TAU_BANK, False)
+    after = adversarial_contrast(
+        q, k, make_pairs(2, False), bank + 0.01 * before.ascent.whole(), TAU_BANK, TAU_BANK, False
+    )
     assert after.loss > before.loss
 
 

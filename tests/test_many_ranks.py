@@ -31,10 +31,10 @@ def embeddings(views: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
     return rows[:views], rows[views:], 1.3 * torch.randn(K, D, generator=generator, dtype=torch.float64)
 
 
-def one_contrast(game: str, placement: str, bank: Tensor | None = None) -> dict[str, Tensor]:
+def one_contrast(game: str, placement: str, given: Tensor | None = None) -> dict[str, Tensor]:
     """The mean loss, the gradient of all queries, and the direction of the whole bank."""
     queries, keys, whole = embeddings(3)
-    whole = whole if bank is None else bank
+    whole = whole if given is None else given
     own_queries = {v: distributed.own(q).clone().requires_grad_() for v, q in enumerate(queries)}
     own_keys = {v: distributed.own(k) for v, k in enumerate(keys)}
     sharded = placement == "sharded" and distributed.ranks() > 1
@@ -49,11 +49,12 @@ def one_contrast(game: str, placement: str, bank: Tensor | None = None) -> dict[
         pairs = make_pairs(3, symmetric=True)
         result = adversarial_contrast(own_queries, own_keys, pairs, bank, 0.12, tau_bank, in_batch, objective, sharded)
     result.loss.backward()
-    if bank is not None:
-        return {}  # only what it exchanged is of interest
+    if given is not None:  # what it exchanges is of interest, nothing else
+        return {} if result.ascent is None else {"rows": len(result.ascent.whole())}
     found = {f"gradient{v}": distributed.gather(q.grad) / distributed.ranks() for v, q in own_queries.items()}
-    if result.direction is not None:
-        found["direction"] = distributed.gather(result.direction) if sharded else result.direction
+    if result.ascent is not None:
+        direction = result.ascent.whole()
+        found["direction"] = distributed.gather(direction) if sharded else direction
     return found | {"loss": distributed.mean(result.loss.detach()), "accuracy": distributed.mean(result.accuracy)}
 
 
@@ -97,7 +98,9 @@ def trained(recipe: Recipe, steps: int = 20) -> dict[str, Tensor]:
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     generator = torch.Generator().manual_seed(1)
     for number in range(steps):
-        views = [distributed.own(torch.randn(N, 3, 10, 10, generator=generator, dtype=torch.float64)) for _ in recipe.views]
+        views = [
+            distributed.own(torch.randn(N, 3, 10, 10, generator=generator, dtype=torch.float64)) for _ in recipe.views
+        ]
         moment = Moment(number, steps, 5)
         optimizer.zero_grad()
         step = backward(method, network, split(views, recipe.compute.accumulate), moment, scaler)
@@ -185,7 +188,7 @@ def a_million_rows() -> tuple[int, float, float]:
         queries, keys, make_pairs(2, False), bank.rows, 0.12, 0.03, True, sharded=bank.sharded
     )
     result.loss.backward()
-    bank.ascend(result.direction, 1.0)
+    bank.ascend(result.ascent, 1.0)
     assert queries[0].grad.isfinite().all()
     return len(bank.rows), distributed.mean(result.loss.detach()).item(), (bank.rows - before).abs().max().item()
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adco import counter, distributed
 from adco.bank import Bank
 from adco.config import Recipe
-from adco.contrast import Contrast, Pair
+from adco.contrast import Ascent, Contrast, Pair
 from adco.encoder import Encoder, key_encoder_of, momentum_update
 from adco.norms import replace_norms
 from adco.optim import cosine
@@ -36,14 +36,14 @@ class Step:
 
     loss: this rank's scalar, with gradient; scalars: what to report
     queries, keys: (B, D) unit rows of one pair of views, for the health of the embedding and for a queue
-    direction: (K, D) along which the bank's rows move, where they learn
+    ascent: along which the bank's rows move, where they learn
     """
 
     loss: Tensor
     scalars: dict[str, Tensor]
     queries: Tensor
     keys: Tensor
-    direction: Tensor | None = None
+    ascent: Ascent | None = None
 
 
 class Method(nn.Module):
@@ -125,7 +125,7 @@ class BankedMethod(KeyedMethod):
     def objective(self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: Moment) -> Step:
         result, pair = self.play(outputs, targets, moment), self.pairs[0]
         scalars = {"loss": result.loss.detach(), "accuracy": 100 * result.accuracy}
-        return Step(result.loss, scalars, outputs[pair.query].detach(), targets[pair.key], result.direction)
+        return Step(result.loss, scalars, outputs[pair.query].detach(), targets[pair.key], result.ascent)
 
     def update(self, step: Step, moment: Moment, bank_lr: float) -> None:
-        self.bank.ascend(step.direction, bank_lr)
+        self.bank.ascend(step.ascent, bank_lr)
