@@ -17,13 +17,14 @@ from adco.records import Record
 
 HEADLINES = (
     "mAP",
+    "sample_AP",
     "top1",
     "AP",
     "AP50",
     "AP75",
     "segm/AP",
     "knn_top1",
-)  # the scores of a record that a table shows, in this order
+)  # what a table shows, in this order
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,21 @@ def as_text(rows: Sequence[Row], models: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def _headlines(record: Record) -> list[tuple[str, str]]:
+    """The scores worth a cell, with the deviation over trials where there were some; low-shot's mAP for every k."""
+    found = []
+    for name, value in record.scores.items():
+        if name in HEADLINES or name.startswith("mAP/k"):
+            spread = record.scores.get(f"{name}_std")
+            found.append((name, f"{value:.2f}" if spread is None else f"{value:.2f} ± {spread:.2f}"))
+    return sorted(found, key=lambda item: HEADLINES.index(item[0]) if item[0] in HEADLINES else len(HEADLINES))
+
+
 def as_markdown(records: Mapping[str, Record]) -> str:
     """The measured rows of MODEL_ZOO.md. records: path of the file, relative to the project -> its record."""
     lines = ["| model | protocol | scores (%) | data | hardware | record |", "|---|---|---|---|---|---|"]
     for path, record in records.items():
-        scores = ", ".join(f"{name} {record.scores[name]:.2f}" for name in HEADLINES if name in record.scores)
+        scores = ", ".join(f"{name} {score}" for name, score in _headlines(record))
         model = path.split("/")[-2]
         cells = (
             model,

@@ -38,6 +38,7 @@ def with_measured_rows(zoo: Path, results: Path) -> str:
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise UserError(f"{zoo}: expected one line {BEGIN.strip()!r} and one {END.strip()!r}")
     records = {path.relative_to(results.parent).as_posix(): load_record(path) for path in paths}
+    records = {path: record for path, record in records.items() if not record.protocol.startswith("benchmark/")}
     before, rest = text.split(BEGIN)
     return before + BEGIN + as_markdown(records) + END + rest.split(END)[1]
 
