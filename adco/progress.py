@@ -7,8 +7,11 @@ import sys
 from tqdm import tqdm
 
 
-def progress(total: int, title: str, unit: str, initial: int = 0) -> tqdm:
-    """A progress bar with rate and time left on stderr; in a log file a line every 30 seconds instead."""
+def progress(total: int, title: str, unit: str, initial: int = 0, shown: bool = True) -> tqdm:
+    """A progress bar with rate and time left on stderr; in a log file a line every 30 seconds instead.
+
+    shown: False on all ranks but one.
+    """
     quiet = 0.1 if sys.stderr.isatty() else 30
     pace = {"mininterval": quiet, "maxinterval": max(10, quiet), "delay": 0 if quiet < 1 else quiet}
-    return tqdm(total=total, initial=initial, desc=title, unit=unit, **pace)
+    return tqdm(total=total, initial=initial, desc=title, unit=unit, disable=not shown, **pace)

@@ -81,7 +81,8 @@ class Trainer:
         ):
             if self.step == 0 and self.method.bank is not None and self.recipe.bank.init != "random":
                 self.fill_bank()
-            with progress(self.steps * batch_images, "pretraining", "images", self.step * batch_images) as bar:
+            self.begun_at, total = self.step, self.steps * batch_images
+            with progress(total, "pretraining", "images", self.step * batch_images, self.main) as bar:
                 rate = Rate(self.device)
                 for batch in rate.waiting(self._batches(self.step, self.steps)):
                     self._note_bad(batch.bad)
@@ -128,7 +129,7 @@ class Trainer:
         """Fill the bank with key embeddings of training images, as `bank.init` says, before the first step."""
         method, rows, row = self.method, self.recipe.bank.size, 0
         train = self.recipe.bank.init == "train_and_fill"
-        with progress(rows, "filling the bank", "keys") as bar:
+        with progress(rows, "filling the bank", "keys", shown=self.main) as bar:
             for number, batch in enumerate(self._batches(0, math.ceil(rows / self.recipe.batch), FILL_EPOCH)):
                 self._note_bad(batch.bad)
                 parts = split(batch.to_views(self.device), self.recipe.compute.accumulate)
@@ -187,7 +188,12 @@ class Trainer:
             lr, bank_lr = self.learning_rates()
             epoch = self.step / self.steps_per_epoch
             bar.set_postfix(epoch=f"{epoch:.1f}", **{name: f"{row[name]:.3g}" for name in names}, refresh=False)
-            row |= {"epoch": epoch, "lr": lr, "bank_lr": bank_lr, **rate.scalars(bar.n - bar.initial)}
+            row |= {
+                "epoch": epoch,
+                "lr": lr,
+                "bank_lr": bank_lr,
+                **rate.scalars((self.step - self.begun_at) * self.recipe.batch),
+            }
         if every and self.step % every == 0:
             bank = self.method.bank
             rows, sharded = (bank.rows, bank.sharded) if bank is not None else (None, False)

@@ -121,8 +121,8 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor], but: str = "nothing") -> N
 def test_ranks_with_synced_norms_equal_one_process_with_the_whole_batch(method):
     synced = recipe(method, batch_norm="sync", key_batch_norm="sync")
     alone = trained(synced)
-    for ranks in (2, 4):
-        answers = run_ranks(trained, ranks, synced)
+    for ranks, placement in ((2, "sharded"), (4, "replicated")):
+        answers = run_ranks(trained, ranks, replace(synced, bank=replace(synced.bank, placement=placement)))
         close(alone, answers[0])
         for answer in answers[1:]:
             assert all(torch.equal(answers[0][name], answer[name]) for name in answer if "running" not in name)
