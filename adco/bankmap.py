@@ -19,11 +19,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from adco import views
-from adco.config import Recipe, as_recipe
+from adco.config import Recipe
 from adco.errors import UserError
 from adco.health import effective_rank
 from adco.images import ImageIndex, UnreadableImage
 from adco.methods import build_method
+from adco.recipe_files import as_recipe
 from adco.reference import reference_view
 from adco.weightfiles import read_weights
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import torch
 
@@ -27,3 +28,11 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UserError(f"device {name!r} was asked for, but only {count} GPU(s) are visible, numbered from 0")
     return device
+
+
+def has_half_precision(device: torch.device) -> bool:
+    """Whether bf16 is faster than float32 there: on GPUs, and on CPUs that have instructions for it (Linux)."""
+    if device.type != "cpu":
+        return True
+    flags = Path("/proc/cpuinfo")
+    return flags.is_file() and bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags.read_text()))

@@ -17,6 +17,7 @@ from torch import Tensor
 from adco import checkpoint, distributed, optim
 from adco.accumulate import backward, split
 from adco.config import Recipe
+from adco.device import has_half_precision
 from adco.errors import UserError
 from adco.files import output_folder, sha256_of, write_text
 from adco.health import Health, Watch
@@ -34,7 +35,6 @@ from adco.stopping import StopRequests
 
 FILL_EPOCH = 2**31  # the views that fill the bank are never those of a training epoch
 LOG_EVERY_STEPS = 10
-PRECISION = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
@@ -53,7 +53,7 @@ class Trainer:
         self._check_sizes()
         self.steps = recipe.epochs * self.steps_per_epoch
         torch.manual_seed(recipe.seed)
-        self.method = _on_device(build_method(recipe), recipe, device)
+        self.method = build_method(recipe).prepared(recipe.compute, device)
         self.network = distributed.parallel(self.method.encoder)
         fused = recipe.compute.fused_optimizer
         self.optimizer = optim.build_optimizer(recipe.optimizer, self.method.encoder, fused)
@@ -61,6 +61,11 @@ class Trainer:
         self.bad = BadImages(self.index.root, len(self.index), recipe.data.max_bad_share, "data.max_bad_share")
         self.step, self.seconds, self.stops = 0, 0.0, StopRequests()
         self.health, self.watch = Health(), Watch()
+        if recipe.compute.precision != "float32" and not has_half_precision(device):
+            self._say(
+                f"warning: compute.precision={recipe.compute.precision}, but this CPU has no instructions for it and "
+                "will be many times slower; use compute.precision=float32"
+            )
         self.commit = commit()  # of the code that runs, whatever is committed meanwhile
         self.output = output_folder(output)
         self._resume(force) if resume else self._refuse_to_overwrite()
@@ -284,18 +289,6 @@ class Trainer:
             commit=self.commit,
         ).write(self.output / "record.json")
         return path
-
-
-def _on_device(method: Method, recipe: Recipe, device: torch.device) -> Method:
-    """The method in the precision and memory format of `recipe.compute`."""
-    compute = recipe.compute
-    method.to(device, memory_format=torch.channels_last if compute.channels_last else torch.contiguous_format)
-    for encoder in (method.encoder, method.key_encoder):
-        if encoder is not None:
-            encoder.precision = PRECISION[compute.precision]
-            if compute.compile:
-                encoder.backbone.compile()
-    return method
 
 
 def _probe(recipe: Recipe) -> KnnProbe | None:

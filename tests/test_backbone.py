@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from adco.backbone import ARCHITECTURES, STAGES, build_resnet, expected_shapes, load_backbone, stage_features
-from adco.config import load_recipe
 from adco.errors import UserError
 from adco.layouts import LAYOUTS, SOURCES, wrapper_of
 from adco.methods import METHODS, build_method
+from adco.recipe_files import load_recipe
 from adco.weightfiles import load_arrays, write_state
 from tests.public_checkpoints import BUILDERS, moco_v2, network, solo_learn, torchvision_file
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from adco.config import load_recipe
 from adco.errors import UserError
+from adco.recipe_files import load_recipe
 
 
 @pytest.fixture

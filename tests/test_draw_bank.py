@@ -13,9 +13,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from adco import bankmap
-from adco.config import load_recipe
 from adco.images import index_folder
 from adco.methods import build_method
+from adco.recipe_files import load_recipe
 from tools import draw_bank
 
 

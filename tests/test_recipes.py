@@ -10,11 +10,11 @@ import torch
 import yaml
 
 from adco.accumulate import backward, split
-from adco.config import RECIPES, load_recipe
 from adco.limits import METHODS
 from adco.methods import build_method
 from adco.methods.base import Moment
 from adco.optim import build_optimizer
+from adco.recipe_files import RECIPES, load_recipe
 from tests.test_many_ranks import tiny_backbone
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))

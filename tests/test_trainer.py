@@ -9,15 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 from adco import checkpoint
 from adco.backbone import load_backbone
-from adco.config import load_recipe
 from adco.errors import UserError
 from adco.monitor import Log, read_metrics
+from adco.recipe_files import load_recipe
 from adco.records import load_record
 from adco.trainer import Trainer
 from tools import train_adco
@@ -310,9 +311,11 @@ def test_images_that_changed_since_the_checkpoint_are_noticed(tiny, tmp_path, pi
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_trains_and_resumes_exactly(tiny, tmp_path, precision):
+def test_half_precision_trains_and_resumes_exactly(tiny, tmp_path, precision, capsys):
     options = f"compute.precision={precision}", "checkpoint.every_steps=1", "checkpoint.keep=100", "bank.init=random"
-    trainer(tiny, tmp_path / "whole", *options).fit()
+    with mock.patch("adco.trainer.has_half_precision", lambda device: False):
+        trainer(tiny, tmp_path / "whole", *options).fit()
+    assert f"compute.precision={precision}, but this CPU" in capsys.readouterr().err
     part = tmp_path / "part"
     part.mkdir()
     for end in ("", ".sha256"):

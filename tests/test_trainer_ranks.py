@@ -15,10 +15,10 @@ from unittest import mock
 import pytest
 import torch
 
-from adco import trainer
-from adco.config import load_recipe
 from adco.loader import Batch
+from adco.methods import Method
 from adco.monitor import read_metrics
+from adco.recipe_files import load_recipe
 from adco.trainer import Trainer
 from tests.ranks import run_ranks
 from tests.test_trainer import ROOT, TINY, identical, weights
@@ -42,9 +42,9 @@ def fitted(recipe: str, output: Path, resume: bool, *overrides: str) -> None:
 
 def fitted_in_float64(*arguments) -> None:
     """`fitted`, in the precision in which another order of summing does not show after some steps."""
-    on_device, to_views = trainer._on_device, Batch.to_views
+    prepared, to_views = Method.prepared, Batch.to_views
     with (
-        mock.patch.object(trainer, "_on_device", lambda *a: on_device(*a).double()),
+        mock.patch.object(Method, "prepared", lambda *a: prepared(*a).double()),
         mock.patch.object(Batch, "to_views", lambda *a: [view.double() for view in to_views(*a)]),
     ):
         fitted(*arguments)

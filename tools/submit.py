@@ -20,9 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from adco.config import load_recipe
 from adco.errors import REQUEUE, UserError, command
 from adco.files import output_folder
+from adco.recipe_files import load_recipe
 
 STOP = signal.SIGUSR1  # what SLURM sends, and the training listens to
 ASK_SECONDS = 120  # before the time limit

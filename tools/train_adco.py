@@ -10,9 +10,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from adco import distributed
-from adco.config import RECIPES, load_recipe
 from adco.device import resolve_device
 from adco.errors import command
+from adco.recipe_files import RECIPES, load_recipe
 from adco.trainer import Trainer
 
 EXAMPLES = """\

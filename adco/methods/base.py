@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from adco import counter, distributed
 from adco.bank import Bank
-from adco.config import Recipe
+from adco.config import Compute, Recipe
 from adco.contrast import Ascent, Contrast, Pair
 from adco.encoder import Encoder, key_encoder_of, momentum_update
 from adco.norms import replace_norms
 from adco.optim import cosine
+
+PRECISION = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,15 @@ class Method(nn.Module):
         self.encoder = replace_norms(encoder, options.batch_norm == "sync", options.norm_splits)
         self.bank = self.key_encoder = None  # of the methods that have them
         self.meet(pairs)
+
+    def prepared(self, compute: Compute, device: torch.device) -> Method:
+        """The method on the device, its encoders in the precision and memory format of `compute`."""
+        self.to(device, memory_format=torch.channels_last if compute.channels_last else torch.contiguous_format)
+        for encoder in filter(None, (self.encoder, self.key_encoder)):
+            encoder.precision = PRECISION[compute.precision]
+            if compute.compile:
+                encoder.backbone.compile()
+        return self
 
     def meet(self, pairs: Sequence[Pair]) -> None:
         """Which query view is compared with which key view from now on."""
