@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from adco.contrast import Pair, adversarial_contrast, make_pairs
+from adco import contrast
+from adco.contrast import Pair, adversarial_contrast, cooperative_contrast, make_pairs
 
 N, D, K = 5, 6, 9
 TAU, TAU_BANK = 0.12, 0.03
@@ -89,3 +91,66 @@ def test_pairs_of_each_variant():
     assert make_pairs(6, False) == tuple(Pair(query, 5, 1.0) for query in range(5))
     multi = make_pairs(4, True)  # two directions, each with every other view as a query
     assert multi == (*(Pair(q, 3, 0.5) for q in (0, 1, 2)), *(Pair(q, 0, 0.5) for q in (1, 2, 3)))
+
+
+def everything(game, play) -> list[torch.Tensor]:
+    """Loss, the queries' gradients and the bank's direction of one evaluation."""
+    q, k, bank = game
+    queries = {view: rows.clone().requires_grad_() for view, rows in q.items()}
+    result = play(queries, k, bank)
+    result.loss.backward()
+    return [result.loss.detach(), *(rows.grad for rows in queries.values()), result.ascent.whole()]
+
+
+PLAYS = {
+    "adco": lambda q, k, bank: adversarial_contrast(q, k, make_pairs(2, True), bank, TAU, TAU_BANK, True),
+    "J": lambda q, k, bank: adversarial_contrast(q, k, make_pairs(2, True), bank, TAU, TAU_BANK, True, "J"),
+    "caco": lambda q, k, bank: cooperative_contrast(q, k, (Pair(0, 1, 1.0), Pair(1, 0, 1.0)), bank, TAU, TAU_BANK),
+}
+
+
+@pytest.mark.parametrize("play", PLAYS.values(), ids=PLAYS)
+@pytest.mark.parametrize("rows", [1, 4, 8])
+def test_chunks_of_the_bank_are_the_bank(game, play, rows):
+    whole = everything(game, play)
+    with mock.patch.dict(contrast.BLOCK, cpu=2 * N * rows):  # K = 9 rows: chunks of equal size, and a last smaller one
+        for a, b in zip(whole, everything(game, play), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("tau", [0.12, 0.02, 0.005])
+def test_float32_is_close_to_float64_at_any_temperature(game, tau):
+    def play(q, k, bank):
+        return adversarial_contrast(q, k, make_pairs(2, True), bank, tau, tau, True)
+
+    half = [{view: rows.float() for view, rows in part.items()} for part in game[:2]]
+    for a, b in zip(everything(game, play), everything((*half, game[2].float()), play), strict=True):
+        assert b.dtype in (torch.float32, torch.float64)
+        assert b.isfinite().all()
+        torch.testing.assert_close(a, b.double(), rtol=2e-5, atol=2e-6 * a.abs().max().item())
+
+
+def test_a_bank_row_that_is_a_positive_is_pulled_to_its_query_as_the_loss_asks():
+    """CaCo: the direction is minus the gradient of the loss through the positives, plus that through the negatives."""
+    generator = torch.Generator().manual_seed(2)
+    q, k = (F.normalize(torch.randn(N, D, generator=generator, dtype=torch.float64), dim=1) for _ in range(2))
+    bank = torch.randn(K, D, generator=generator, dtype=torch.float64)
+    pairs = (Pair(0, 1, 1.0),)
+    found = cooperative_contrast({0: q}, {1: k}, pairs, bank, TAU, TAU_BANK).ascent.whole()
+    label = (k @ F.normalize(bank, dim=1).T).argmax(dim=1)
+    as_positive, as_negative = bank.clone().requires_grad_(), bank.clone().requires_grad_()
+    own = torch.zeros(N, K, dtype=torch.bool).scatter_(1, label.unsqueeze(1), True)
+    cosines = torch.where(own, q @ F.normalize(as_positive, dim=1).T, q @ F.normalize(as_negative, dim=1).T)
+    F.cross_entropy(cosines / TAU_BANK, label).backward()
+    torch.testing.assert_close(found, as_negative.grad - as_positive.grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("pairs", PAIRS, ids=["single", "symmetric", "weighted"])
+def test_the_direction_of_j_is_the_gradient_of_j(game, pairs):
+    """Section 4.1: J = tau sum_k log sum_i exp(q_i.n_k / tau), for each pair's queries, weighted."""
+    q, k, bank = game
+    found = adversarial_contrast(q, k, pairs, bank, TAU, TAU_BANK, True, "J").ascent.whole()
+    bank.requires_grad_()
+    logits = {view: rows @ F.normalize(bank, dim=1).T / TAU_BANK for view, rows in q.items()}
+    j = sum(pair.weight * TAU_BANK * logits[pair.query].logsumexp(dim=0).sum() for pair in pairs)
+    torch.testing.assert_close(found, torch.autograd.grad(j, bank)[0], rtol=1e-10, atol=1e-12)
