@@ -142,11 +142,26 @@ def make_plan(args: argparse.Namespace, job: Job, device: torch.device, name: st
                 job.reader.max_bad_share)  # fmt: skip
 
 
-def make_job(args: argparse.Namespace) -> Job:
-    """Check the shared arguments and read the checkpoint. Writes nothing. Raises UserError."""
+def require_paths(args: argparse.Namespace) -> None:
+    """Raise UserError for the first of --checkpoint, --data and --output-dir that is not given."""
     for name in ("checkpoint", "data", "output_dir"):
         if getattr(args, name) is None:
             raise UserError(f"--{name.replace('_', '-')} is required; see --help")
+
+
+def only_listed(args: argparse.Namespace, about: Mapping[str, str]) -> bool:
+    """Answer `--protocol list` (True) for a tool that needs no choice. Raises UserError for an unknown protocol."""
+    if "list" in (args.protocol or ()):
+        print(explain(about))
+        return True
+    if strange := [name for name in args.protocol or () if name not in about]:
+        raise UserError(f"--protocol {strange[0]}: not known; choose {', '.join(about)}, or list to read of it")
+    return False
+
+
+def make_job(args: argparse.Namespace) -> Job:
+    """Check the shared arguments and read the checkpoint. Writes nothing. Raises UserError."""
+    require_paths(args)
     crop_px = args.image_px or CROP_PX
     resize_px = args.resize_px or usual_resize(crop_px)
     Transform("center", crop_px, resize_px)  # raises for sizes that make no sense

@@ -16,11 +16,11 @@ if __name__ == "__main__":
 import numpy as np
 
 from adco import distributed
-from adco.errors import UserError, command
+from adco.errors import command
 from adco.files import output_folder, write_text
 from adco.images import ImageIndex
 from transfer.classify import chosen, listed, run_recipe
-from transfer.cli import add_protocols, add_training, make_parser
+from transfer.cli import add_protocols, add_training, make_parser, require_paths
 from transfer.features import Pictures
 from transfer.imagefolder import fingerprint, read_folders
 from transfer.labels import drawn_list, list_sha256, only, read_list
@@ -56,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if listed(args, IMAGENET):
         return 0
     wanted = chosen(args.protocol or ["adco"], IMAGENET)
-    for name in ("checkpoint", "data", "output_dir"):
-        if getattr(args, name) is None:
-            raise UserError(f"--{name.replace('_', '-')} is required; see --help")
+    require_paths(args)
     folders = read_folders(args.data)
     train, val = folders
     about = {"name": args.data.resolve().name, "classes": len(train.classes), "fingerprint": fingerprint(folders)}

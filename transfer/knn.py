@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from adco.errors import UserError, command
 from adco.knn import MIN_TEMPERATURE, knn_predict
-from transfer.cli import add_protocols, explain, make_job, make_parser
+from transfer.cli import add_protocols, make_job, make_parser, only_listed
 from transfer.features import Feature
 from transfer.imagefolder import labelled_features, read_folders
 from transfer.metrics import REPLICATES, hits_interval, top_k_hits
@@ -38,11 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--temperature", type=float, default=0.07, help="a vote weighs exp(cosine / temperature) (0.07)"
     )
     args = parser.parse_args(argv)
-    if "list" in (args.protocol or ()):
-        print(explain(ABOUT))
+    if only_listed(args, ABOUT):
         return 0
-    if strange := [name for name in args.protocol or () if name not in ABOUT]:
-        raise UserError(f"--protocol {strange[0]}: not known; choose {', '.join(ABOUT)}, or list to read of it")
     neighbours = list(dict.fromkeys(args.k or [20, 200]))
     job, folders = make_job(args), read_folders(args.data)
     check(neighbours, args.temperature, len(folders[0]))

@@ -28,7 +28,7 @@ from torch import Tensor
 from adco import counter
 from adco.errors import UserError, command
 from adco.progress import progress
-from transfer.cli import add_protocols, explain, make_job, make_parser
+from transfer.cli import add_protocols, make_job, make_parser, only_listed
 from transfer.features import Feature
 from transfer.imagefolder import Split, labelled_features, read_folders
 from transfer.metrics import REPLICATES, hits_interval, top_k_hits
@@ -142,11 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__, "a folder with train/CLASS/IMAGE and val/CLASS/IMAGE")
     add_protocols(parser, "cached-features")
     args = parser.parse_args(argv)
-    if "list" in (args.protocol or ()):
-        print(explain(ABOUT))
+    if only_listed(args, ABOUT):
         return 0
-    if strange := [name for name in args.protocol or () if name not in ABOUT]:
-        raise UserError(f"--protocol {strange[0]}: not known; choose {', '.join(ABOUT)}, or list to read of it")
     job, folders = make_job(args), read_folders(args.data)
     if len(folders[0].classes) < 2:
         raise UserError(f"{folders[0].root}: one class only; a probe needs at least two class folders")

@@ -17,7 +17,7 @@ import numpy as np
 
 from adco.errors import UserError, command
 from transfer.classify import chosen, listed, run_recipe
-from transfer.cli import add_protocols, add_training, make_parser
+from transfer.cli import add_protocols, add_training, make_parser, require_paths
 from transfer.features import Pictures
 from transfer.imagefolder import fingerprint, read_folders
 from transfer.recipes import PLACES205
@@ -80,9 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if listed(args, PLACES205):
         return 0
     wanted = chosen(args.protocol or ["vissl"], PLACES205)
-    for name in ("checkpoint", "data", "output_dir"):
-        if getattr(args, name) is None:
-            raise UserError(f"--{name.replace('_', '-')} is required; see --help")
+    require_paths(args)
     train, val, digest = read_places(args.data)
     about = {"name": "Places205", "fingerprint": digest, "classes": len(train.classes), "train_images": len(train)}
     about |= {"val_images": len(val), "official": (len(train.classes), len(val)) == (205, 20_500)}
