@@ -1,0 +1,41 @@
+"""What every fault's test gets, and the records of a run with ADCO_RECORD_FAULTS=1."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.faults import table
+
+FOUND = pytest.StashKey[dict[str, tuple[table.Seen, float]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "fault(name): tries a fault of tests/faults/table.py")
+
+
+@pytest.fixture
+def seen() -> table.Seen:
+    """What the test has to say about its fault; one try, unless it says more."""
+    return table.Seen()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    report = yield
+    mark = item.get_closest_marker("fault")
+    if mark and call.when == "call" and not report.skipped:
+        found = item.config.stash.setdefault(FOUND, {})
+        seen = item.funcargs.get("seen", table.Seen())
+        if report.failed:
+            seen = table.Seen(seen.tries, 0, seen.lost_steps, seen.figures)
+        before = found.get(mark.args[0])
+        found[mark.args[0]] = (before[0] + seen, before[1] + call.duration) if before else (seen, call.duration)
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if os.environ.get("ADCO_RECORD_FAULTS") == "1":
+        for name, (seen, seconds) in session.config.stash.get(FOUND, {}).items():
+            table.write(name, seen, seconds)
