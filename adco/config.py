@@ -30,7 +30,7 @@ class Data:
     root: `root/train/CLASS/*.jpg` or any folder of images; `PATH/{000..146}.tar` or a URL of tar shards; `sample`;
         `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenette:FOLDER`
     backend: `native` one fused pass a view on the CPU, `device` colour and blur on the training device, `reference`
-        torchvision's transforms; `auto` chooses by device
+        torchvision's transforms, `nvjpeg` everything on the GPU; `auto` chooses by device and workers
     in_memory: decode every image once and keep it (small images)
     """
 

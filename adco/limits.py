@@ -8,7 +8,7 @@ METHODS = ("adco", "caco", "moco", "mochi", "simclr", "byol", "simsiam", "swav")
 BANKED = ("adco", "caco", "moco", "mochi")  # the methods that contrast with a bank or a queue
 CHOICES = {
     "method": METHODS,
-    "data.backend": ("auto", "native", "device", "reference"),
+    "data.backend": ("auto", "native", "device", "nvjpeg", "reference"),
     "encoder.arch": ("resnet18", "resnet34", "resnet50", "resnet101"),
     "encoder.stem": ("imagenet", "small"),
     "encoder.batch_norm": ("local", "sync"),

@@ -6,6 +6,7 @@ at the next one with the same batches, whatever the number of workers or ranks.
 Backends, one meaning (`resolve_backend` chooses):
   native     decode and one fused pass a view in C, in threads of this process (adco/native)
   device     decode and crop on the CPU, in C where it is built; colour and blur in batches on the training device
+  nvjpeg     threads read files; decode, crop, colour and blur on the GPU (adco/nvjpeg.py)
   reference  torchvision's transforms on Pillow pictures, in worker processes
 """
 
@@ -16,9 +17,8 @@ import signal
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from adco import augment, counter, native, views
+from adco import counter, native, nvjpeg, views
+from adco.batch import Batch, Request, merged
 from adco.config import View
 from adco.errors import UserError
 from adco.images import ImageIndex, UnreadableImage, decode
@@ -34,43 +35,6 @@ from adco.reference import reference_view
 
 THREADS_FOR_A_GPU = 8  # from here on threads make whole views faster than a GPU trains on them
 AHEAD = 3  # batches being made while one is used
-
-
-@dataclass(frozen=True)
-class Batch:
-    """pixels: V tensors (B, 3, S_v, S_v), uint8 levels or normalised float32; bad: path -> reason.
-
-    choices: the pixel work still to be done on the device, one set a view; None where it is done.
-    """
-
-    pixels: tuple[Tensor, ...]
-    choices: tuple[views.Choices, ...] | None
-    bad: dict[str, str]
-
-    def pin_memory(self) -> Batch:
-        """Called by DataLoader so that copies to a GPU overlap with work."""
-        return replace(self, pixels=tuple(p.pin_memory() for p in self.pixels))
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch with its pixels on the device; the choices stay on the CPU."""
-        return replace(self, pixels=tuple(p.to(device, non_blocking=True) for p in self.pixels))
-
-    def to_views(self, device: torch.device) -> list[Tensor]:
-        """V normalised float views (B, 3, S_v, S_v) on the device, channels last in memory as the encoder is."""
-        pixels = self.to(device).pixels
-        if self.choices is not None:
-            made = map(augment.augment, pixels, self.choices)
-        else:
-            made = (augment.from_uint8(p) if p.dtype == torch.uint8 else p for p in pixels)
-        return [view.contiguous(memory_format=torch.channels_last) for view in made]
-
-
-@dataclass(frozen=True)
-class Request:
-    """The samples of one step (this rank's rows of them) and the epoch whose random choices they take."""
-
-    epoch: int
-    samples: np.ndarray
 
 
 def requests(
@@ -101,13 +65,15 @@ def requests(
 
 
 def resolve_backend(name: str, device: torch.device, workers: int) -> str:
-    """The backend that `data.backend` means here: native, device or reference. Raises UserError.
+    """The backend that `data.backend` means here: native, device, nvjpeg or reference. Raises UserError.
 
     `auto` is native on the CPU, and on a GPU with at least 8 workers, so that the GPU does nothing but train; fewer
     leave colour and blur to the GPU. Where the kernel was not built it is `device`, and says so once.
     """
     if name == "native" and not native.available():
         raise UserError(f"data.backend=native: the C kernel is not built; {_HOW_TO_BUILD}, or set data.backend=auto")
+    if name == "nvjpeg" and device.type != "cuda":
+        raise UserError(f"data.backend=nvjpeg: needs an NVIDIA GPU, and this is {device.type}; set data.backend=auto")
     if name != "auto":
         return name
     if not native.available():
@@ -160,8 +126,12 @@ class ViewDataset(Dataset):
 def batches(dataset: ViewDataset, wanted: Iterable[Request], workers: int, device: torch.device) -> Iterable[Batch]:
     """One Batch a request, in order, made ahead by `workers` threads or processes (0: when asked for). Iterate once."""
     backend = resolve_backend(dataset.backend, device, workers)
-    if backend != "reference" and native.available():
-        made = _in_threads(dataset, wanted, workers, device, full=backend == "native")
+    if backend == "nvjpeg":
+        made = _in_threads(lambda request: nvjpeg.Work(dataset, request, device), wanted, workers)
+    elif backend != "reference" and native.available():
+        full = backend == "native"
+        buffers = _Buffers(torch.float32 if full and device.type == "cpu" else torch.uint8, device)
+        made = _in_threads(lambda request: _Work(dataset, request, buffers, full), wanted, workers)
     else:
         made = _in_processes(dataset, wanted, workers, device)
     return _uploaded(made, device) if device.type == "cuda" else made
@@ -181,21 +151,19 @@ def _in_processes(dataset: ViewDataset, wanted: Iterable[Request], workers: int,
 
 
 def _in_threads(
-    dataset: ViewDataset, wanted: Iterable[Request], workers: int, device: torch.device, full: bool
+    begin: Callable[[Request], _Work | nvjpeg.Work], wanted: Iterable[Request], workers: int
 ) -> Iterator[Batch]:
-    """Batches by threads that spend their time in C; the rows of a batch are shared out among all of them."""
-    dtype = torch.float32 if full and device.type == "cpu" else torch.uint8
-    buffers = _Buffers(dtype, device)
+    """Batches by threads that hold no lock; the rows of a batch are shared out among all of them."""
     if not workers:
         for request in wanted:
-            work = _Work(dataset, request, buffers, full)
+            work = begin(request)
             yield work.batch([work.rows(0, len(request.samples))])
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="views")
-    begun: deque[tuple[_Work, list[Future]]] = deque()
+    begun: deque[tuple[_Work | nvjpeg.Work, list[Future]]] = deque()
     try:
         for request in wanted:
-            work, size = _Work(dataset, request, buffers, full), len(request.samples)
+            work, size = begin(request), len(request.samples)
             chunk = max(1, size // (4 * workers))
             begun.append((work, [pool.submit(work.rows, i, min(i + chunk, size)) for i in range(0, size, chunk)]))
             if len(begun) > AHEAD:
@@ -206,7 +174,7 @@ def _in_threads(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _finished(begun: deque[tuple[_Work, list[Future]]]) -> Batch:
+def _finished(begun: deque[tuple[_Work | nvjpeg.Work, list[Future]]]) -> Batch:
     work, parts = begun.popleft()
     return work.batch([part.result() for part in parts])
 
@@ -243,7 +211,7 @@ class _Work:
     def batch(self, bad: Sequence[dict[str, str]]) -> Batch:
         """The finished batch."""
         pixels = tuple(p.permute(0, 3, 1, 2) for p in self.pixels)
-        return Batch(pixels, self.choices, {path: reason for part in bad for path, reason in part.items()})
+        return Batch(pixels, self.choices, merged(bad))
 
 
 class _Buffers:
@@ -266,16 +234,17 @@ class _Buffers:
 
 def _uploaded(made: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """Batches on a GPU: the next one is copied on a stream of its own while the one before is used."""
-    stream, waiting = torch.cuda.Stream(device), None
-    for batch in made:
-        with torch.cuda.stream(stream):
-            moved, copied = batch.to(device), torch.cuda.Event()
-            copied.record(stream)
+    stream, made, waiting = torch.cuda.Stream(device), iter(made), None
+    while True:
+        with torch.cuda.stream(stream):  # where nvjpeg's batches are made, too
+            batch = next(made, None)
+            moved = batch and batch.to(device)
+            copied = stream.record_event()
         if waiting:
             yield _arrived(*waiting)
+        if batch is None:
+            return
         waiting = moved, copied
-    if waiting:
-        yield _arrived(*waiting)
 
 
 def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:

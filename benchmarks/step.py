@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from adco.config import Bank, Compute, Contrast, Data, Encoder, Monitor, Recipe, View
 from adco.encoder import Encoder as Network
-from adco.loader import Batch
+from adco.batch import Batch
 from adco.trainer import Trainer
 from benchmarks.bank import released_update
 from benchmarks.race import Options, Outcome, race, ratio

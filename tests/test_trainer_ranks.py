@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 import torch
 
-from adco.loader import Batch
+from adco.batch import Batch
 from adco.methods import Method
 from adco.monitor import read_metrics
 from adco.recipe_files import load_recipe

@@ -1,0 +1,85 @@
+"""JPEGs decoded, cropped and resized on the training device; threads only read files. On a GPU torchvision's decoder is
+nvJPEG, which takes a batch a call and has circuits of its own on an A100 or H100.
+
+What the decoder is not trusted with - other formats, a file without its end, four colours - goes through Pillow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from adco import views
+from adco.batch import Batch, Request, merged
+from adco.images import UnreadableImage
+
+START, END = b"\xff\xd8", b"\xff\xd9"
+PADDING = 64  # bytes that some programs leave behind a file's end
+
+
+class Work:
+    """One batch in the making: the files of a request, read by threads, become pixels on the device in `batch`."""
+
+    def __init__(self, dataset, request: Request, device: torch.device):
+        self.dataset, self.samples, self.device = dataset, request.samples, device
+        self.draws = dataset.draws(request)
+        self.files: list[bytes | np.ndarray] = [b""] * len(request.samples)
+
+    def rows(self, first: int, last: int) -> dict[str, str]:
+        """Read rows [first, last); returns the unreadable images met, path -> reason."""
+        bad: dict[str, str] = {}
+        for row in range(first, last):
+            try:
+                content = self.dataset.index.read(int(self.samples[row]))
+            except UnreadableImage:
+                content = b""
+            self.files[row] = content if _ordinary(content) else self._by_pillow(row, bad)
+        return bad
+
+    def batch(self, bad: Sequence[dict[str, str]]) -> Batch:
+        """Decode and cut every crop, on the device. bad: what `rows` returned."""
+        more: dict[str, str] = {}
+        pictures, specs = self._decoded(more), self.dataset.specs
+        shapes = [(len(pictures), 3, spec.px, spec.px) for spec in specs]
+        pixels = tuple(torch.empty(shape, dtype=torch.uint8, device=self.device) for shape in shapes)
+        for row, picture in enumerate(pictures):
+            height, width = picture.shape[-2:]
+            for spec, draw, out in zip(specs, self.draws, pixels, strict=True):
+                out[row] = cut(picture, spec.px, views.crop_box(width, height, spec.scale, draw.crops[row]))
+        return Batch(pixels, tuple(draw.choices for draw in self.draws), merged([*bad, more]))
+
+    def _decoded(self, bad: dict[str, str]) -> list[Tensor]:
+        """(3, H, W) uint8 pictures on the device."""
+        encoded = [row for row, file in enumerate(self.files) if isinstance(file, bytes)]
+        for row, picture in zip(encoded, self._decode(encoded, bad), strict=True):
+            self.files[row] = picture
+        return [torch.as_tensor(file).to(self.device, non_blocking=True) for file in self.files]
+
+    def _decode(self, rows: Sequence[int], bad: dict[str, str]) -> list[Tensor | np.ndarray]:
+        files = [torch.frombuffer(bytearray(self.files[row]), dtype=torch.uint8) for row in rows]
+        try:
+            return decode_jpeg(files, ImageReadMode.RGB, self.device) if files else []
+        except RuntimeError:  # one of them at least, and it is not said which
+            if len(rows) == 1:
+                return [self._by_pillow(rows[0], bad)]
+            return [picture for row in rows for picture in self._decode([row], bad)]
+
+    def _by_pillow(self, row: int, bad: dict[str, str]) -> np.ndarray:
+        return np.asarray(self.dataset.image(int(self.samples[row]), bad)).transpose(2, 0, 1).copy()
+
+
+def cut(picture: Tensor, px: int, box: tuple[int, int, int, int]) -> Tensor:
+    """Crop `box` (left, top, width, height) out of (3, H, W) uint8 and resize it, bilinear and antialiased as
+    torchvision: (3, px, px), whole levels."""
+    left, top, width, height = box
+    crop = picture[:, top : top + height, left : left + width].unsqueeze(0).float()
+    return F.interpolate(crop, (px, px), mode="bilinear", antialias=True, align_corners=False)[0].round_()
+
+
+def _ordinary(content: bytes | np.ndarray) -> bool:
+    return isinstance(content, bytes) and content[:2] == START and END in content[-PADDING:]

@@ -1,0 +1,100 @@
+"""Decoding and cropping on the training device, tried with the CPU as the device: torchvision's decoder has one face for
+both. What nvJPEG itself does is tested where there is a GPU."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.io import decode_jpeg
+
+from adco import nvjpeg, views
+from adco.config import View
+from adco.errors import UserError
+from adco.images import index_folder
+from adco.loader import ViewDataset, batches, requests, resolve_backend
+from benchmarks.photographs import write_photographs
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SPECS = [View(px=24, solarize_p=0.2), View(px=16)]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    return write_photographs(tmp_path_factory.mktemp("photographs"), 24, classes=2, width=80, height=60)
+
+
+def made(root, device=CPU, max_bad=24):
+    index = index_folder(root)
+    request = next(requests(0, len(index), 24, 0, 1))
+    work = nvjpeg.Work(ViewDataset(index, SPECS, 0, max_bad, "nvjpeg"), request, device)
+    return work.batch([work.rows(0, 10), work.rows(10, 24)])
+
+
+def level_differences(a, b):
+    return [(x.cpu().int() - y.cpu().int()).abs().float() for x, y in zip(a.pixels, b.pixels, strict=True)]
+
+
+def test_crops_and_choices_are_those_of_the_device_backend(photographs):
+    index = index_folder(photographs)
+    dataset = ViewDataset(index, SPECS, 0, 0, "device")
+    expected = dataset[next(requests(0, len(index), 24, 0, 1))]  # cut by Pillow
+    found = made(photographs)
+    for difference in level_differences(found, expected):
+        assert difference.mean() < 0.5 and difference.max() <= 3  # two implementations of one antialiased resize
+    for ours, theirs in zip(found.choices, expected.choices, strict=True):
+        assert torch.equal(ours.factors, theirs.factors) and torch.equal(ours.flip, theirs.flip)
+    assert found.to_views(CPU)[1].shape == (24, 3, 16, 16) and not found.bad
+
+
+def test_a_crop_is_resized_as_pillow_does_it():
+    levels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    for box in ((3, 5, 60, 40), (0, 0, 70, 50), (10, 10, 8, 8)):
+        theirs = views.cut(Image.fromarray(levels), 16, box).astype(int)
+        ours = nvjpeg.cut(torch.from_numpy(levels).permute(2, 0, 1), 16, box).numpy()
+        assert np.abs(ours - theirs).max() <= 1
+
+
+def test_other_formats_damage_and_what_the_decoder_refuses_go_through_pillow(photographs, tmp_path, monkeypatch):
+    root = tmp_path / "mixed"
+    shutil.copytree(photographs, root)
+    files = sorted(root.rglob("*.jpg"))
+    files[2].write_bytes(files[2].read_bytes()[:-300])  # its end is missing: nvJPEG would fill it with grey
+    files[7].write_bytes(b"")
+    Image.open(files[11]).convert("CMYK").save(files[11])
+    Image.open(files[13]).save(files[13].with_suffix(".png"))
+    files[13].unlink()
+    damaged = bytearray(files[17].read_bytes())
+    damaged[20:200] = bytes(180)  # its end is there, its tables are not
+    files[17].write_bytes(damaged)
+    cmyk, calls = files[11].read_bytes(), []
+
+    def without_cmyk(contents, mode, device):  # as nvJPEG, which does not say which file it was
+        calls.append(len(contents))
+        if any(bytes(content.numpy()) == cmyk for content in contents):
+            raise RuntimeError("unsupported")
+        return decode_jpeg(contents, mode, device)
+
+    monkeypatch.setattr(nvjpeg, "decode_jpeg", without_cmyk)
+    batch = made(root)
+    names = [path.relative_to(root).as_posix() for path in files]
+    assert set(batch.bad) == {names[2], names[7], names[17]}
+    assert calls[0] > 1 and set(calls[1:]) == {1}  # the batch at once, then one by one
+    assert all((pixels.flatten(1).float().std(dim=1) > 0).all() for pixels in batch.pixels)
+
+
+def test_it_needs_a_gpu():
+    with pytest.raises(UserError, match="data.backend=nvjpeg: needs an NVIDIA GPU"):
+        resolve_backend("nvjpeg", CPU, 8)
+    assert resolve_backend("nvjpeg", CUDA, 8) == "nvjpeg"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_gpu_makes_what_the_cpu_makes(photographs):
+    for difference in level_differences(made(photographs, CUDA), made(photographs, CPU)):
+        assert difference.mean() < 2  # nvJPEG's chroma is interpolated in another way
+    index = index_folder(photographs)
+    dataset = ViewDataset(index, SPECS, 0, 0, "nvjpeg")
+    arrived = list(batches(dataset, requests(0, len(index), 8, 0, 6), 2, CUDA))
+    assert len(arrived) == 6 and all(pixels.is_cuda for batch in arrived for pixels in batch.pixels)
