@@ -1,0 +1,100 @@
+"""What a user sees of running jobs: a live table in a terminal, a line an event elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+STYLES = {"running": "cyan", "ended": "green", "reused": "green dim", "failed": "bold red", "left": "yellow"}
+
+
+class Shown:
+    """Entered for the time of a run. jobs: with `name` and `minutes` (expected, or None)."""
+
+    def __init__(self, jobs: Sequence):
+        self.expected = {job.name: job.minutes for job in jobs}
+        self.status = dict.fromkeys(self.expected, "waiting")
+        self.begun: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+        self.says = dict.fromkeys(self.expected, "")
+        self.console = Console(file=sys.stdout)
+        self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+
+    def __enter__(self) -> Shown:
+        if self.live:
+            self.live.start()
+            self._draw()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.live:
+            self._draw()
+            self.live.stop()
+
+    def started(self, name: str, log: Path) -> None:
+        """A job has begun."""
+        self.status[name], self.begun[name] = "running", time.monotonic()
+        self._line(f"{name}: started; log {log}")
+
+    def settled(self, name: str, outcome) -> None:
+        """A job has come out. outcome: with `status`, `why`, `seconds`."""
+        self.status[name], self.says[name], self.seconds[name] = outcome.status, outcome.why, outcome.seconds
+        took = f" after {duration(outcome.seconds)}" if outcome.seconds else ""
+        self._line(f"{name}: {outcome.status}{took}{': ' if outcome.why else ''}{outcome.why}")
+
+    def tick(self, says: Mapping[str, str]) -> None:
+        """What each running job's log says last."""
+        self.says.update(says)
+        self._draw()
+
+    def note(self, text: str) -> None:
+        """A line for the user."""
+        if self.live:
+            self.console.print(text, markup=False, highlight=False)
+        else:
+            self._line(text)
+
+    def _line(self, text: str) -> None:
+        if self.live:
+            self._draw()
+        else:
+            print(f"{datetime.now():%H:%M:%S} {text}", flush=True)
+
+    def _draw(self) -> None:
+        if self.live:
+            self.live.update(self.table())
+
+    def table(self) -> Table:
+        """One row a job: its state, time gone and expected, and the last line of its log."""
+        table = Table(box=None, pad_edge=False)
+        table.add_column("stage", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        table.add_column("time", justify="right", no_wrap=True)
+        table.add_column("expected", justify="right", no_wrap=True)
+        table.add_column("says", no_wrap=True, overflow="ellipsis", ratio=1)
+        for name, status in self.status.items():
+            seconds = time.monotonic() - self.begun[name] if status == "running" else self.seconds.get(name)
+            minutes = self.expected[name]
+            table.add_row(
+                name,
+                Text(status, STYLES.get(status, "dim")),
+                duration(seconds) if seconds else "",
+                "" if minutes is None else duration(60 * minutes),
+                Text(self.says[name], "dim"),
+            )
+        return table
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
