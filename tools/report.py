@@ -12,8 +12,8 @@ sys.path.insert(0, str(ROOT))
 
 from adco.errors import UserError, command
 from adco.files import write_text
+from adco.model_zoo import as_markdown
 from adco.records import load_record
-from adco.report import as_markdown
 
 BEGIN, END = "<!-- measured rows: tools/report.py writes them -->\n", "<!-- end of measured rows -->\n"
 
