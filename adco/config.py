@@ -158,6 +158,7 @@ class Compute:
     precision: autocast of the encoders, `float32`, `bf16` or `fp16`
     accumulate: micro-batches of a step, one backward pass each, with the meaning of the whole batch
     channels_last, fused_optimizer, compile: see docs/speed.md for what each gave where
+    cuda_graphs: compile, and replay the backbone's kernels as CUDA graphs, one for each shape of a batch
     """
 
     precision: str = "float32"
@@ -165,6 +166,7 @@ class Compute:
     channels_last: bool = True
     fused_optimizer: bool = True
     compile: bool = False
+    cuda_graphs: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 # where the work is done, not what it computes; everything else changes the result
 FREE_TO_CHANGE = (
     "device", "data.root", "data.workers", "data.in_memory", "probe", "checkpoint", "monitor", "bank.placement",
-    "compute.fused_optimizer", "compute.channels_last", "compute.compile",
+    "compute.fused_optimizer", "compute.channels_last", "compute.compile", "compute.cuda_graphs",
 )  # fmt: skip
 
 

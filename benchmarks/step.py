@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from adco.batch import Batch
 from adco.config import Bank, Compute, Contrast, Data, Encoder, Monitor, Recipe, View
 from adco.encoder import Encoder as Network
-from adco.batch import Batch
 from adco.trainer import Trainer
 from benchmarks.bank import released_update
 from benchmarks.race import Options, Outcome, race, ratio
@@ -46,6 +46,8 @@ def run(options: Options) -> Outcome:
         data=Data(workers=0),
     )
     changes = {"contiguous": {"channels_last": False}, "unfused": {"fused_optimizer": False}}
+    if big:
+        changes["graphs"] = {"cuda_graphs": True}
     if big or not options.quick:
         changes |= {"compiled": {"compile": True}, "bf16": {"precision": "bf16"}}
     with tempfile.TemporaryDirectory() as folder:

@@ -13,6 +13,7 @@ from adco.bank import Bank
 from adco.config import Compute, Recipe
 from adco.contrast import Ascent, Contrast, Pair
 from adco.encoder import Encoder, key_encoder_of, momentum_update
+from adco.errors import UserError
 from adco.norms import replace_norms
 from adco.optim import cosine
 
@@ -62,11 +63,17 @@ class Method(nn.Module):
         self.meet(pairs)
 
     def prepared(self, compute: Compute, device: torch.device) -> Method:
-        """The method on the device, its encoders in the precision and memory format of `compute`."""
+        """The method on the device, its encoders in the precision and memory format of `compute`. Raises UserError."""
+        if compute.cuda_graphs and device.type != "cuda":
+            raise UserError(
+                f"recipe: compute.cuda_graphs=true needs an NVIDIA GPU, and this is {device.type}; set it false"
+            )
         self.to(device, memory_format=torch.channels_last if compute.channels_last else torch.contiguous_format)
         for encoder in filter(None, (self.encoder, self.key_encoder)):
             encoder.precision = PRECISION[compute.precision]
-            if compute.compile:
+            if compute.cuda_graphs:
+                encoder.backbone.compile(mode="reduce-overhead")
+            elif compute.compile:
                 encoder.backbone.compile()
         return self
 
