@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 REQUEUE = 75  # EX_TEMPFAIL: "try again later", the code that a scheduler's script requeues on
+CLOSED = 141  # what a shell says of a program whose reader (`| head`) has gone: 128 + SIGPIPE
 
 
 class UserError(Exception):
@@ -22,23 +27,64 @@ class Requeue(Exception):
 
 
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Sequence[str] | None], int]:
-    """Turn `main(argv)` into a tool: exit 0; on an error one line on stderr and 2 for a UserError, 1 for a Failure, 75
-    for Requeue, 130 for Ctrl-C. An error with an attribute `told` has been printed by another rank."""
+    """Turn `main(argv)` into a tool: exit 0; on an error one line on stderr and 2 for a UserError or a file that the
+    system refuses, 1 for a Failure or any other exception, 75 for Requeue, 130 for Ctrl-C. An error with an attribute
+    `told` has been printed by another rank."""
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
         try:
             return main(argv) or 0
-        except (UserError, Failure) as error:
-            mistake = isinstance(error, UserError)
-            if not getattr(error, "told", False):
-                print(f"{'error' if mistake else 'failed'}: {error}", file=sys.stderr)
-            return 2 if mistake else 1
         except Requeue as reason:
             print(f"\nput down: {reason}", file=sys.stderr)
             return REQUEUE
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             return 130
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
+            return CLOSED
+        except Exception as error:
+            line, code = _explained(error)
+            if not getattr(error, "told", False):
+                print(line, file=sys.stderr)
+            return code
 
     return run
+
+
+def one_line(text: object) -> str:
+    """A message on one line; what a terminal would obey or cannot show is written as an escape."""
+    text = " ".join(line.strip() for line in str(text).splitlines() if line.strip())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """(the line to print, the exit code)."""
+    if isinstance(error, UserError):
+        # from a worker process torch brings an error back with the whole traceback as its text
+        return f"error: {one_line(str(error).rpartition('adco.errors.UserError: ')[2])}", 2
+    if isinstance(error, Failure):
+        return f"failed: {one_line(error)}", 1
+    if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)):
+        return f"error: {one_line(os.fsdecode(error.filename))}: {error.strerror}; choose another, or mend it", 2
+    return f"failed: {type(error).__name__}: {one_line(error)[:300]}; {_save_details(error)}", 1
+
+
+def _save_details(error: Exception) -> str:
+    """Write the traceback to the user's cache folder, else to the system's for temporary files; says where."""
+    from adco.index_cache import cache_folder  # it knows this module
+
+    text = f"{sys.version}\n{' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}"
+    for folder in (cache_folder() / "failures", Path(tempfile.gettempdir())):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, path = tempfile.mkstemp(".txt", f"{Path(sys.argv[0]).stem}-", folder)
+            with os.fdopen(handle, "w", errors="backslashreplace") as file:
+                file.write(text)
+        except OSError:
+            continue
+        return f"the details are in {path}, please report them"
+    return f"no place to save the details:\n{text}"
