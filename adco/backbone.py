@@ -20,7 +20,7 @@ from adco.errors import UserError
 from adco.files import sha256_of
 from adco.layouts import LAYOUTS, SOURCES, Layout
 from adco.weightfiles import read_weights
-from adco.zoo import is_zoo, resolve
+from adco.zoo import resolve
 
 ARCHITECTURES = (
     "resnet18",
@@ -75,7 +75,7 @@ def load_backbone(path: str | Path, source: str | None = None) -> Backbone:
         raise UserError(f"source {source!r} is not known; choose one of {', '.join(SOURCES)}")
     if str(path).startswith("random:"):
         return _random_backbone(str(path))
-    path = resolve(path) if is_zoo(path) else Path(path)
+    path = resolve(path)
     layout, tensors = _recognise(path, read_weights(path), source)
     names, dropped, strangers = layout.split(tensors)
     if strangers:

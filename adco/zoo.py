@@ -55,8 +55,8 @@ def is_zoo(path: str | Path) -> bool:
 
 
 def resolve(path: str | Path) -> Path:
-    """The verified file of `zoo://NAME`, downloaded first where it is not in the cache. Raises UserError."""
-    return download(find(str(path)))
+    """A checkpoint's file: of `zoo://NAME` the verified one, downloaded where it is not there; others as they are."""
+    return download(find(str(path))) if is_zoo(path) else Path(path)
 
 
 def download(model: Model, offline: bool = False, patience: Patience = PATIENT) -> Path:

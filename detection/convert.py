@@ -8,6 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from adco.backbone import Backbone, load_backbone
+from adco.index_cache import alone
+from adco.zoo import SCHEME, is_zoo
+from adco.zoo_manifest import zoo_folder
 from detection import verify, weights
 
 
@@ -42,6 +45,19 @@ def convert(
     else:
         weights.write_torchvision(backbone, out, check_torchvision if proof else None)
     return notes, found
+
+
+def local_weights(given: str) -> str:
+    """MODEL.WEIGHTS as detectron2 can read it: `zoo://NAME` becomes a proved file in the cache, others stay. Raises
+    UserError."""
+    if not is_zoo(given):
+        return given
+    backbone, name = load_backbone(given), SCHEME.sub("", given)
+    out = zoo_folder() / "detectron2" / f"{name}-{backbone.sha256[:12]}.pkl"
+    with alone("zoo-detectron2"):  # several machines' and trials' first processes
+        if not out.is_file():
+            convert(backbone, "detectron2", out)
+    return str(out)
 
 
 def _detectron2_side(backbone: Backbone, source_file: Path | None) -> nn.Module:

@@ -2,7 +2,8 @@
 
     python detection/train_net.py --config-file detection/configs/X.yaml --num-gpus 8 MODEL.WEIGHTS X.pkl OUTPUT_DIR out
 
-DETECTRON2_DATASETS names the folder with VOC2007, VOC2012 and coco, as detectron2 has it.
+MODEL.WEIGHTS: a file that tools/convert_to_d2.py wrote, zoo://NAME (converted and kept in the cache), or '' for random
+initialisation. DETECTRON2_DATASETS names the folder with VOC2007, VOC2012 and coco, as detectron2 has it.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ def prepare(args, started: float):
 
     from adco.files import output_folder
     from detection import planner, scoring, settings
+    from detection.convert import local_weights
     from detection.datasets import inspect_dataset
     from detection.register import setup_environment
     from detection.trainer import Job
@@ -94,6 +96,7 @@ def prepare(args, started: float):
     print("\n".join(planner.describe(plan)), flush=True)
     if args.trials < 1 or (args.trials > 1 and args.eval_only):
         raise UserError(f"--trials {args.trials}: at least 1, and not with --eval-only")
+    cfg.MODEL.WEIGHTS = local_weights(cfg.MODEL.WEIGHTS)
     if not args.resume:
         settings.check_weights(cfg.MODEL.WEIGHTS)
     output_folder(cfg.OUTPUT_DIR)

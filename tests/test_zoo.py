@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import importlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 
 import adco
 import adco.download
 import hubconf
-from adco.backbone import load_backbone
+from adco import checkpoint
+from adco.backbone import Backbone, load_backbone
 from adco.download import Patience, Refused
 from adco.errors import UserError
+from adco.files import sha256_of
 from adco.layouts import SOURCES
+from adco.methods import build_method
+from adco.recipe_files import load_recipe
+from adco.records import Record, load_record
 from adco.zoo import add_file, add_model, download, find, models, read_record, resolve, verify
 from adco.zoo_manifest import MANIFEST, Model, read_manifest
+from adco.zoo_pack import BOUND, features_differ, pack, rounded
+from tests.detection_helpers import trained_state
 from tests.public_checkpoints import network
 from tools.zoo import main
 
@@ -454,7 +466,9 @@ def test_the_tool_lists_and_shows_every_model(server, capsys):
     for name in models():
         assert main(["show", name]) == 0
         shown = yaml.safe_load(capsys.readouterr().out)[name]
-        assert shown["mirrors"] == list(models()[name].mirrors) and shown["path"].endswith("(not there)")
+        model = models()[name]
+        assert shown.get("mirrors", []) == list(model.mirrors) and shown["path"].startswith(str(model.path))
+        assert shown["path"].endswith("(not there)") == (model.file is None)
 
 
 # The manifest
@@ -516,6 +530,151 @@ def test_a_packaged_model_needs_no_network(tmp_path, server):
     small.path.write_bytes(OTHER)
     with pytest.raises(UserError, match="install again"):
         download(small, offline=True)
+
+
+# Models of our own, in the package
+
+
+@pytest.fixture(scope="module")
+def ended_run(tmp_path_factory) -> Path:
+    """The last checkpoint of a run of ours, with BatchNorm statistics worth losing, and its record."""
+    folder, recipe = tmp_path_factory.mktemp("run"), load_recipe("adco_r18_sample", ["bank.size=64", "epochs=3"])
+    method, state = build_method(recipe), trained_state("resnet18")
+    method.encoder.backbone.load_state_dict(state)
+    tensors = {"method": method.state_dict(), "optimizer": {}, "scaler": {}}
+    path = checkpoint.save(folder, checkpoint.State(9, asdict(recipe), data="", bad_images={}, seconds=0, **tensors), 1)
+    known = {"name": path.name, "sha256": sha256_of(path)}
+    Record("pretrain/adco", {}, known, {"name": "x"}, asdict(recipe), commit="c" * 40).write(folder / "record.json")
+    return path
+
+
+def test_a_packed_model_is_the_same_network_at_half_the_size(ended_run, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "models" / "adco_tiny.safetensors"
+    assert main(["pack", str(ended_run), str(out), "--recipe", "adco_r18_sample", "--data", "the sample"]) == 0
+    rows = yaml.safe_load(capsys.readouterr().out)
+    (tmp_path / "zoo.yaml").write_text(yaml.safe_dump({"schema": 1, "models": rows}))
+    model = read_manifest(tmp_path / "zoo.yaml")["adco-tiny"]
+    assert (model.method, model.epochs, model.arch, model.data) == ("AdCo", 3, "resnet18", "the sample")
+    assert "bank.size: 2048 -> 64" in model.note and "epochs: 20 -> 3" in model.note
+    assert verify(model) == sha256_of(out) and model.path == out and model.bytes == out.stat().st_size < 23e6
+    with safe_open(out, "pt") as file:
+        told = file.metadata()
+    assert (told["recipe"], told["commit"], told["from_sha256"]) == ("adco_r18_sample", "c" * 40, sha256_of(ended_run))
+
+    monkeypatch.setattr("adco.zoo._packaged", lambda: {"adco-tiny": model})
+    original, small = load_backbone(ended_run), load_backbone("zoo://adco-tiny")
+    for name, tensor in original.state.items():
+        if tensor.ndim == 4:
+            assert (small.state[name] - tensor).abs().max() <= 2**-11 * tensor.abs().max()
+        else:
+            assert torch.equal(small.state[name], tensor), name
+    assert 0 < features_differ(original, small) <= BOUND
+    pictures = torch.rand(4, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(small.module()(pictures), original.module()(pictures), rtol=0.01, atol=0.01)
+
+
+def test_what_cannot_be_packed_is_said_and_leaves_no_file(ended_run, tmp_path, monkeypatch):
+    def refused(words: str, path: Path = ended_run, out: Path = tmp_path / "x.safetensors"):
+        with pytest.raises(UserError, match=words):
+            pack(path, out, "adco_r18_sample", "x", "MIT")
+        assert not out.exists()
+
+    refused("ends in .safetensors", out=tmp_path / "x.pth")
+    other = tmp_path / "other.pth"
+    other.write_bytes(ended_run.read_bytes())
+    refused("record.json: not a result record", other)
+    Record("pretrain/adco", {}, {"name": "y", "sha256": "0" * 64}, {"name": "x"}).write(tmp_path / "record.json")
+    refused("not the record of other.pth", other)
+    with monkeypatch.context() as patch:
+        patch.setattr("adco.zoo_pack.BOUND", 1e-7)
+        refused("its features change by .* more than 1e-07")
+    with pytest.raises(UserError, match="conv1.weight holds values beyond"):
+        rounded(ended_run, load_backbone(ended_run).state | {"conv1.weight": torch.full((2, 2, 1, 1), 1e6)})
+
+
+def test_a_coarser_rounding_would_be_noticed(ended_run):
+    original = load_backbone(ended_run)
+    coarse = {name: tensor.bfloat16().float() for name, tensor in original.state.items()}
+    assert features_differ(original, Backbone(**(vars(original) | {"state": coarse}))) > BOUND
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_carries_its_models(ended_run, tmp_path, monkeypatch):
+    """Built from a copy of the project with one more model, unpacked elsewhere, loaded with no network."""
+    project, site = tmp_path / "project", tmp_path / "site"
+    for name in ("adco", "detection", "transfer"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, project / name)
+    row = pack(ended_run, project / "adco" / "models" / "tiny.safetensors", "adco_r18_sample", "x", "MIT").row
+    rows = yaml.safe_load(MANIFEST.read_text())
+    rows["models"]["tiny"] = row
+    (project / "adco" / "zoo.yaml").write_text(yaml.safe_dump(rows))
+    build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=project, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    monkeypatch.setenv("ADCO_OFFLINE", "1")
+    monkeypatch.setenv("ADCO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    code = "import adco; net = adco.load_backbone('zoo://tiny'); print(adco.__file__, net.sha256)"
+    line = [sys.executable, "-c", code]
+    told = subprocess.run(line, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.split()
+    assert Path(told[0]).is_relative_to(site) and told[1] == row["sha256"]
+
+
+# zoo://NAME in every tool that takes a checkpoint
+
+
+@pytest.mark.parametrize("tool", ["voc07", "places205", "imagenet", "knn", "linear", "convert_to_d2", "draw_bank"])
+def test_every_tool_looks_a_name_up_in_the_zoo(tool, server, pictures, tmp_path, capsys):
+    room, name = "tools", "zoo://moco-v2-r50-800"
+    if tool == "convert_to_d2":
+        words = [name, str(tmp_path / "x.pkl")]
+    elif tool == "draw_bank":
+        words = [name, "--data", str(pictures), "--output", str(tmp_path / "x.png")]
+    else:
+        room, words = "transfer", ["--checkpoint", name, "--data", str(pictures), "--output-dir", str(tmp_path)]
+    assert importlib.import_module(f"{room}.{tool}").main(words) == 2
+    assert "zoo://moco-v2-r50-800: no such model; did you mean moco-v2-r50-800ep?" in capsys.readouterr().err
+
+
+def test_a_name_is_downloaded_and_used_by_the_tools(server, resnet18, pictures, tmp_path, capsys):
+    server.resnet18, digest = resnet18.read_bytes(), sha256_of(resnet18)
+    assert main(["add", "far", server.url("resnet18")]) == 0
+    words = ["--checkpoint", "zoo://far", "--data", str(pictures), "--output-dir", str(tmp_path), "--image-px", "64"]
+    assert importlib.import_module("transfer.knn").main([*words, "--workers", "0", "--k", "3"]) == 0
+    record = load_record(tmp_path / "knn-k3-t0.07@64px.json")
+    assert record.checkpoint["sha256"] == digest and record.checkpoint["name"] == "far.pth"
+    assert importlib.import_module("tools.convert_to_d2").main(["zoo://far", str(tmp_path / "far.pkl")]) == 0
+    assert (tmp_path / "far.pkl").is_file()
+    assert [path for path, _ in server.asked] == ["resnet18"]
+
+
+def test_the_banks_picture_takes_one_of_our_own_models(server, ended_run, pictures, tmp_path, capsys):
+    draw = importlib.import_module("tools.draw_bank").main
+    assert main(["add", "mine", str(ended_run)]) == 0
+    words = ["--data", str(pictures), "--output", str(tmp_path / "x.png"), "--workers", "0", "--rows", "64"]
+    assert draw(["zoo://mine", *words, "--images", "40"]) == 0
+    assert "zoo://mine/mine.pth: " in capsys.readouterr().out
+
+
+def test_a_detector_starts_from_a_name(server, resnet18, tmp_path, monkeypatch):
+    server.resnet18 = resnet18.read_bytes()
+    assert main(["add", "far", server.url("resnet18")]) == 0
+    train_net = importlib.import_module("detection.train_net")
+    facts = {"name": "x", "images": 1, "boxes": 1, "classes_with_boxes": 1}
+    monkeypatch.setattr(importlib.import_module("detection.datasets"), "inspect_dataset", lambda name: facts)
+    config = str(ROOT / "detection/configs/smoke_voc_R_18_C4.yaml")
+    words = ["--config-file", config, "--num-gpus", "0", "MODEL.WEIGHTS", "zoo://far", "OUTPUT_DIR", str(tmp_path)]
+    for _ in range(2):
+        _, cfg, _ = train_net.prepare(train_net.parser().parse_args(words), 0.0)
+    loaded = importlib.import_module("detection.verify").loaded_resnet(Path(cfg.MODEL.WEIGHTS), "resnet18")
+    assert torch.equal(loaded.stem.conv1.weight, load_backbone(resnet18).state["conv1.weight"].float())
+    assert [path for path, _ in server.asked] == ["resnet18"]
+    assert [path.name for path in (find("far").path.parent / "detectron2").iterdir()] == [Path(cfg.MODEL.WEIGHTS).name]
 
 
 # One line in Python

@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # After the parser and detection first: --help needs no torch, and a missing detectron2 is told at once.
     from detection.convert import convert  # isort: skip
     from adco.backbone import load_backbone
+    from adco.zoo import resolve
 
     say = (lambda *_: None) if args.json else print
     backbone = load_backbone(args.checkpoint, args.source)
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for reason, names in by_reason(backbone.dropped).items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         say(f"dropped {len(names)}, {reason}: {', '.join(names[:3])}{more}")
-    source_file = Path(args.checkpoint) if backbone.source == "detectron2" else None
+    source_file = resolve(args.checkpoint) if backbone.source == "detectron2" else None
     notes, differences = convert(backbone, target, args.out, args.verify, source_file)
     for note in notes:
         say(note)
@@ -59,7 +60,9 @@ def by_reason(dropped: Mapping[str, str]) -> dict[str, list[str]]:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="a file of any layout that docs/detection.md lists, or random:ARCH[:SEED]")
+    parser.add_argument(
+        "checkpoint", help="a file of any layout that docs/detection.md lists, zoo://NAME, or random:ARCH[:SEED]"
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="X.pkl, X.pth or X.safetensors")
     parser.add_argument("--source", metavar="LAYOUT", help="read the file as this layout (default: recognised)")
     parser.add_argument("--to", choices=("detectron2", "torchvision"), help="(default: by OUT's ending)")

@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from adco.errors import UserError, command
 from adco.files import atomic_write, output_folder, sha256_of, write_text
 from adco.progress import progress
 from adco.sources import open_images
+from adco.zoo import is_zoo, resolve
 
 EXAMPLES = """\
 examples:
@@ -39,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="of tools/train_adco.py")
+    parser.add_argument(
+        "checkpoints", nargs="+", metavar="CHECKPOINT", help="of tools/train_adco.py, or zoo://NAME of one"
+    )
     parser.add_argument("--data", required=True, metavar="FOLDER", help="training images, as data.root names them")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FILE.png", help="the picture; numbers: FILE.json"
@@ -52,10 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     _check(args)
     device, index = resolve_device(args.device), open_images(args.data)
-    runs = [bankmap.load_run(path) for path in args.checkpoints]
+    paths = [resolve(name) for name in args.checkpoints]
+    runs = [bankmap.load_run(path) for path in paths]
+    runs = [replace(run, name=str(n)) if is_zoo(n) else run for n, run in zip(args.checkpoints, runs, strict=True)]
     panels, told = [], []
     with progress(len(runs), "drawing", "checkpoints") as bar:
-        for path, run in zip(args.checkpoints, runs, strict=True):
+        for path, run in zip(paths, runs, strict=True):
             panels.append(_panel(run, index, args, device))
             told.append({"checkpoint": path.name, "sha256": sha256_of(path), "name": run.name, **panels[-1].about})
             bar.update()

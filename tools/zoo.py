@@ -25,6 +25,8 @@ examples:
   python tools/zoo.py verify                                    all that are in the cache
   python tools/zoo.py add adco-r50-200ep ~/Downloads/model.pth.tar   a file that came by other means
   python tools/zoo.py add mine output/adco/checkpoint.pth --method AdCo --epochs 100     one of your own
+  python tools/zoo.py pack output/adco/checkpoint.pth adco/models/mine.safetensors --recipe adco_r18_imagenette \
+      --data Imagenette     half the size, for a package: prints the row for its manifest
 """
 
 
@@ -52,12 +54,15 @@ def show_model(args: argparse.Namespace) -> None:
     row = {
         key: value for key, value in vars(model).items() if value not in (None, ()) and key not in ("name", "folder")
     }
-    row["mirrors"], row["scores"] = list(model.mirrors), [dict(score) for score in model.scores]
+    if model.mirrors:
+        row["mirrors"] = list(model.mirrors)
+    row["scores"] = [dict(score) for score in model.scores]
     if recorded := read_record(model):
         row["recorded"] = recorded
     row["path"] = f"{model.path}" + ("" if model.path.is_file() else " (not there)")
     print(yaml.safe_dump({model.name: row}, sort_keys=False, width=120), end="")
-    print(f"# checksum: {_known(model)}; scores are its owner's, not measured here")
+    scores = "measured by us: MODEL_ZOO.md" if model.file and model.recipe else "its owner's, not measured here"
+    print(f"# checksum: {_known(model)}; scores are {scores}")
 
 
 def run_download(args: argparse.Namespace) -> None:
@@ -93,6 +98,15 @@ def run_add(args: argparse.Namespace) -> None:
     print(f"zoo://{model.name}: {model.path}" + ("" if model.path.is_file() else " (not downloaded yet)"))
 
 
+def run_pack(args: argparse.Namespace) -> None:
+    from adco.zoo_pack import BOUND, pack  # torch: only here
+
+    packed = pack(args.checkpoint, args.out, args.recipe, args.data, args.licence)
+    name = args.out.stem.replace("_", "-")
+    print(yaml.safe_dump({name: packed.row}, sort_keys=False, width=120), end="")
+    print(f"# wrote {args.out}; its features differ by at most {packed.difference:.1e} (allowed: {BOUND:.0e})")
+
+
 def _known(model: Model) -> str:
     """What is known of a model's checksum, in a few words."""
     if model.sha256:
@@ -106,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    verbs = parser.add_subparsers(required=True, metavar="list|show|download|verify|add")
+    verbs = parser.add_subparsers(required=True, metavar="list|show|download|verify|add|pack")
     verbs.add_parser("list", help="every model on a line").set_defaults(run=show_list)
     verb = verbs.add_parser("show", help="all that is known of one: addresses, licence, the scores its owner publishes")
     verb.add_argument("name")
@@ -126,6 +140,13 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument(f"--{key}", help="of a new model")
     verb.add_argument("--epochs", type=int, help="of a new model")
     verb.set_defaults(run=run_add)
+    verb = verbs.add_parser("pack", help="a checkpoint of ours as float16 for a package, and the row for its manifest")
+    verb.add_argument("checkpoint", type=Path, help="the last one of a run that has ended; record.json lies beside it")
+    verb.add_argument("out", type=Path, metavar="OUT.safetensors")
+    verb.add_argument("--recipe", required=True, help="the name of the recipe that it was trained by")
+    verb.add_argument("--data", required=True, metavar="WORDS", help="what it was trained on")
+    verb.add_argument("--licence", default="MIT", help="of the weights (default: %(default)s)")
+    verb.set_defaults(run=run_pack)
     return parser
 
 

@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 def make_parser(description: str, data_help: str) -> Parser:
     """A parser with the arguments of every frozen-feature benchmark."""
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", metavar="PATH", help="a checkpoint file, or random:ARCH[:SEED]")
+    parser.add_argument("--checkpoint", metavar="PATH", help="a checkpoint file, zoo://NAME, or random:ARCH[:SEED]")
     parser.add_argument("--data", metavar="FOLDER", type=Path, help=data_help)
     parser.add_argument("--output-dir", metavar="FOLDER", type=Path, help="where the records (JSON) go")
     parser.add_argument(
