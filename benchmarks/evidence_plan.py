@@ -285,12 +285,13 @@ class _Maker:
         yield Stage("gpu", self._job("gpu-precision", words, (), 10, [path]), {"gpu/precision.json": path}, missing)
 
     def _training(self, method: Mapping, data: Path, epochs: int, folder: Path, seed: int) -> list[str]:
-        words = self._python(
-            "tools/train_adco.py", "--config-file", method["recipe"], "--resume", "--output-dir", folder
-        )
-        common = [f"{key}={str(value).lower()}" for key, value in self.plan["common"].items()]
-        words += [f"data.root={data}", f"epochs={epochs}", f"seed={seed}", f"device={self.place.device}"]
-        return [*words, f"compute.precision={self.place.precision}", *common, *method.get("set", [])]
+        words = self._python("tools/train_adco.py", "--config-file", method["recipe"], "--resume")
+        words += ["--output-dir", str(folder), f"data.root={data}", f"epochs={epochs}", f"seed={seed}"]
+        words += [f"device={self.place.device}", f"compute.precision={self.place.precision}"]
+        return [*words, *self._common(), *method.get("set", [])]
+
+    def _common(self) -> list[str]:
+        return [f"{key}={str(value).lower()}" for key, value in self.plan["common"].items()]
 
     def _stage(self, section, name, words, after, images, outputs, records: Mapping | None = None) -> Stage:
         job = self._job(name, words, after, self.minutes(images), outputs)
