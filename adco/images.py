@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 import time
 import warnings
 from collections.abc import Iterator
@@ -13,17 +14,21 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile
 
 from adco import index_cache
 from adco.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM", "GIF")  # by content; EPS would run a program
+MOST_PIXELS = 89_478_485  # Pillow's limit against decompression bombs, and the C kernel's (native/jpeg.c)
+MOST_BYTES = 1 << 30  # of a file: more than MOST_PIXELS of any depth take
 
 CACHED_FROM = 10_000  # images; a smaller folder is read faster than it is worth remembering
 HOT_NS = 2_000_000_000  # a folder changed this recently may change again within its clock's step: not remembered
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # a truncated file is an unreadable one, never half a picture
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `opened` refuses what this only warns of
 
 
 class UnreadableImage(Exception):
@@ -54,12 +59,7 @@ class ImageIndex:
 
     def read(self, i: int) -> bytes | np.ndarray:
         """The content of picture i's file, or its (H, W, 3) uint8 pixels. Raises UnreadableImage."""
-        path = self.root / self.paths[i]
-        try:
-            with open(path, "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise UnreadableImage(path, error.strerror or str(error)) from error
+        return read_file(self.root / self.paths[i])
 
     def image(self, i: int) -> Image.Image:
         """Picture i, RGB. Raises UnreadableImage."""
@@ -101,14 +101,17 @@ def index_folder(root: Path | str) -> ImageIndex:
     """Index `root/CLASS/**/*.jpg`, or a flat folder of images as one class. Order: by class, then by path.
 
     A large folder is looked through once; the next time its list is taken from the cache if no folder below it has
-    changed since. Raises UserError when the folder is absent or holds no images.
+    changed since. Raises UserError when the folder or one below it cannot be read, or when there are no images.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such image folder")
-    found = _recall(root)
-    if found is None:
-        found = _scan(root)
+    try:
+        found = _recall(root) or _scan(root)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: this folder of images cannot be read ({error.strerror}); mend it, or move it away"
+        ) from error
     if not found.paths:
         kinds = ", ".join(sorted(SUFFIXES))
         raise UserError(f"{root}: no images in it; expected ROOT/CLASS/IMAGE or ROOT/IMAGE with a suffix of {kinds}")
@@ -146,31 +149,69 @@ def _recall(root: Path) -> ImageIndex | None:
         for folder, mtime_ns in zip(index_cache.unpack(kept["folders"]), kept["mtimes_ns"].tolist(), strict=True):
             if os.stat(root / folder).st_mtime_ns != mtime_ns:
                 return None
-    except OSError:
+        paths, labels = index_cache.unpack(kept["paths"]), tuple(kept["labels"].tolist())
+        return (
+            ImageIndex(root, paths, labels, index_cache.unpack(kept["classes"])) if len(paths) == len(labels) else None
+        )
+    except (OSError, KeyError, ValueError):
         return None
-    return ImageIndex(
-        root, index_cache.unpack(kept["paths"]), tuple(kept["labels"].tolist()), index_cache.unpack(kept["classes"])
-    )
+
+
+def read_file(path: Path | str) -> bytes:
+    """A picture's file as it is. Raises UnreadableImage, also for what is no file (a pipe would be waited for)."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            state = os.fstat(file.fileno())
+            if not stat.S_ISREG(state.st_mode):
+                raise UnreadableImage(Path(path), "not a regular file")
+            if state.st_size > MOST_BYTES:
+                raise UnreadableImage(Path(path), f"{state.st_size} bytes, more than {MOST_BYTES}")
+            return file.read()
+    except OSError as error:
+        raise UnreadableImage(Path(path), error.strerror or str(error)) from error
 
 
 def read_image(path: Path | str) -> Image.Image:
     """Decode a file to an RGB picture. Raises UnreadableImage."""
-    return _decode(path, path)
+    return decode(read_file(path), path)
 
 
 def decode(content: bytes | np.ndarray, path: Path | str) -> Image.Image:
-    """A file's content, or an (H, W, 3) uint8 array, as an RGB picture. Raises UnreadableImage that names `path`."""
-    return Image.fromarray(content) if isinstance(content, np.ndarray) else _decode(io.BytesIO(content), path)
+    """A file's content, or an (H, W, 3) uint8 array, as an RGB picture. Raises UnreadableImage that names `path`.
 
-
-def _decode(source: Path | str | io.BytesIO, path: Path | str) -> Image.Image:
+    Of an animation the first picture; of 16 bits a level the upper 8.
+    """
+    if isinstance(content, np.ndarray):
+        return Image.fromarray(content)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError, Warning) as error:
-        raise UnreadableImage(Path(path), str(error) or type(error).__name__) from error
+        with opened(content) as image:
+            return _rgb(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise whatever a broken file leads them to
+        raise UnreadableImage(Path(path), (str(error).splitlines() or [""])[0] or type(error).__name__) from error
+
+
+def opened(content: bytes) -> Image.Image:
+    """The picture of a file's content, its header read and its pixels not yet. Raises whatever Pillow does, and
+    ValueError for more than MOST_PIXELS."""
+    if not content:
+        raise ValueError("the file is empty")
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS}")
+    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range nobody knows; convert it to 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image.convert("RGB")
+    levels = np.asarray(image)  # Pillow would cut them off at 255: a white picture
+    if levels.min() < 0 or levels.max() > 0xFFFF:
+        raise ValueError("pixels of more than 16 bits; convert it to 8 or 16 bits")
+    return Image.fromarray((levels >> 8).astype(np.uint8)).convert("RGB")
 
 
 @dataclass
@@ -210,7 +251,7 @@ def _images_below(root: Path, name: str, folders: dict[str, int]) -> Iterator[st
     folders: gets every folder visited and its time of change, taken before it was read.
     """
     seen = set()
-    for place, inner, files in os.walk(root / name, followlinks=True):
+    for place, inner, files in os.walk(root / name, onerror=_raise, followlinks=True):
         here = os.path.realpath(place)
         if here in seen:
             inner.clear()
@@ -220,3 +261,7 @@ def _images_below(root: Path, name: str, folders: dict[str, int]) -> Iterator[st
         folders[below] = os.stat(place).st_mtime_ns
         prefix = "" if below == "." else f"{below}/"
         yield from (prefix + file for file in files if os.path.splitext(file)[1].lower() in SUFFIXES)
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import fcntl
-import io
 import mmap
 import os
 import shutil
@@ -15,10 +14,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from adco.errors import UserError
-from adco.images import ArrayIndex, ImageIndex, UnreadableImage
+from adco.images import ArrayIndex, ImageIndex, UnreadableImage, opened
 from adco.progress import progress
 
 SHARE_OF_MEMORY = 0.8  # of what is free now
@@ -51,7 +49,15 @@ def in_memory(index: ImageIndex, workers: int) -> ImageIndex:
         return index
     folder = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
     path = folder / f"adco-{os.getuid()}-{index.stamp()[:24]}.pixels"
-    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600), "r+b", buffering=0)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be opened ({error.strerror}); remove it, or set data.in_memory=false"
+        ) from error
+    file = os.fdopen(handle, "r+b", buffering=0)
+    if os.fstat(handle).st_uid != os.getuid():  # in a folder that everybody may write to
+        raise UserError(f"{path}: another user's file; have it removed, or set data.in_memory=false")
     table = None
     while table is None:
         if _locked(file):  # nobody fills or uses it
@@ -114,9 +120,9 @@ def _size(index: ImageIndex, i: int) -> tuple[int, int]:
         content = index.read(i)
         if isinstance(content, np.ndarray):
             return content.shape[0], content.shape[1]
-        with Image.open(io.BytesIO(content)) as image:
+        with opened(content) as image:
             return image.height, image.width
-    except (UnreadableImage, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # `put` will say why
         return 0, 0
 
 
