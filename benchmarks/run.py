@@ -1,6 +1,6 @@
 """Speed and memory, each against a reference in the same run.
 
-    python benchmarks/run.py [input|step|bank|svm|resume|all] [--quick] [--reference CLONE] [--data FOLDER]
+    python benchmarks/run.py [input|step|training|bank|svm|resume|all] [--quick] [--reference CLONE] [--data FOLDER]
 
 Prints a table, writes a record, warns where a ratio fell by more than a fifth below the committed record; the last
 lines of a benchmark are `RATIO name value goal`, the headline last.
@@ -22,7 +22,7 @@ from adco.errors import UserError, command
 from adco.files import output_folder
 from benchmarks.race import Options, regressions
 
-NAMES = ("input", "step", "bank", "svm", "resume")
+NAMES = ("input", "step", "training", "bank", "svm", "resume")
 HERE = Path(__file__).resolve().parent
 COMMITTED = HERE.parent / "results" / "benchmarks"
 

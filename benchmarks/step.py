@@ -34,17 +34,7 @@ GOALS = {"cuda": (1.5, 0.85), "cpu": (1.0, 0.85)}  # against the released step; 
 def run(options: Options) -> Outcome:
     """Race the default step against the released one, the bare network, and each option changed alone."""
     device, big = options.device, options.device.type == "cuda"
-    recipe = Recipe(
-        epochs=1000,
-        batch=256 if big else 64,
-        views=[View(px=224 if big else 64)] * 2,
-        encoder=Encoder(arch="resnet50" if big else "resnet18"),
-        contrast=Contrast(),
-        bank=Bank(size=65536 if big else 8192, init="random"),
-        compute=Compute(precision="bf16" if big else "float32"),
-        monitor=Monitor(every_steps=0),
-        data=Data(workers=0),
-    )
+    recipe = recipe_for(device)
     changes = {"contiguous": {"channels_last": False}, "unfused": {"fused_optimizer": False}}
     if big:
         changes["graphs"] = {"cuda_graphs": True}
@@ -56,7 +46,8 @@ def run(options: Options) -> Outcome:
         for name, change in changes.items():
             changed = replace(recipe, compute=replace(recipe.compute, **change))
             contestants[name] = _ours(changed, batch, device, Path(folder))
-        contestants["released"] = _released(recipe, batch.to_views(device), device)
+        released, views = released_step(recipe, device), batch.to_views(device)
+        contestants["released"] = lambda: released(views)
         contestants["bare"] = _bare(recipe, batch.to_views(device), device)
         found = race(contestants, options.rounds, recipe.batch, device)
     against_released, of_bare = GOALS[device.type]
@@ -67,6 +58,22 @@ def run(options: Options) -> Outcome:
     settings = {"arch": recipe.encoder.arch, "px": recipe.views[0].px, "batch": recipe.batch}
     settings |= {"precision": recipe.compute.precision, "threads": torch.get_num_threads()}
     return Outcome("image", list(found.values()), ratios, {}, "random pixels", settings, notes)
+
+
+def recipe_for(device: torch.device) -> Recipe:
+    """What is raced on this device: the released AdCo's ResNet-50 on a GPU, a small one on a CPU."""
+    big = device.type == "cuda"
+    return Recipe(
+        epochs=1000,
+        batch=256 if big else 64,
+        views=[View(px=224 if big else 64)] * 2,
+        encoder=Encoder(arch="resnet50" if big else "resnet18"),
+        contrast=Contrast(),
+        bank=Bank(size=65536 if big else 8192, init="random"),
+        compute=Compute(precision="bf16" if big else "float32"),
+        monitor=Monitor(every_steps=0),
+        data=Data(workers=0),
+    )
 
 
 def _batch(recipe: Recipe, device: torch.device) -> Batch:
@@ -84,16 +91,17 @@ def _ours(recipe: Recipe, batch: Batch, device: torch.device, folder: Path) -> C
     return lambda: trainer.train_step(batch)
 
 
-def _released(recipe: Recipe, views: list[Tensor], device: torch.device) -> Callable[[], None]:
+def released_step(recipe: Recipe, device: torch.device) -> Callable[[list[Tensor]], None]:
+    """A network of its own and the step that trains it on two views, query and key."""
     query = Network(recipe.encoder).to(device)
     key = copy.deepcopy(query).requires_grad_(False)
     optimizer = torch.optim.SGD(query.parameters(), 0.03, momentum=0.9, weight_decay=1e-4)
     precision = torch.bfloat16 if recipe.compute.precision == "bf16" else None
     query.precision = key.precision = precision
-    images = [view.contiguous() for view in views]
     step_of_bank = released_update(recipe.bank.size, device)
 
-    def step() -> None:
+    def step(views: list[Tensor]) -> None:
+        images = [view.contiguous() for view in views]
         q = query([images[0]])[0]
         with torch.no_grad():
             for k, p in zip(key.parameters(), query.parameters(), strict=True):
