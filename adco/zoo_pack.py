@@ -83,7 +83,7 @@ def features_differ(first: Backbone, second: Backbone) -> float:
 
 def _record_of(checkpoint: Path) -> Record:
     record = load_record(checkpoint.parent / "record.json")
-    if not record.protocol.startswith("pretrain/") or record.checkpoint["sha256"] != sha256_of(checkpoint):
+    if not record.protocol.startswith("pretrain/") or record.checkpoint.sha256 != sha256_of(checkpoint):
         raise UserError(
             f"{checkpoint.parent / 'record.json'}: not the record of {checkpoint.name}; give the last checkpoint of a "
             "run that has ended"

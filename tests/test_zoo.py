@@ -647,7 +647,7 @@ def test_a_name_is_downloaded_and_used_by_the_tools(server, resnet18, pictures, 
     words = ["--checkpoint", "zoo://far", "--data", str(pictures), "--output-dir", str(tmp_path), "--image-px", "64"]
     assert importlib.import_module("transfer.knn").main([*words, "--workers", "0", "--k", "3"]) == 0
     record = load_record(tmp_path / "knn-k3-t0.07@64px.json")
-    assert record.checkpoint["sha256"] == digest and record.checkpoint["name"] == "far.pth"
+    assert record.checkpoint.sha256 == digest and record.checkpoint.name == "far.pth"
     assert importlib.import_module("tools.convert_to_d2").main(["zoo://far", str(tmp_path / "far.pkl")]) == 0
     assert (tmp_path / "far.pkl").is_file()
     assert [path for path, _ in server.asked] == ["resnet18"]
