@@ -102,6 +102,10 @@ class _Maker:
         self.plan, self.place, self.rate = plan, place, rate
         self.imagenette, self.holdout = place.data / "imagenette160", place.output / "holdout"
         self.no_images = place.missing("imagenette160")
+        epochs = plan["figure1"]["epochs"]
+        self.epochs = epochs if isinstance(epochs, int) else epochs[place.device]
+        probes = {key: plan["figure1"][key] for key in ("probe_epochs", "linear_epochs")}
+        self.probes = {key: [e for e in at if e <= self.epochs] for key, at in probes.items()}
 
     def stages(self) -> Iterator[Stage]:
         methods = self.plan["methods"]
@@ -125,7 +129,7 @@ class _Maker:
             for name in names:
                 yield self._run(section, name, 0)
             for name in names:
-                yield self._curve(section, f"{name}-s0", self.plan["figure1"])
+                yield self._curve(section, f"{name}-s0", self.probes)
             if {self.plan["lead"]["first"], self.plan["lead"]["second"]} <= set(names):
                 yield self._lead(section, 1)
 
@@ -136,7 +140,7 @@ class _Maker:
             for name in names:
                 yield self._run("seeds", name, seed)
             for name in names:
-                yield self._curve("seeds", f"{name}-s{seed}", self.plan["figure1"])
+                yield self._curve("seeds", f"{name}-s{seed}", self.probes)
             if {self.plan["lead"]["first"], self.plan["lead"]["second"]} <= set(names):
                 yield self._lead("seeds", seed + 1)
 
@@ -151,7 +155,7 @@ class _Maker:
                               {f"grid/{name}-{number}.json": folder / "record.json"})  # fmt: skip
 
     def _run(self, section: str, name: str, seed: int) -> Stage:
-        epochs, method = self.plan["figure1"]["epochs"], self.plan["methods"][name]
+        epochs, method = self.epochs, self.plan["methods"][name]
         folder = self.place.output / "runs" / f"{name}-s{seed}"
         words = self._training(method, self.imagenette, epochs, folder, seed)
         return self._trained(section, f"run-{name}-s{seed}", name, words, epochs, folder)
@@ -179,7 +183,10 @@ class _Maker:
 
     def _lead(self, section: str, seeds: int) -> Stage:
         lead, curves = self.plan["lead"], self.place.output / "curves"
-        words, after = self._python("benchmarks/lead.py", "--epochs", *lead["epochs"]), []
+        words, after = (
+            self._python("benchmarks/lead.py", "--epochs", *(e for e in lead["epochs"] if e <= self.epochs)),
+            [],
+        )
         for side in ("first", "second"):
             runs = [f"{lead[side]}-s{seed}" for seed in range(seeds)]
             words += [f"--{side}", *(str(curves / run) for run in runs)]
@@ -312,7 +319,7 @@ class _Maker:
 
     def _last(self, run: str) -> Path:
         """The last checkpoint of a run of figure 1."""
-        name, epochs = run.rpartition("-s")[0], self.plan["figure1"]["epochs"]
+        name, epochs = run.rpartition("-s")[0], self.epochs
         batch = load_recipe(self.plan["methods"][name]["recipe"], self._common()).batch
         return self.place.output / "runs" / run / f"checkpoint_{epochs * (self.place.images // batch):08d}.pth"
 
