@@ -212,9 +212,10 @@ class _Run:
                     self._end(running, code if code == 0 else REQUEUE)
             time.sleep(PAUSE_SECONDS)
         self.kill()
-        for job in self.jobs:
-            if job.name not in self.outcomes:
-                self._settle(job, Outcome("left", why))
+        waiting = [job for job in self.jobs if job.name not in self.outcomes]
+        self.outcomes |= {job.name: Outcome("left", why) for job in waiting}
+        self._write()
+        self.shown.note(f"{why}: {len(waiting)} stages were not begun; the same command goes on")
 
     def kill(self) -> None:
         """End what runs at once; nothing is left behind."""
@@ -246,7 +247,7 @@ def last_line(log: Path) -> str:
 
 def _nothing_to_do(job: Job) -> str | None:
     if job.outputs and all(path.exists() for path in job.outputs):
-        return f"{job.outputs[0]} exists"
+        return job.reused() or f"{job.outputs[0]} exists"
     return job.reused()
 
 

@@ -1,0 +1,276 @@
+"""Every stage for every checkpoint: what will run, where, from what, for how long; what need not; and why what cannot."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from adco.errors import UserError
+from adco.files import write_text
+from adco.jobs import Job
+from adco.jobs_shown import duration
+from adco.provenance import code_version
+from adco.records import Record, load_record, why_not_reusable
+from adco.suite.cost import Expected, Rate, disk_bytes, expected, records_below
+from adco.suite.data import Found
+from adco.suite.stages import Stage, Suite
+from adco.suite.subjects import Subject
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and on what stages run. out: the output folder; devices: CUDA_VISIBLE_DEVICES of each GPU, none: the CPU.
+
+    trials: seeds of a detector; None leaves them to the suite
+    """
+
+    out: Path
+    devices: tuple[str, ...] = ()
+    device: str = "auto"
+    workers: int = 2
+    trials: int | None = None
+
+    @property
+    def results(self) -> Path:
+        return self.out / "results"
+
+    @property
+    def work(self) -> Path:
+        return self.out / "work"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One stage for one checkpoint.
+
+    folder: of this checkpoint, stage, data and code alone, so that a change of any starts in an empty one
+    why_not: why it cannot run; reused: why it need not; both empty: it will
+    """
+
+    subject: Subject
+    stage: Stage
+    protocols: tuple[str, ...]
+    folder: Path
+    data: tuple[Found, ...] = ()
+    why_not: str = ""
+    reused: str = ""
+    expected: Expected = field(default_factory=lambda: Expected(None, ""))
+    disk: int = 0
+    devices: int = 1
+    trials: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.subject.label}--{self.stage.name}"
+
+    @property
+    def runs(self) -> bool:
+        return not self.why_not and not self.reused
+
+    @property
+    def records(self) -> tuple[Path, ...]:
+        """The files it leaves, in the order of `protocols`."""
+        if self.stage.config:
+            return (self.folder / "record.json",)
+        return tuple(self.folder / f"{protocol.replace('/', '-')}.json" for protocol in self.protocols)
+
+
+def make_plan(
+    suite: Suite,
+    subjects: Sequence[Subject],
+    found: Mapping[str, Found],
+    missing: Mapping[str, str],
+    place: Place,
+    rate: Rate,
+) -> list[Task]:
+    """All tasks, stage by stage with the checkpoints side by side."""
+    past = records_below(place.results)
+    return [_task(stage, subject, found, missing, place, past, rate) for stage in suite.stages for subject in subjects]
+
+
+def _task(stage: Stage, subject: Subject, found, missing, place: Place, past: Sequence[Record], rate: Rate) -> Task:
+    protocols = stage.protocols(subject.depth or 0)
+    if why_not := _obstacle(stage, subject, missing):
+        return Task(subject, stage, protocols, place.work, why_not=why_not)
+    data = tuple(found[name] for name in stage.data)
+    trials = (place.trials or stage.trials) if stage.config else 1
+    devices = max(1, len(place.devices)) if stage.ranks else 1
+    gpus = min(devices, len(place.devices))
+    key = _key(stage, subject, protocols, data, trials, gpus)
+    folder = place.work / subject.label / f"{stage.name}-{key}"
+    made = Task(subject, stage, protocols, folder, data, devices=devices, trials=trials)
+    if reason := reusable(made):
+        return Task(**{**vars(made), "reused": reason})
+    counts = data[0].counts
+    cost = expected(stage, subject.given, subject.arch, protocols, counts, trials, gpus, past, rate)
+    return Task(**{**vars(made), "expected": cost, "disk": disk_bytes(stage, subject.arch, counts, trials)})
+
+
+def _obstacle(stage: Stage, subject: Subject, missing: Mapping[str, str]) -> str:
+    if absent := [name for name in stage.data if name in missing]:
+        return missing[absent[0]]
+    if not stage.config:
+        return ""
+    if importlib.util.find_spec("detectron2") is None:
+        return "detectron2 is not installed (docs/detection.md says how)"
+    if subject.depth is None:
+        return f"no detection config for {subject.arch or 'an architecture that is not known'}"
+    if subject.stem != "imagenet":
+        return "its stem is 3x3 for small images, which detectron2's ResNet does not have"
+    return ""
+
+
+def _key(stage: Stage, subject: Subject, protocols, data: Sequence[Found], trials: int, gpus: int) -> str:
+    """Eight digits of everything that could make another result."""
+    content = {
+        "checkpoint": subject.sha256,
+        "protocols": protocols,
+        "arguments": stage.arguments,
+        "settings": dict(stage.changed),
+        "data": {item.name: item.fingerprint for item in data},
+        "code": code_version(protocols[0]),
+    }
+    if stage.config:
+        content |= {"trials": trials, "gpus": gpus}  # fewer GPUs: another batch by the linear rule
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def reusable(task: Task) -> str:
+    """Why the task need not run, in words: records of the same checkpoint, protocol, data and code; else empty."""
+    try:
+        records = [load_record(path) for path in task.records]
+    except UserError:
+        return ""
+    for record, protocol in zip(records, task.protocols, strict=True):
+        # the data's fingerprint is in the folder's name, by a hash of more than the record's own
+        if why_not_reusable(record, task.subject.sha256, protocol, record.data.fingerprint, code_version(protocol)):
+            return ""
+    return f"same checkpoint, protocol, data and code, measured {records[0].created[:16].replace('T', ' ')}"
+
+
+def jobs_of(tasks: Sequence[Task], place: Place, datasets: Path) -> list[Job]:
+    """The tasks as processes: detectors after the conversion of their checkpoint. Writes the detectors' configs."""
+    jobs, converted = [], set()
+    for task in tasks:
+        if task.why_not:
+            continue
+        after = ()
+        if task.stage.config and not task.reused:
+            conversion = _conversion(task.subject, place)
+            after = (conversion.name,)
+            if conversion.name not in converted:
+                jobs.append(conversion)
+                converted.add(conversion.name)
+        words = _detector_words(task, place) if task.stage.config else _transfer_words(task, place)
+        environment = {"DETECTRON2_DATASETS": str(datasets)} if task.stage.config else {}
+        jobs.append(
+            Job(task.name, words, after, task.expected.minutes, reused=lambda task=task: reusable(task) or None,
+                environment=environment, devices=task.devices)
+        )  # fmt: skip
+    return jobs
+
+
+def _conversion(subject: Subject, place: Place) -> Job:
+    out = _converted(subject, place)
+    words = (sys.executable, str(ROOT / "tools" / "convert_to_d2.py"), subject.given, str(out))
+    return Job(f"{subject.label}--convert", words, outputs=(out,), devices=0)
+
+
+def _converted(subject: Subject, place: Place) -> Path:
+    return place.work / subject.label / f"detectron2-{subject.sha256[:8]}-{code_version('detection/')[:8]}.pkl"
+
+
+def _transfer_words(task: Task, place: Place) -> tuple[str, ...]:
+    stage, gpus = task.stage, min(task.devices, len(place.devices))
+    start = [sys.executable, str(ROOT / stage.tool)]
+    if gpus > 1:
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus), start[1]]
+    cache = place.work / task.subject.label / f"features-{code_version(task.protocols[0])[:8]}"
+    words = [*start, "--checkpoint", task.subject.given, "--data", str(task.data[0].path), "--output-dir",
+             str(task.folder), "--cache-dir", str(cache), "--device", place.device, "--workers", str(place.workers),
+             *stage.arguments]  # fmt: skip
+    for key, value in stage.changed.items():
+        words += [f"--{key.replace('_', '-')}", str(value)]
+    return tuple(words)
+
+
+def _detector_words(task: Task, place: Place) -> tuple[str, ...]:
+    gpus = min(task.devices, len(place.devices))
+    words = [sys.executable, str(ROOT / task.stage.tool), "--config-file", str(_config(task)), "--num-gpus", str(gpus)]
+    if task.trials > 1:
+        words += ["--trials", str(task.trials)]
+    elif (task.folder / "last_checkpoint").is_file():
+        words.append("--resume")
+    return (*words, "MODEL.WEIGHTS", str(_converted(task.subject, place)), "OUTPUT_DIR", str(task.folder))
+
+
+def _config(task: Task) -> Path:
+    """The stage's config, or one written beside its records that bears the changed protocol's name."""
+    given, name = ROOT / task.stage.config, task.protocols[0].partition("/")[2]
+    if given.stem.startswith(name):
+        return given
+    changed, content = task.stage.changed, {"_BASE_": str(given)}
+    content["MODEL"] = {
+        "RESNETS": {"DEPTH": task.subject.depth, "RES2_OUT_CHANNELS": 64 if task.subject.depth < 50 else 256}
+    }
+    if count := changed.get("iterations"):
+        content["SOLVER"] = {"MAX_ITER": count, "STEPS": [max(1, count * 3 // 4)], "WARMUP_ITERS": min(100, count // 4)}
+    if px := changed.get("image_px"):
+        content["INPUT"] = {"MIN_SIZE_TRAIN": [px], "MAX_SIZE_TRAIN": px * 5 // 3, "MIN_SIZE_TEST": px}
+        content["INPUT"]["MAX_SIZE_TEST"] = px * 5 // 3
+    path = task.folder / f"{name}.yaml"
+    write_text(path, yaml.safe_dump(content))
+    return path
+
+
+def describe(suite: Suite, tasks: Sequence[Task], place: Place) -> str:
+    """The plan for a terminal."""
+    lines, width = [f"{suite.name}: {suite.about}"], max(len(task.stage.name) for task in tasks)
+    devices = f"{len(place.devices)} GPU(s)" if place.devices else "the CPU"
+    for subject in dict.fromkeys(task.subject for task in tasks):
+        absent = "; not downloaded yet" if subject.absent else ""
+        what = (
+            "random weights" if subject.given.startswith("random:") else f"sha256 {subject.sha256[:12] or 'not known'}"
+        )
+        lines.append(f"\n{subject.short}: {subject.arch}, {what}{absent}")
+        for task in (task for task in tasks if task.subject == subject):
+            head = f"  {task.stage.name:<{width}}  "
+            lines.append(f"{head}{', '.join(task.protocols)}{f', {task.trials} trials' if task.trials > 1 else ''}")
+            lines.append(f"{' ' * len(head)}{_fate(task)}")
+    running = [task for task in tasks if task.runs]
+    known = [task.expected.minutes for task in running if task.expected.minutes is not None]
+    total = f"{duration(60 * sum(known))} expected on {devices}" if known else "time not known"
+    if known and len(known) < len(running):
+        total += f", and {len(running) - len(known)} stages of which it is not known"
+    free = shutil.disk_usage(next(path for path in (place.out, *place.out.absolute().parents) if path.exists())).free
+    total += f"; up to {gib(sum(t.disk for t in running))} of disk, {gib(free)} free"
+    counts = [(len(running), "to run"), (sum(bool(t.reused) for t in tasks), "reused"),
+              (sum(bool(t.why_not) for t in tasks), "not run")]  # fmt: skip
+    lines.append(f"\n{', '.join(f'{n} {what}' for n, what in counts if n)}; {total if running else 'nothing to do'}")
+    return "\n".join(lines)
+
+
+def _fate(task: Task) -> str:
+    if task.why_not:
+        return f"not run: {task.why_not}"
+    if task.reused:
+        return f"reused: {task.reused}"
+    minutes = task.expected.minutes
+    time = "time not known" if minutes is None else f"about {duration(60 * minutes)}"
+    begun = "; goes on from where it was" if task.folder.is_dir() and any(task.folder.iterdir()) else ""
+    return f"{time} ({task.expected.source}); up to {gib(task.disk)}{begun}"
+
+
+def gib(size: float) -> str:
+    """`1.2 GiB`, `34 MiB`."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -1,0 +1,80 @@
+"""How many pictures a second this machine reads and puts through a checkpoint's network: for plans, no benchmark.
+
+python transfer/rate.py --checkpoint CHECKPOINT --data FOLDER [--image-px 224]        prints one number
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # run from a checkout, without installation
+
+import os
+
+import torch
+from torch.utils.data import DataLoader
+
+from adco.augment import from_uint8
+from adco.backbone import load_backbone
+from adco.datacheck import PICTURES
+from adco.device import resolve_device
+from adco.errors import UserError, command
+from transfer.cli import Parser, usual_resize
+from transfer.features import Decoded, Pictures, collate
+from transfer.transforms import CROP_PX, Transform
+
+SECONDS, MOST = 4.0, 4096
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--data", type=Path, required=True, help="a folder with pictures anywhere below it")
+    parser.add_argument("--image-px", type=int, default=CROP_PX)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args(argv)
+    pictures = some_pictures(args.data)
+    transform = Transform("center", args.image_px, usual_resize(args.image_px))
+    device = resolve_device(args.device)
+    print(f"{rate(load_backbone(args.checkpoint).module().to(device), pictures, transform, device, args.workers):.4g}")
+    return 0
+
+
+def some_pictures(root: Path) -> Pictures:
+    """The first few thousand pictures below a folder. Raises UserError when there is none."""
+    found: list[str] = []
+    for folder, _, names in os.walk(root, followlinks=True):
+        found += [os.path.relpath(Path(folder, n), root) for n in sorted(names) if n.lower().endswith(PICTURES)]
+        if len(found) >= MOST:
+            break
+    if not found:
+        raise UserError(f"{root}: no pictures below it")
+    return Pictures(root, tuple(found[:MOST]), "rate")
+
+
+@torch.inference_mode()
+def rate(model: torch.nn.Module, pictures: Pictures, transform: Transform, device: torch.device, workers: int) -> float:
+    """Pictures per second over a few seconds, from file to feature; the first batch is not counted where there are more."""
+    batch = 64 if device.type == "cuda" else 8
+    loader = DataLoader(Decoded(pictures, [transform]), batch, num_workers=workers, collate_fn=collate)
+    begun, count = time.perf_counter(), 0
+    for number, (_, good, inputs, _) in enumerate(loader):
+        if good:
+            model(from_uint8(inputs[transform].to(device))).sum().item()
+        if number == 0 and len(pictures.paths) > batch:
+            begun = time.perf_counter()
+            continue
+        count += len(good)
+        if time.perf_counter() - begun > SECONDS:
+            break
+    return count / (time.perf_counter() - begun)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
