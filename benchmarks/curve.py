@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="of tools/train_adco.py, ended")
     parser.add_argument("--epochs", type=int, nargs="+", required=True, help="kNN at these")
     parser.add_argument("--linear-epochs", type=int, nargs="*", default=[], help="a linear probe too at these")
+    parser.add_argument("--prune", action="store_true", help="then remove the run's checkpoints of other epochs")
     args = parser.parse_args(argv)
     run = load_record(args.run / "record.json")
     for epoch in args.epochs:
@@ -51,7 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if epochs:
             path = write_curve(args, run, kind, epochs)
             print(f"wrote {path}")
+    if args.prune:
+        prune(args.run, [checkpoint_at(args.run, run, epoch) for epoch in args.epochs])
     return 0
+
+
+def prune(folder: Path, needed: Sequence[Path]) -> None:
+    """Remove the checkpoints of a run that has ended, but for the needed ones and the last."""
+    found = sorted(folder.glob("checkpoint_*.pth"))
+    for path in found[:-1]:
+        if path not in needed:
+            path.unlink()
+            path.with_name(path.name + ".sha256").unlink(missing_ok=True)
 
 
 def checkpoint_at(folder: Path, run: Record, epoch: int) -> Path:

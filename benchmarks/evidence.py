@@ -23,9 +23,11 @@ from adco.errors import command
 from adco.files import output_folder, write_text
 from adco.images import index_folder
 from adco.jobs import Outcome, run_jobs
-from benchmarks.evidence_plan import ROOT, Place, Stage, build, chosen_only, measured_rate, runnable
+from benchmarks.evidence_plan import chosen_only, measured_rate, runnable
+from benchmarks.evidence_stages import Place, Stage, build
 from benchmarks.holdout import held_out_split
 
+ROOT = Path(__file__).resolve().parent.parent
 PLAN = Path(__file__).with_suffix(".yaml")
 
 
