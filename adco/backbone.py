@@ -33,6 +33,7 @@ ARCHITECTURES = (
     "resnext101_32x8d",
     "resnext101_64x4d",
 )
+PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 STAGES = ("res2", "res3", "res4", "res5")
 
 
@@ -126,7 +127,7 @@ def identify(state: Mapping[str, Tensor]) -> tuple[str, str]:
 
 
 def check_state(path: Path, state: Mapping[str, Tensor], arch: str, stem: str) -> None:
-    """Raise UserError naming every missing, extra, misshapen or non-finite tensor against the architecture."""
+    """Raise UserError naming every missing, extra, misshapen, sparse, quantised or non-finite tensor."""
     expected = expected_shapes(arch, stem)
     faults = [f"missing {name}" for name in expected if name not in state]
     faults += [f"extra {name}" for name in state if name not in expected]
@@ -135,7 +136,9 @@ def check_state(path: Path, state: Mapping[str, Tensor], arch: str, stem: str) -
         for name, shape in expected.items()
         if name in state and tuple(state[name].shape) != shape
     ]
-    faults += [f"{name} holds NaN or infinity" for name in expected if name in state and not _finite(state[name])]
+    fitting = [name for name, shape in expected.items() if name in state and tuple(state[name].shape) == shape]
+    faults += [f"{name} is no plain tensor of numbers" for name in fitting if not _plain(state[name])]
+    faults += [f"{name} holds NaN or infinity" for name in fitting if _plain(state[name]) and not _finite(state[name])]
     if faults:
         shown = "; ".join(faults[:6]) + (f"; and {len(faults) - 6} more" if len(faults) > 6 else "")
         raise UserError(f"{path}: does not fit {arch} ({len(expected)} tensors), the nearest architecture: {shown}")
@@ -177,6 +180,12 @@ def _tensors_at(content: Mapping, entry: tuple[str, ...]) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         return {}
     return {name: value for name, value in content.items() if isinstance(value, Tensor) and isinstance(name, str)}
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether it has a number at every place, in memory, of a kind that a network computes with."""
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return dense and tensor.dtype in PLAIN
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -100,7 +100,7 @@ def origin_of(path: Path) -> dict[str, object]:
     with path.open("rb") as file:
         try:
             content = load_arrays(file)
-        except pickle.UnpicklingError:  # not one of ours: it holds more than arrays
+        except Exception:  # not one of ours: it holds more than arrays, or is no pickle
             return {}
     ours = isinstance(content, dict) and content.get("__author__") == AUTHOR
     return content.get("origin", {}) if ours else {}
