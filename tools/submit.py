@@ -7,26 +7,18 @@ job goes back into the queue, where it goes on from there. A training that fails
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from adco.errors import REQUEUE, UserError, command
-from adco.files import output_folder
+from adco.cluster import ASK_SECONDS, Work, submit
+from adco.errors import UserError, command
 from adco.recipe_files import load_recipe
 
-STOP = signal.SIGUSR1  # what SLURM sends, and the training listens to
-ASK_SECONDS = 120  # before the time limit
-MOST_REQUEUES = 1000  # submitit's limit of time-outs; the recipe's epochs end the run
 EXAMPLES = """\
 examples:
   # two nodes of eight GPUs, a day at a time, until the recipe is done
@@ -36,54 +28,6 @@ examples:
   python tools/submit.py --dry-run --nodes 2 --gpus-per-node 8 -- --config-file ... --output-dir ...
 Logs: OUTPUT_DIR/submitit/. Everything after -- is for tools/train_adco.py; --resume is added.
 """
-
-
-@dataclass(frozen=True)
-class Training:
-    """One rank's part of the job, which submitit calls on every rank. words: the command line of the training."""
-
-    words: tuple[str, ...]
-
-    def __call__(self) -> str:
-        import submitit
-
-        place = submitit.JobEnvironment()
-        code = run_until_stopped(self.words, os.environ | ranks_of(place))
-        if code in (REQUEUE, -STOP):  # -STOP: it came before the training had begun to listen
-            signal.raise_signal(STOP)  # submitit's turn: rank 0 requeues the job and leaves
-            time.sleep(30)  # the requeue ends the other ranks
-            sys.exit(REQUEUE)
-        if code:
-            raise RuntimeError(f"the training ended with exit code {code}; the log says why: {place.paths.stderr}")
-        return "done"
-
-    def checkpoint(self):
-        """What submitit runs after the requeue: the same, which resumes."""
-        import submitit
-
-        return submitit.helpers.DelayedSubmission(self)
-
-
-def run_until_stopped(words: Sequence[str], environment: dict[str, str]) -> int:
-    """Run a command to its end and return its exit code; STOP is passed on to it."""
-    child = subprocess.Popen(words, env=environment)
-    before = signal.signal(STOP, lambda number, frame: child.send_signal(number))
-    try:
-        return child.wait()
-    finally:
-        signal.signal(STOP, before)
-
-
-def ranks_of(place) -> dict[str, str]:
-    """What adco/distributed.py reads, from a submitit.JobEnvironment: who this rank is and where they all meet."""
-    digits = "".join(filter(str.isdigit, place.job_id)) or "0"
-    return {
-        "RANK": str(place.global_rank),
-        "WORLD_SIZE": str(place.num_tasks),
-        "LOCAL_RANK": str(place.local_rank),
-        "MASTER_ADDR": place.hostnames[0],
-        "MASTER_PORT": str(20_000 + int(digits) % 20_000),
-    }
 
 
 @command
@@ -105,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = args.training[1:] if args.training[:1] == ["--"] else args.training
     _check(args)
     output = check_training(words, args.nodes * max(1, args.gpus_per_node))
-    training = Training((sys.executable, str(ROOT / "tools" / "train_adco.py"), *words, "--resume"))
+    training = Work((sys.executable, str(ROOT / "tools" / "train_adco.py"), *words, "--resume"))
     logs, job = output / "submitit", job_parameters(args)
     if args.dry_run:
         print("\n".join(f"{key}: {value}" for key, value in job.items()))
@@ -147,22 +91,6 @@ def job_parameters(args: argparse.Namespace) -> dict[str, object]:
         "slurm_additional_parameters": {"requeue": True},
     }
     return {key: value for key, value in found.items() if value is not None}
-
-
-def submit(training: Training, cluster: str, logs: Path, job: dict[str, object]):
-    """Hand the job to submitit; returns its Job. Raises UserError."""
-    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = STOP.name.removeprefix("SIG")  # read when submitit is imported
-    try:
-        import submitit
-    except ImportError:
-        raise UserError("submitit is not installed; pip install submitit, or use docs/slurm/train.sbatch") from None
-    try:
-        limit = {f"{cluster}_max_num_timeout": MOST_REQUEUES}
-        executor = submitit.AutoExecutor(folder=output_folder(logs), cluster=cluster, **limit)
-        executor.update_parameters(**job)
-        return executor.submit(training)
-    except (RuntimeError, ValueError, submitit.core.utils.FailedJobError) as error:
-        raise UserError(f"{cluster} does not take the job: {' '.join(str(error).split())[:300]}") from error
 
 
 def _check(args: argparse.Namespace) -> None:
