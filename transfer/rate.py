@@ -60,7 +60,7 @@ def some_pictures(root: Path) -> Pictures:
 
 @torch.inference_mode()
 def rate(model: torch.nn.Module, pictures: Pictures, transform: Transform, device: torch.device, workers: int) -> float:
-    """Pictures per second over a few seconds, from file to feature; the first batch is not counted where there are more."""
+    """Pictures per second over a few seconds, from file to feature; a first batch of several is not counted."""
     batch = 64 if device.type == "cuda" else 8
     loader = DataLoader(Decoded(pictures, [transform]), batch, num_workers=workers, collate_fn=collate)
     begun, count = time.perf_counter(), 0

@@ -42,8 +42,8 @@ def expected(
 
     counts: split -> images; devices: how many GPUs it will have; past: records of this output folder
     """
-    times = [_as_then(stage, record, counts, trials, devices) for record in past
-             if record.protocol in protocols and record.checkpoint.arch == arch and _machine(record) == _here()]  # fmt: skip
+    alike = [r for r in past if r.protocol in protocols and r.checkpoint.arch == arch and _machine(r) == _here()]
+    times = [_as_then(stage, record, counts, trials, devices) for record in alike]
     if known := [minutes for minutes in times if minutes is not None]:
         return Expected(max(known), "as this machine's records say")
     pictures = stage.pictures(counts)

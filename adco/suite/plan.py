@@ -1,4 +1,4 @@
-"""Every stage for every checkpoint: what will run, where, from what, for how long; what need not; and why what cannot."""
+"""Every stage for every checkpoint: what will run, on what, for how long; what need not run; and why what cannot."""
 
 from __future__ import annotations
 

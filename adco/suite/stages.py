@@ -26,8 +26,8 @@ class Stage:
     data: the data sets it needs (adco/suite/data.py); the first is the tool's --data
     records: the protocols it writes, by name; {image_px}, {epochs}, {iterations} become "" or what a setting adds to
         the name, {depth} the ResNet's; a setting without its place here is refused
-    config: of a detector; trials: seeds of it; saves: detectors that stay on the disk; standard: the protocol's settings
-    settings: what is not the protocol's: image_px, epochs, iterations
+    config: of a detector; trials: seeds of it; saves: detectors that stay on the disk
+    standard: the protocol's settings; settings: what is not the protocol's: image_px, epochs, iterations
     passes: split -> how often its pictures go through the network (a number, or `epochs`); vectors: features kept of
         each, in units of the network's width; ranks: whether it can use every GPU at once
     """
