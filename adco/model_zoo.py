@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from adco.records import Record
+from adco.records import Data, Record
 
 HEADLINES = ("mAP", "sample_AP", "top1", "AP", "AP50", "AP75", "segm/AP", "knn_top1")  # worth a cell, in this order
 
@@ -12,10 +12,10 @@ HEADLINES = ("mAP", "sample_AP", "top1", "AP", "AP50", "AP75", "segm/AP", "knn_t
 def _headlines(record: Record) -> list[tuple[str, str]]:
     """The scores worth a cell, with the deviation over trials where there were some; low-shot's mAP for every k."""
     found = []
-    for name, value in record.scores.items():
+    for name, score in record.scores.items():
         if name in HEADLINES or name.startswith("mAP/k"):
-            spread = record.scores.get(f"{name}_std")
-            found.append((name, f"{value:.2f}" if spread is None else f"{value:.2f} ± {spread:.2f}"))
+            over_seeds = score.std is not None and not name.startswith("mAP/k")
+            found.append((name, f"{score:.2f} ± {score.std:.2f}" if over_seeds else f"{score:.2f}"))
     return sorted(found, key=lambda item: HEADLINES.index(item[0]) if item[0] in HEADLINES else len(HEADLINES))
 
 
@@ -37,13 +37,13 @@ def as_markdown(records: Mapping[str, Record]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _data_in_words(data: Mapping[str, object]) -> str:
+def _data_in_words(data: Data) -> str:
     """Name and size of what a record was measured on, so that a subset is never taken for the whole."""
-    tests = data.get("test") or ()
-    counts = [("train", data.get("train_images") or data.get("trainval_images") or data.get("images"))]
-    counts += [("test", data.get("val_images") or data.get("test_images") or sum(part["images"] for part in tests))]
-    if data.get("train"):
-        counts[0] = ("train", sum(part["images"] for part in data["train"]))
-    sizes = ", ".join(f"{count} {split}" for split, count in counts if count)
-    subset = "; not the official set" if data.get("official") is False else ""
-    return f"{data['name']} ({sizes}{subset})" if sizes else str(data["name"])
+    counts, details = data.counts, data.details
+    train = counts.get("train_images") or counts.get("trainval_images") or counts.get("images")
+    test = counts.get("val_images") or counts.get("test_images")
+    train = train or sum(part["images"] for part in details.get("train", ()))
+    test = test or sum(part["images"] for part in details.get("test", ()))
+    sizes = ", ".join(f"{count} {split}" for split, count in (("train", train), ("test", test)) if count)
+    subset = "; not the official set" if data.official is False else ""
+    return f"{data.name} ({sizes}{subset})" if sizes else data.name

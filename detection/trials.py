@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
 from adco.errors import UserError
-from adco.records import Record, load_record
+from adco.records import Record, Score, load_record, record_of
+from adco.typed import plain
 from detection.report import make_record
 from detection.trainer import Job
 
@@ -90,7 +90,7 @@ def check_same_run(record: Record, expected: Record, seed: int, folder: Path) ->
 
 def as_read(record: Record) -> Record:
     """The record as it would come back from its file."""
-    return Record(**json.loads(json.dumps(asdict(record))))
+    return record_of(json.loads(json.dumps(plain(record))), "record")
 
 
 def common(settings: Mapping[str, object]) -> dict[str, object]:
@@ -99,14 +99,10 @@ def common(settings: Mapping[str, object]) -> dict[str, object]:
 
 
 def summarise(records: Sequence[Record]) -> Record:
-    """One record: each score's mean, `NAME_std` its sample standard deviation; each trial's in the settings."""
-    scores = {}
-    for name in records[0].scores:
-        values = [record.scores[name] for record in records if name in record.scores]
-        scores[name] = statistics.fmean(values)
-        if len(values) > 1:
-            scores[f"{name}_std"] = statistics.stdev(values)
-    trials = [{key: record.settings.get(key) for key in OWN} | {"scores": record.scores} for record in records]
+    """One record: each score's mean and deviation over the trials; each trial's in the settings."""
+    names = records[0].scores
+    scores = {name: Score.over_trials([r.scores[name] for r in records if name in r.scores]) for name in names}
+    trials = [{key: record.settings.get(key) for key in OWN} | {"scores": values(record)} for record in records]
     first = records[0]
     fresh = Record(first.protocol, scores, first.checkpoint, first.data)
     return replace(
@@ -119,7 +115,11 @@ def summarise(records: Sequence[Record]) -> Record:
     )
 
 
-def describe(scores: Mapping[str, float]) -> list[str]:
+def values(record: Record) -> dict[str, float]:
+    """The record's scores as plain numbers."""
+    return {name: score.value for name, score in record.scores.items()}
+
+
+def describe(scores: Mapping[str, Score]) -> list[str]:
     """`AP 12.34 +- 0.56` for each score."""
-    names = [name for name in scores if not name.endswith("_std")]
-    return [f"{name} {scores[name]:.2f} +- {scores.get(f'{name}_std', float('nan')):.2f}" for name in names]
+    return [f"{name} {score:.2f} +- {score.std or 0:.2f}" for name, score in scores.items()]

@@ -53,7 +53,8 @@ def test_mean_and_deviation_in_one_record(tmp_path, monkeypatch, capsys):
     assert trials.run_trials(3, ARGV, *settings(tmp_path)) == 0
     assert runs.seen == [(1, False), (2, False), (3, False)]
     record = load_record(tmp_path / "record.json")
-    assert record.scores == {"AP": 20.0, "AP_std": 10.0, "AP50": 50.0, "AP50_std": 0.0}
+    assert record.scores == {"AP": 20.0, "AP50": 50.0}
+    assert (record.scores["AP"].std, record.scores["AP"].trials, record.scores["AP50"].std) == (10.0, 3, 0.0)
     assert record.protocol == "detection/smoke_voc_R_18_C4"
     assert (record.settings["trials"], record.duration_seconds) == (3, 21)
     assert [trial["seed"] for trial in record.settings["each_trial"]] == [1, 2, 3]

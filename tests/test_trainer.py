@@ -82,7 +82,7 @@ def test_a_run_ends_with_everything_a_user_needs(tiny, tmp_path, choices):
     assert "encoder.head.0.weight" in backbone.dropped
     record = load_record(output / "record.json")
     assert record.scores.keys() == {"loss", "accuracy", "knn_top1"}
-    assert record.checkpoint["sha256"] == backbone.sha256
+    assert record.checkpoint.sha256 == backbone.sha256
     assert load_recipe(output / "recipe.yaml") == load_recipe(
         tiny[0], [*tiny[1], "probe.every_epochs=1", "probe.px=16", *choices]
     )
@@ -203,7 +203,7 @@ def test_unreadable_images_are_counted_and_named(tiny, tmp_path, pictures):
     file.write_bytes(b"")
     trainer(tiny, tmp_path / "run", f"data.root={root}", "data.max_bad_share=0.1", "epochs=1").fit()
     assert (tmp_path / "run" / "bad_images.txt").read_text().startswith(file.relative_to(root).as_posix() + "\t")
-    assert load_record(tmp_path / "run" / "record.json").data["unreadable"] == 1
+    assert load_record(tmp_path / "run" / "record.json").data.counts["unreadable"] == 1
     with pytest.raises(UserError, match=file.name):
         trainer(tiny, tmp_path / "strict", f"data.root={root}", "data.max_bad_share=0", "epochs=1").fit()
 

@@ -12,7 +12,6 @@ from transfer.metrics import (
     hits_interval,
     interval,
     mean_over_classes,
-    over_trials,
     precision_recall,
     sample_average_precision,
     step_average_precision,
@@ -189,13 +188,6 @@ def test_interval_covers_the_truth_as_often_as_it_says():
 def test_intervals_leave_out_images_without_a_value():
     values = np.array([0.2, np.nan, 0.8])
     assert weighted_mean(values)(np.array([[1, 5, 1], [3, 1, 1]])) == pytest.approx([0.5, (0.6 + 0.8) / 4])
-
-
-def test_over_trials_is_students():
-    mean, deviation, (low, high) = over_trials([10.0, 12.0, 14.0])
-    assert (mean, deviation) == (12.0, 2.0) and high - mean == pytest.approx(4.302653 * 2 / math.sqrt(3), rel=1e-5)
-    assert low == pytest.approx(2 * mean - high)
-    assert over_trials([3.0])[0] == 3.0 and math.isnan(over_trials([3.0])[1])
 
 
 @pytest.mark.parametrize("eleven", [False, True])

@@ -329,10 +329,10 @@ def test_imagenet_command(folder, tmp_path, capsys):
     assert transfer.imagenet.main(arguments(folder, tmp_path / "out", *wanted)) == 0
     record = load_record(tmp_path / "out" / "imagenet-linear-moco-2ep-batch8@32px.json")
     assert record.protocol == "imagenet-linear/moco-2ep-batch8@32px"
-    low, high = record.settings["interval95"]["top1"]
-    assert low <= record.scores["top1"] <= high and len(record.settings["backbone_unmoved_sha256"]) == 64
+    top1 = record.scores["top1"]
+    assert top1.low <= top1 <= top1.high and len(record.settings["backbone_unmoved_sha256"]) == 64
     few = load_record(tmp_path / "out" / "imagenet-semi-swav-1pct-2ep-batch8@32px.json")
-    assert few.data["train_images"] == few.settings["labelled_images"] == 3
+    assert few.data.counts["train_images"] == few.settings["labelled_images"] == 3
     lines = (tmp_path / "out" / "labels-1pct.txt").read_text().splitlines()
     assert list_sha256(tuple(lines)) == few.settings["labels_sha256"]
     assert few.settings["backbone_unmoved_sha256"] == ""
@@ -358,7 +358,7 @@ def test_places_in_either_layout_gives_the_same_score(folder, tmp_path, capsys):
     name = "places205-linear-vissl-1ep-batch8@96px.json"
     a, b = (load_record(tmp_path / where / name) for where in "ab")
     assert a.scores == b.scores and set(a.scores) == {"top1", *(f"res{n}/top1" for n in (2, 3, 4, 5))}
-    assert a.scores["top1"] == max(a.scores.values()) and a.data["official"] is False
+    assert a.scores["top1"] == max(a.scores.values()) and a.data.official is False
 
 
 PLACES_FAULTS = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from adco import distributed
 from adco.errors import UserError
 from transfer.cli import Job, explain, make_job, make_plan
-from transfer.metrics import REPLICATES, hits_interval, top_k_hits
+from transfer.metrics import REPLICATES, hits_score, in_percent, top_k_hits
 from transfer.recipes import Recipe
 from transfer.train import train
 from transfer.train_data import Labelled
@@ -66,16 +66,14 @@ def run_recipe(args: argparse.Namespace, recipe: Recipe, data: Labelled, val: La
 
 def report(job: Job, recipe: Recipe, trained, about: dict, more: dict, seconds: float) -> None:
     """Print and write what a run came to."""
-    scores, intervals = {}, {}
+    scores = {}
     for head, values in trained.final.items():
         for name, hit in values.items():
-            key = name if len(trained.final) == 1 else f"{head}/{name}"
-            scores[key] = 100 * float(hit.mean())
-            intervals[key] = hits_interval(hit, job.seed)
+            scores[name if len(trained.final) == 1 else f"{head}/{name}"] = hits_score(hit, job.seed)
+    for key, score in scores.items():
+        print(f"{job.protocol(recipe.name)}: {key} {in_percent(score)}")
     if len(trained.final) > 1:
-        scores["top1"] = max(value for key, value in scores.items() if key.endswith("/top1"))
-    for key, (low, high) in intervals.items():
-        print(f"{job.protocol(recipe.name)}: {key} {scores[key]:.2f} %, 95% interval {low:.2f} to {high:.2f}")
+        scores["top1"] = max(score for key, score in scores.items() if key.endswith("/top1"))
     settings = {
         "lr": recipe.lr,
         "epochs": recipe.epochs,
@@ -89,7 +87,6 @@ def report(job: Job, recipe: Recipe, trained, about: dict, more: dict, seconds: 
         "backbone_unmoved_sha256": trained.unmoved,
         "ranks": distributed.ranks(),
         "history": trained.history,
-        "interval95": intervals,
         "interval_replicates": REPLICATES,
         "trials": 1,
         "unreadable_training_pictures": dict(sorted(trained.bad.items())[:20]),

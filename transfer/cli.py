@@ -15,7 +15,7 @@ from adco.backbone import Backbone, load_backbone
 from adco.device import resolve_device
 from adco.errors import UserError
 from adco.files import output_folder
-from adco.records import Record
+from adco.records import Record, Score
 from transfer.features import Extraction, Feature, Pictures, Reader, extract
 from transfer.train import Plan
 from transfer.transforms import CROP_PX, RESIZE_PX, Transform
@@ -102,7 +102,7 @@ class Job:
         return done
 
     def write_record(
-        self, protocol: str, scores: dict[str, float], data: dict, settings: dict, duration_seconds: float
+        self, protocol: str, scores: dict[str, Score], data: dict, settings: dict, duration_seconds: float
     ) -> Path:
         """Write one record, `a/b` as `a-b.json`, and return its path."""
         shared = {

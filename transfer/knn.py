@@ -21,7 +21,7 @@ from adco.knn import MIN_TEMPERATURE, knn_predict
 from transfer.cli import add_protocols, make_job, make_parser, only_listed
 from transfer.features import Feature
 from transfer.imagefolder import labelled_features, read_folders
-from transfer.metrics import REPLICATES, hits_interval, top_k_hits
+from transfer.metrics import REPLICATES, hits_score, in_percent, top_k_hits
 
 ABOUT = {
     "knn": "Weighted kNN (Wu et al., 2018) on average-pooled, L2-normalised features of one centre crop: each of the\n"
@@ -52,13 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         begun = time.perf_counter()
         votes = knn_predict(train, labels, val, k, args.temperature, len(found.classes)).numpy()
         hits = {f"top{n}": top_k_hits(votes, found.val.labels, n) for n in (1, 5) if n < len(found.classes)}
-        scores = {name: 100 * float(hit.mean()) for name, hit in hits.items()}
-        intervals = {name: hits_interval(hit, job.seed) for name, hit in hits.items()}
+        scores = {name: hits_score(hit, job.seed) for name, hit in hits.items()}
         protocol = f"knn/k{k}-t{args.temperature:g}"
-        for name, (low, high) in intervals.items():
-            print(f"{job.protocol(protocol)}: {name} {scores[name]:.2f} %, 95% interval {low:.2f} to {high:.2f}")
+        for name, score in scores.items():
+            print(f"{job.protocol(protocol)}: {name} {in_percent(score)}")
         settings = {"k": k, "temperature": args.temperature, "feature": "gap", "fit": "center"}
-        settings |= {"interval95": intervals, "interval_replicates": REPLICATES, "trials": 1}
+        settings |= {"interval_replicates": REPLICATES, "trials": 1}
         settings["pictures_computed"] = found.computed
         job.write_record(protocol, scores, found.data, settings, found.seconds + time.perf_counter() - begun)
     return 0

@@ -31,7 +31,7 @@ from adco.progress import progress
 from transfer.cli import add_protocols, make_job, make_parser, only_listed
 from transfer.features import Feature
 from transfer.imagefolder import Split, labelled_features, read_folders
-from transfer.metrics import REPLICATES, hits_interval, top_k_hits
+from transfer.metrics import REPLICATES, hits_score, in_percent, top_k_hits
 
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
@@ -119,7 +119,7 @@ def probe(train: Split, val: Split, classes: int, seed: int, device: torch.devic
     rate, decay, curve = choose(x, train.labels, classes, seed)
     final = sweep(x, y, classes, (rate,), (decay,), seed).logits(rows(val.features), 0)
     hits = {f"top{n}": top_k_hits(final, val.labels, n) for n in (1, 5) if n < classes}
-    scores = {name: 100 * float(hit.mean()) for name, hit in hits.items()}
+    scores = {name: hits_score(hit, seed) for name, hit in hits.items()}
     settings = {
         "lr": rate,
         "weight_decay": decay,
@@ -130,7 +130,6 @@ def probe(train: Split, val: Split, classes: int, seed: int, device: torch.devic
         "train_batch": BATCH,
         "feature": "gap, standardised",
         "fit": "center",
-        "interval95": {name: hits_interval(hit, seed) for name, hit in hits.items()},
         "interval_replicates": REPLICATES,
         "trials": 1,
     }
@@ -154,8 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{'lr':>8} {'decay':>8} held-out top-1, %")
     for row in settings["curve"]:
         print(f"{row['lr']:>8g} {row['weight_decay']:>8g} {row['held_out_top1']:.2f}")
-    for key, (low, high) in settings["interval95"].items():
-        print(f"{name}: {key} {scores[key]:.2f} %, 95% interval {low:.2f} to {high:.2f}")
+    for key, score in scores.items():
+        print(f"{name}: {key} {in_percent(score)}")
     if settings["lr_at_edge_of_grid"]:
         print(f"note: the chosen learning rate {settings['lr']:g} is at the edge of the grid")
     settings["pictures_computed"] = found.computed

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from adco.errors import UserError
-from transfer.metrics import average_precision, mean_over_classes, over_trials
+from adco.records import Score
+from transfer.metrics import average_precision, mean_over_classes
 from transfer.protocols import LowShot
 from transfer.svm import Solver, SvmRule, counted_targets, decisions_by_cost, svm_scores
 
@@ -84,12 +85,12 @@ def low_shot_scores(
     few: LowShot,
     rule: SvmRule,
     solver: Solver,
-) -> tuple[dict[str, float], dict[str, object]]:
-    """Test mAP in percent by k, mean and deviation over the draws, and what was chosen.
+) -> tuple[dict[str, Score], dict[str, object]]:
+    """Test mAP in percent by k, over the draws, and what was chosen.
 
     train: (N, D) features of the images that the draws speak of; test: (M, D), with (M, C) labels.
     """
-    scores, settings, intervals = {}, {}, {}
+    scores, settings = {}, {}
     for k in few.shots:
         tables = [_by_cost(train, test, test_labels, d, few, rule, solver) for d in draws if d.k == k]
         if few.cost == "test":
@@ -98,9 +99,8 @@ def low_shot_scores(
             settings[f"k{k}/cost"] = cost
         else:
             values = [table[math.nan] for table in tables]
-        scores[f"mAP/k{k}"], deviation, intervals[f"mAP/k{k}"] = over_trials(values)
-        settings |= {f"k{k}/deviation": deviation, f"k{k}/trials": values}
-    settings |= {"interval95": intervals, "interval_of": "the mean over the draws, Student's t"}
+        scores[f"mAP/k{k}"] = Score.over_trials(values)
+        settings[f"k{k}/trials"] = values
     return scores, settings
 
 

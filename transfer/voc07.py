@@ -21,10 +21,11 @@ import numpy as np
 
 from adco.errors import UserError, command
 from adco.files import output_folder, write_text
+from adco.records import Score
 from transfer import lowshot, voc_linear
 from transfer.cli import Job, add_protocols, explain, make_job, make_parser, processors, skipped
 from transfer.features import VISSL_POOLS, Extraction, Feature
-from transfer.metrics import REPLICATES, average_precision, eleven_point_ap, interval, mean_over_classes
+from transfer.metrics import REPLICATES, average_precision, eleven_point_ap, in_percent, interval, mean_over_classes
 from transfer.protocols import PROTOCOLS, Protocol, chosen_protocols
 from transfer.svm import ClassScore, Solver, SvmRule, counted_targets, svm_scores
 from transfer.voc import CLASSES, Voc, read_voc, say_what_data
@@ -45,9 +46,9 @@ def judge(voc: Voc, rows: np.ndarray, kept: np.ndarray, rule: SvmRule, solver: S
     return svm_scores(*sides(voc, rows, kept), rule, solver)
 
 
-def mean_ap(scores: Sequence[ClassScore], labels: np.ndarray, rule: SvmRule, seed: int):
-    """mAP and 11-point mAP in percent, and their 95% intervals over the test images. labels: (M, C)."""
-    values, intervals = {}, {}
+def mean_ap(scores: Sequence[ClassScore], labels: np.ndarray, rule: SvmRule, seed: int) -> dict[str, Score]:
+    """`mAP` and `mAP11` (11-point) in percent with their 95% intervals over the test images. labels: (M, C)."""
+    found = {}
     for name, metric in (("mAP", average_precision), ("mAP11", eleven_point_ap)):
 
         def mean(weights: np.ndarray | None = None, metric=metric):
@@ -59,10 +60,9 @@ def mean_ap(scores: Sequence[ClassScore], labels: np.ndarray, rule: SvmRule, see
                     columns.append(metric(positive[counted], score.decisions[counted], taken))
             return 100 * np.nanmean(np.stack(columns), axis=0) if columns else math.nan
 
-        values[name] = float(mean())
-        if not math.isnan(values[name]):
-            intervals[name] = interval(mean, len(labels), seed)
-    return values, intervals
+        value = float(mean())
+        found[name] = Score(value) if math.isnan(value) else Score.over_images(value, interval(mean, len(labels), seed))
+    return found
 
 
 def write_svm(
@@ -71,20 +71,19 @@ def write_svm(
     """One record: mAP and each AP in percent, the chosen costs, and what could not be measured."""
     by_class = dict(zip(voc.classes, scores, strict=True))
     _, labels = sides(voc, done.kept, done.kept)[2:]
-    means, intervals = mean_ap(scores, labels, protocol.rule, job.seed)
+    means = mean_ap(scores, labels, protocol.rule, job.seed)
     percent = {f"AP/{name}": 100 * score.ap for name, score in by_class.items() if not math.isnan(score.ap)}
     settings = settings_of(protocol, done, solver) | {
         "cost": {name: score.cost for name, score in by_class.items() if not math.isnan(score.cost)},
         "unconverged_fits": sum(score.unconverged for score in scores),
         "classes_counted": mean_over_classes([score.ap for score in scores])[1],
         "classes_not_measured": {name: score.why_not for name, score in by_class.items() if score.why_not},
-        "interval95": intervals,
         "interval_replicates": REPLICATES,
         "trials": 1,
     }
     data = voc.describe() | {"unreadable": skipped(done)}
     job.write_record(protocol.name, means | percent, data, settings, seconds)
-    return means, intervals
+    return means
 
 
 def settings_of(protocol: Protocol, done: Extraction, solver: Solver) -> dict[str, object]:
@@ -117,9 +116,9 @@ def run_low_shot(job: Job, voc: Voc, protocol: Protocol, done: Extraction, rows:
     settings |= {"trials": few.samples, "draws": listed.name, "draws_sha256": digest}
     data = voc.describe() | {"unreadable": skipped(done)}
     for k in few.shots:
-        trials = found[f"k{k}/trials"]
-        mean, deviation = scores[f"mAP/k{k}"], found[f"k{k}/deviation"]
-        print(f"{job.protocol(protocol.name)}: k = {k}: mAP {mean:.2f} +- {deviation:.2f} ({len(trials)} draws)")
+        score = scores[f"mAP/k{k}"]
+        spread = "" if score.std is None else f" +- {score.std:.2f}"
+        print(f"{job.protocol(protocol.name)}: k = {k}: mAP {score:.2f}{spread} ({score.trials} draws)")
     job.write_record(protocol.name, scores, data, settings, done.seconds + time.perf_counter() - begun)
 
 
@@ -189,11 +188,10 @@ def run_svms(job: Job, voc: Voc, protocols: Sequence[Protocol], solver: Solver) 
             continue
         scores = judge(voc, rows, done.kept, protocol.rule, solver)
         seconds = done.seconds + time.perf_counter() - begun
-        means, intervals = write_svm(job, voc, protocol, scores, done, solver, seconds)
+        means = write_svm(job, voc, protocol, scores, done, solver, seconds)
         name = job.protocol(protocol.name)
         columns[name.partition("/")[2]] = scores
-        notes += [f"{name}: {key} {means[key]:.2f}, 95% interval {low:.2f} to {high:.2f}"
-                  for key, (low, high) in intervals.items()]  # fmt: skip
+        notes += [f"{name}: {key} {in_percent(score)}" for key, score in means.items()]
     if columns:
         print(table(voc, columns))
     print("\n".join(notes))

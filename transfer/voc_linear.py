@@ -15,9 +15,17 @@ import torch
 from torch import Tensor
 
 from adco import distributed
+from adco.records import Score
 from transfer.cli import Job, usual_resize
 from transfer.features import Pictures
-from transfer.metrics import REPLICATES, average_precision, interval, sample_average_precision, weighted_mean
+from transfer.metrics import (
+    REPLICATES,
+    average_precision,
+    in_percent,
+    interval,
+    sample_average_precision,
+    weighted_mean,
+)
 from transfer.recipes import VOC_ADCO
 from transfer.train import Plan, evaluate, train, with_weights
 from transfer.train_data import VOC_PX, Labelled
@@ -56,9 +64,9 @@ def run(job: Job, voc: Voc, epochs: int | None) -> None:
     found = evaluate(network, parts["test"], plan, lambda logits, labels: {"logits": logits}, fit="five")
     if distributed.rank():
         return
-    scores, intervals = both_metrics(found["gap"]["logits"], parts["test"].labels == 1, job.seed)
-    for key, (low, high) in intervals.items():
-        print(f"{name}: {key} {scores[key]:.2f}, 95% interval {low:.2f} to {high:.2f}")
+    scores = both_metrics(found["gap"]["logits"], parts["test"].labels == 1, job.seed)
+    for key, score in scores.items():
+        print(f"{name}: {key} {in_percent(score)}")
     print("sample_AP is the mean over images of the AP over classes, the AdCo paper's number; mAP is VOC's")
     per_class = {f"AP/{c}": 100 * average_precision(parts["test"].labels[:, i] == 1, found["gap"]["logits"][:, i])
                  for i, c in enumerate(voc.classes) if parts["test"].labels[:, i].any()}  # fmt: skip
@@ -67,7 +75,6 @@ def run(job: Job, voc: Voc, epochs: int | None) -> None:
         "best_on_val": max(trained.history, key=lambda row: (row["gap/sample_AP"], row["step"])),
         "history": trained.history,
         "statistics_moved": not trained.unmoved,
-        "interval95": intervals,
         "interval_replicates": REPLICATES,
         "trials": 1,
         "fit": "squash, five crops at test",
@@ -78,8 +85,8 @@ def run(job: Job, voc: Voc, epochs: int | None) -> None:
     job.write_record(recipe.name, scores | per_class, voc.describe(), settings, time.perf_counter() - begun)
 
 
-def both_metrics(logits: np.ndarray, positive: np.ndarray, seed: int):
-    """(M, C) predictions and truth -> `sample_AP` and `mAP` in percent, and their 95% intervals over images."""
+def both_metrics(logits: np.ndarray, positive: np.ndarray, seed: int) -> dict[str, Score]:
+    """(M, C) predictions and truth -> `sample_AP` and `mAP` in percent with their 95% intervals over images."""
     by_picture = weighted_mean(sample_average_precision(positive, logits))
 
     def by_class(weights: np.ndarray | None = None) -> np.ndarray:
@@ -88,9 +95,10 @@ def both_metrics(logits: np.ndarray, positive: np.ndarray, seed: int):
         return np.nanmean(np.stack(columns), axis=0)
 
     once = np.ones((1, len(logits)))
-    scores = {"sample_AP": 100 * float(by_picture(once)[0]), "mAP": 100 * float(by_class())}
-    percent = {"sample_AP": by_picture, "mAP": by_class}
-    return scores, {n: interval(partial(_percent, metric), len(logits), seed) for n, metric in percent.items()}
+    values = {"sample_AP": 100 * float(by_picture(once)[0]), "mAP": 100 * float(by_class())}
+    metrics = {"sample_AP": by_picture, "mAP": by_class}
+    ends = {name: interval(partial(_percent, metric), len(logits), seed) for name, metric in metrics.items()}
+    return {name: Score.over_images(value, ends[name]) for name, value in values.items()}
 
 
 def _percent(metric, weights: np.ndarray) -> np.ndarray:
