@@ -73,6 +73,32 @@ def ranks_of(place) -> dict[str, str]:
     }
 
 
+def job_parameters(
+    name: str,
+    nodes: int,
+    tasks_per_node: int,
+    gpus_per_node: int,
+    cpus_per_task: int,
+    hours: float,
+    partition: str | None = None,
+    account: str | None = None,
+) -> dict[str, object]:
+    """submitit's parameters, those of SLURM alone with the prefix slurm_."""
+    found = {
+        "name": name,
+        "nodes": nodes,
+        "tasks_per_node": tasks_per_node,
+        "gpus_per_node": gpus_per_node,
+        "cpus_per_task": cpus_per_task,
+        "timeout_min": round(60 * hours),
+        "slurm_signal_delay_s": ASK_SECONDS,
+        "slurm_partition": partition,
+        "slurm_account": account,
+        "slurm_additional_parameters": {"requeue": True},
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
 def submit(work: Work, cluster: str, logs: Path, job: dict[str, object]):
     """Hand the job to submitit; returns its Job. Raises UserError."""
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = STOP.name.removeprefix("SIG")  # read when submitit is imported

@@ -16,24 +16,28 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from adco.cluster import Work, job_parameters, submit
 from adco.errors import UserError, command
 from adco.files import output_folder
-from adco.jobs import last_line, run_jobs
-from adco.report.terminal import as_text, table_rows
+from adco.jobs import Outcome, last_line, run_jobs
+from adco.suite.commands import jobs_of
+from adco.suite.cost import Rates
 from adco.suite.data import find_all, linked
-from adco.suite.plan import Place, Task, describe, jobs_of, make_plan
+from adco.suite.plan import Place, Task, describe, make_plan, reusable
 from adco.suite.results import collect, measured
-from adco.suite.stages import Suite, load_suite, only
+from adco.suite.stages import load_suite, only
 from adco.suite.subjects import read_subjects
 
 EXAMPLES = """\
 examples:
   # what would run, what it would take, what data is missing
   python tools/benchmark.py --checkpoint zoo://moco-v2-200ep mine.pth --data-root DATA --output-dir out --dry-run
-  # two stages at a time, one GPU each (stages that can use all GPUs do)
-  python tools/benchmark.py --checkpoint mine.pth --data-root DATA --output-dir out --jobs 2
-  # minutes on small data, at 64 px: protocols then carry it in their names
+  # all of it, side by side on the GPUs there are; after an interruption the same command goes on
+  python tools/benchmark.py --checkpoint zoo://moco-v2-200ep mine.pth --data-root DATA --output-dir out
+  # minutes on small data, at 64 px, which the protocols' names then say
   python tools/benchmark.py --checkpoint mine.pth --suite quick --set image_px=64 --data-root DATA --output-dir out
+  # a job of SLURM for each stage, put back into the queue until it is done
+  python tools/benchmark.py --checkpoint mine.pth --data-root DATA --output-dir out --submit slurm --gpus 8
 Exit code: 0 when every stage that the data allow has ended or was reused, 1 when one failed, 2 for mistakes.
 """
 
@@ -42,60 +46,38 @@ Exit code: 0 when every stage that the data allow has ended or was reused, 1 whe
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     suite = only(load_suite(args.suite, args.set), [name for text in args.stages for name in text.split(",")])
-    place = Place(args.output_dir, _devices(args.device), args.device, args.workers, args.trials)
-    tasks, found = plan(args, suite, place)
+    place = Place(args.output_dir, devices(args), args.device, args.workers, args.trials)
+    given = data_given(args)
+    subjects = read_subjects(args.checkpoint, download=not args.dry_run)
+    found, missing = find_all(args.data_root, given, [name for stage in suite.stages for name in stage.data])
+    tasks = make_plan(suite, subjects, found, missing, place, Rates(args.device, args.workers, args.measure))
     print(describe(suite, tasks, place), flush=True)
     if args.dry_run:
         return 0
     if all(task.why_not for task in tasks):
         raise UserError("no stage can run; the plan above says what each is missing")
     output_folder(place.out)
-    jobs = jobs_of(tasks, place, linked(found, place.work / "datasets"))
-    print()
-    outcomes = run_jobs(jobs, place.out / "jobs" / args.part, at_once=args.jobs or max(1, len(place.devices)),
-                        devices=place.devices, budget_minutes=args.budget_minutes)  # fmt: skip
+    if args.submit:
+        outcomes = submitted(args, tasks, place)
+        if not args.wait:
+            return 0
+    else:
+        outcomes = run_jobs(
+            jobs_of(tasks, place, linked(found, place.work / "datasets")), place.out / "jobs" / args.part,
+            at_once=args.jobs or max(1, len(place.devices)), devices=place.devices, budget_minutes=args.budget_minutes,
+        )  # fmt: skip
     wrong = collect(tasks, outcomes, place)
-    for name, problem in wrong.items():
-        print(f"error: {name}: {problem}", file=sys.stderr)
     if not args.part:
         show(tasks, place)
+    for name, problem in wrong.items():
+        print(f"error: {name}: {problem}", file=sys.stderr)
     return 1 if wrong else 0
-
-
-def plan(args: argparse.Namespace, suite: Suite, place: Place):
-    """(tasks, data sets found); reads every checkpoint and every list of pictures first. Raises UserError."""
-    given = {}
-    for text in args.data:
-        name, mark, path = text.partition("=")
-        if not mark:
-            raise UserError(f"--data {text}: expected NAME=FOLDER, e.g. imagenet=/data/imagenet")
-        given[name] = Path(path)
-    if args.data_root is None and not given:
-        raise UserError("--data-root FOLDER (or --data NAME=FOLDER) is needed: where the data sets are")
-    subjects = read_subjects(args.checkpoint, download=not args.dry_run)
-    found, missing = find_all(args.data_root, given, [name for stage in suite.stages for name in stage.data])
-    rates: dict[tuple[str, int], float | None] = {}
-
-    def rate(checkpoint: str, image_px: int) -> float | None:
-        architecture = next(s.arch for s in subjects if s.given == checkpoint)
-        if (architecture, image_px) not in rates:
-            rates[architecture, image_px] = measure(args, architecture, image_px, found) if args.measure else None
-        return rates[architecture, image_px]
-
-    return make_plan(suite, subjects, found, missing, place, rate), found
-
-
-def measure(args: argparse.Namespace, architecture: str, image_px: int, found) -> float | None:
-    """Pictures per second, measured for a few seconds in a process of its own; None when that fails."""
-    words = [sys.executable, str(ROOT / "transfer" / "rate.py"), "--checkpoint", f"random:{architecture}", "--data",
-             str(next(iter(found.values())).path), "--image-px", str(image_px), "--device", args.device, "--workers",
-             str(args.workers)]  # fmt: skip
-    run = subprocess.run(words, capture_output=True, text=True)
-    return float(run.stdout.split()[-1]) if run.returncode == 0 else None
 
 
 def show(tasks: Sequence[Task], place: Place) -> None:
     """The table of all checkpoints side by side, and the report."""
+    from adco.report.terminal import as_text, table_rows
+
     records = measured(tasks, place)
     print(f"\n{as_text(table_rows(records), list(records))}")
     report, log = place.out / "report", place.out / "jobs" / "report.log"
@@ -105,13 +87,59 @@ def show(tasks: Sequence[Task], place: Place) -> None:
     print(f"\nreport: {report}" if code == 0 else f"\nno report: {last_line(log)} ({log})")
 
 
-def _devices(device: str) -> tuple[str, ...]:
-    """CUDA_VISIBLE_DEVICES of each GPU that stages may use."""
+def submitted(args: argparse.Namespace, tasks: Sequence[Task], place: Place) -> dict[str, Outcome]:
+    """A cluster's job for each task that has to run; with --wait, how all came out."""
+    jobs = {}
+    for task in tasks:
+        if task.runs:
+            gpus = min(task.devices, len(place.devices))
+            wants = job_parameters(task.name, 1, 1, gpus, args.workers * max(1, gpus) + 1, args.hours, args.partition,
+                                   args.account)  # fmt: skip
+            work = Work(part_words(args, task, gpus), task.name, ranks=False)
+            jobs[task.name] = submit(work, args.submit, place.out / "submitit", wants)
+            print(f"submitted {task.name}: job {jobs[task.name].job_id}", flush=True)
+    print(
+        "the same command without --submit says how far they are (--dry-run), and draws the table when they have ended"
+    )
+    if not args.wait:
+        return {}
+    for job in jobs.values():
+        job.wait()
+    logs = {task.name: place.out / "jobs" / task.name / f"{task.name}.log" for task in tasks}
+    return {task.name: Outcome("ended") if reusable(task) else Outcome("failed", last_line(logs[task.name]))
+            for task in tasks if not task.why_not}  # fmt: skip
+
+
+def part_words(args: argparse.Namespace, task: Task, gpus: int) -> tuple[str, ...]:
+    """This command again, for one task alone."""
+    words = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "--part", task.name, "--no-measure"]
+    words += ["--checkpoint", task.subject.given, "--stages", task.stage.name, "--gpus", str(gpus)]
+    for name in ("suite", "data_root", "output_dir", "device", "workers", "trials"):
+        if getattr(args, name) is not None:
+            words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    return (*words, *(word for name in ("set", "data") for text in getattr(args, name) for word in (f"--{name}", text)))
+
+
+def devices(args: argparse.Namespace) -> tuple[str, ...]:
+    """CUDA_VISIBLE_DEVICES of each GPU that stages may use; with --submit, of as many as a job will have."""
     import torch
 
-    count = 0 if device == "cpu" or not torch.cuda.is_available() else torch.cuda.device_count()
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return tuple(visible[:count] or map(str, range(count)))
+    if args.submit:
+        return tuple(map(str, range(args.gpus if args.gpus is not None else args.submit == "slurm")))
+    count = 0 if args.device == "cpu" or not torch.cuda.is_available() else torch.cuda.device_count()
+    if args.gpus is not None and args.gpus > count:
+        raise UserError(f"--gpus {args.gpus}: {count} can be used here")
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name] or map(str, range(count))
+    return tuple(visible)[: count if args.gpus is None else args.gpus]
+
+
+def data_given(args: argparse.Namespace) -> dict[str, Path]:
+    """NAME -> FOLDER of --data. Raises UserError."""
+    if args.data_root is None and not args.data:
+        raise UserError("--data-root FOLDER (or --data NAME=FOLDER) is needed: where the data sets are")
+    if wrong := [text for text in args.data if "=" not in text]:
+        raise UserError(f"--data {wrong[0]}: expected NAME=FOLDER, e.g. imagenet=/data/imagenet")
+    return {name: Path(path) for name, _, path in (text.partition("=") for text in args.data)}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -124,25 +152,43 @@ def _parser() -> argparse.ArgumentParser:
     add("--suite", default="table4", help="table4, quick, or a YAML file (docs/benchmark.md) (default: %(default)s)")
     add("--stages", action="append", default=[], metavar="NAME,...", help="only these stages of the suite")
     add("--set", action="append", default=[], metavar="KEY=N",
-        help="image_px, epochs or iterations of every stage that has them, or STAGE.KEY=N; protocols say so in their names")  # fmt: skip
+        help="image_px, epochs or iterations of all stages, or STAGE.KEY=N; the protocols' names then say so")  # fmt: skip
     add(
         "--data-root",
         type=Path,
         metavar="FOLDER",
-        help="below it VOC2007, VOC2012, coco, places205, imagenet are looked for",
+        help="where VOC2007, VOC2012, coco, places205, imagenet are looked for",
     )
-    add("--data", action="append", default=[], metavar="NAME=FOLDER", help="where one of these is, instead")
+    add(
+        "--data",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="where one of these is instead, e.g. imagenet=X",
+    )
     add("--output-dir", type=Path, required=True, metavar="FOLDER", help="where everything goes")
     add("--dry-run", action="store_true", help="print the plan and do nothing")
     add("--measure", action=argparse.BooleanOptionalAction, default=True,
-        help="measure a rate for a few seconds where no record says how long a stage takes")  # fmt: skip
-    add("--jobs", type=int, metavar="N", help="stages at a time (default: the number of GPUs, 1 on a CPU)")
-    add("--trials", type=int, metavar="N", help="seeds of each detector (default: the suite's)")
+        help="measure a rate for a few seconds where no record says how long a stage takes (default: yes)")  # fmt: skip
+    add("--jobs", type=_positive, metavar="N", help="stages at a time (default: the number of GPUs, 1 on a CPU)")
+    add("--gpus", type=int, metavar="N", help="how many GPUs are used (default: all; with --submit slurm 1 a stage)")
     add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     add("--workers", type=int, default=2, metavar="N", help="reading processes of a stage (default: %(default)s)")
+    add("--trials", type=_positive, metavar="N", help="seeds of each detector (default: the suite's)")
     add("--budget-minutes", type=float, metavar="M", help="stop after so long; the same command goes on")
-    add("--part", default="", help=argparse.SUPPRESS)  # one stage of many, in a job of a cluster
+    add("--submit", choices=("slurm", "local"), help="a job for each stage, through submitit; local: on this machine")
+    add("--wait", action="store_true", help="with --submit: wait for the jobs, then draw the table")
+    add("--hours", type=float, default=24, help="a job's time limit before it is put back into the queue (%(default)s)")
+    add("--partition", help="SLURM's partition")
+    add("--account", help="SLURM's account")
+    add("--part", default="", help=argparse.SUPPRESS)  # the one stage that this process is the job of
     return parser
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from adco.cluster import ASK_SECONDS, Work, submit
+from adco.cluster import Work, job_parameters, submit
 from adco.errors import UserError, command
 from adco.recipe_files import load_recipe
 
@@ -50,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(args)
     output = check_training(words, args.nodes * max(1, args.gpus_per_node))
     training = Work((sys.executable, str(ROOT / "tools" / "train_adco.py"), *words, "--resume"))
-    logs, job = output / "submitit", job_parameters(args)
+    logs = output / "submitit"
+    job = job_parameters(args.name, args.nodes, max(1, args.gpus_per_node), args.gpus_per_node, args.cpus_per_rank,
+                         args.hours, args.partition, args.account)  # fmt: skip
     if args.dry_run:
         print("\n".join(f"{key}: {value}" for key, value in job.items()))
         print(f"logs: {logs}\neach rank: {shlex.join(training.words)}")
@@ -74,23 +76,6 @@ def check_training(words: Sequence[str], ranks: int) -> Path:
             "compute.accumulate x encoder.norm_splits); change one of them"
         )
     return found.output_dir
-
-
-def job_parameters(args: argparse.Namespace) -> dict[str, object]:
-    """submitit's parameters, those of SLURM alone with the prefix slurm_."""
-    found = {
-        "name": args.name,
-        "nodes": args.nodes,
-        "tasks_per_node": max(1, args.gpus_per_node),
-        "gpus_per_node": args.gpus_per_node,
-        "cpus_per_task": args.cpus_per_rank,
-        "timeout_min": round(60 * args.hours),
-        "slurm_signal_delay_s": ASK_SECONDS,
-        "slurm_partition": args.partition,
-        "slurm_account": args.account,
-        "slurm_additional_parameters": {"requeue": True},
-    }
-    return {key: value for key, value in found.items() if value is not None}
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,33 @@ from adco.provenance import hardware
 from adco.records import Record, load_record
 from adco.suite.stages import Stage
 
-Rate = Callable[[str, int], float | None]  # (checkpoint, image_px) -> images per second
+RATE = Path(__file__).resolve().parent.parent.parent / "transfer" / "rate.py"
+
+
+class Rates:
+    """Pictures per second by network, image size and data set, each measured for a few seconds when first asked for.
+
+    allowed: False measures nothing: every rate is None, as one is that cannot be measured
+    """
+
+    def __init__(self, device: str, workers: int, allowed: bool = True):
+        self.device, self.workers, self.allowed = device, workers, allowed
+        self.found: dict[tuple[str, int, Path], float | None] = {}
+
+    def __call__(self, arch: str, image_px: int, data: Path) -> float | None:
+        key = (arch, image_px, data)
+        if self.allowed and key not in self.found:
+            self.found[key] = self._measure(*key)
+        return self.found.get(key)
+
+    def _measure(self, arch: str, image_px: int, data: Path) -> float | None:
+        """In a process of its own: a plan needs no memory of the GPU."""
+        given = {"checkpoint": f"random:{arch}", "data": data, "image-px": image_px, "device": self.device}
+        words = [
+            word for name, value in (given | {"workers": self.workers}).items() for word in (f"--{name}", str(value))
+        ]
+        run = subprocess.run([sys.executable, str(RATE), *words], capture_output=True, text=True)
+        return float(run.stdout.split()[-1]) if run.returncode == 0 and run.stdout else None
 
 
 @dataclass(frozen=True)
@@ -29,18 +57,19 @@ class Expected:
 
 def expected(
     stage: Stage,
-    checkpoint: str,
     arch: str,
+    data: Path,
     protocols: Sequence[str],
     counts: Mapping[str, int],
     trials: int,
     devices: int,
     past: Sequence[Record],
-    rate: Rate,
+    rates: Rates,
 ) -> Expected:
     """How long a stage will take: a record of the same protocol, network and machine first, else pictures by rate.
 
-    counts: split -> images; devices: how many GPUs it will have; past: records of this output folder
+    data: where the pictures are; counts: split -> images; devices: how many GPUs it will have
+    past: records of this output folder
     """
     alike = [r for r in past if r.protocol in protocols and r.checkpoint.arch == arch and _machine(r) == _here()]
     times = [_as_then(stage, record, counts, trials, devices) for record in alike]
@@ -49,7 +78,7 @@ def expected(
     pictures = stage.pictures(counts)
     if not pictures:
         return Expected(None, "no record of this machine yet")
-    speed = rate(checkpoint, stage.image_px)
+    speed = rates(arch, stage.image_px, data)
     if speed is None:
         return Expected(None, "no rate was measured")
     speed *= devices if stage.ranks and devices else 1
