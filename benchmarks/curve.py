@@ -25,7 +25,7 @@ from torch.nn.functional import normalize
 from adco.errors import UserError, command
 from adco.files import atomic_write
 from adco.knn import knn_predict
-from adco.records import Record, load_record
+from adco.records import Record, Score, load_record
 from transfer.cli import Job, make_job, make_parser
 from transfer.features import Feature
 from transfer.imagefolder import Labelled, labelled_features, read_folders
@@ -68,7 +68,7 @@ def prune(folder: Path, needed: Sequence[Path]) -> None:
 
 def checkpoint_at(folder: Path, run: Record, epoch: int) -> Path:
     """The checkpoint after so many epochs. Raises UserError when it was not kept."""
-    path = folder / f"checkpoint_{epoch * (run.data['images'] // run.settings['batch']):08d}.pth"
+    path = folder / f"checkpoint_{epoch * (run.data.counts['images'] // run.settings['batch']):08d}.pth"
     if not path.is_file():
         raise UserError(f"{path}: epoch {epoch} was not kept; pretrain with checkpoint.keep at least the epochs")
     return path
@@ -111,13 +111,14 @@ def write_curve(args: argparse.Namespace, run: Record, kind: str, epochs: Sequen
     parts = {epoch: np.load(args.output_dir / f"epoch_{epoch}.npz") for epoch in epochs}
     rows = [{"epoch": e, "top1": 100 * float(p[kind].mean()), "interval95": hits_interval(p[kind])}
             for e, p in parts.items()]  # fmt: skip
+    scores = [Score.over_images(row["top1"], row["interval95"]) for row in rows]
     probe = {"knn": f"knn-k{K}", "linear": "linear-cached-features"}[kind]
     record = Record(
         protocol=f"pretraining/curve-{probe}@{args.image_px or 224}px",
-        scores={"top1": rows[-1]["top1"]} | {f"top1@{row['epoch']}ep": row["top1"] for row in rows},
+        scores={"top1": scores[-1]} | {f"top1@{e}ep": score for e, score in zip(parts, scores, strict=True)},
         checkpoint=run.checkpoint,
         data={"name": Path(args.data).resolve().name, "fingerprint": str(parts[epochs[-1]]["fingerprint"]),
-              "train_images": run.data["images"], "val_images": len(parts[epochs[-1]][kind])},
+              "train_images": run.data.counts["images"], "val_images": len(parts[epochs[-1]][kind])},
         settings={"curve": rows, "interval": "95%, bootstrap over the val pictures", "image_px": args.image_px or 224,
                   **what_ran(run)},
         duration_seconds=round(sum(float(part["seconds"]) for part in parts.values()), 1),

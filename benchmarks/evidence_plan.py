@@ -19,7 +19,7 @@ def measured_rate(plan: Mapping, output: Path) -> float | None:
         method = plan["methods"].get(path.parent.name.rpartition("-s")[0])
         record = load_record(path)
         if method and record.duration_seconds:
-            images = record.data["images"] * record.settings["epochs"]
+            images = record.data.counts["images"] * record.settings["epochs"]
             rates.append(images * method["cost"] / record.duration_seconds)
     return statistics.median(rates) if rates else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -276,8 +277,13 @@ class _Maker:
     def _last(self, run: str) -> Path:
         """The last checkpoint of a run of figure 1."""
         name, epochs = run.rpartition("-s")[0], self.epochs
-        batch = load_recipe(self.plan["methods"][name]["recipe"], self._common()).batch
+        batch = _batch_of(self.plan["methods"][name]["recipe"], tuple(self._common()))
         return self.place.output / "runs" / run / f"checkpoint_{epochs * (self.place.images // batch):08d}.pth"
+
+
+@functools.cache
+def _batch_of(recipe: str, overrides: tuple[str, ...]) -> int:
+    return load_recipe(recipe, overrides).batch
 
 
 def section_of(run: str) -> str:

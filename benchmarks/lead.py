@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from adco.errors import UserError, command
-from adco.records import Record, load_record
-from transfer.metrics import interval, over_trials
+from adco.records import Record, Score, load_record
+from transfer.metrics import interval
 
 
 @command
@@ -51,7 +51,8 @@ def lead(kind: str, epoch: int, first: Sequence[Path], second: Sequence[Path]) -
     row = {"probe": kind, "epoch": epoch, "first": 100 * float(ours.mean()), "second": 100 * float(theirs.mean()),
            "lead": float(difference.mean()), "interval95_images": (low, high), "seeds": len(first)}  # fmt: skip
     if len(first) > 1:
-        row["interval95_seeds"] = over_trials(100 * (ours.mean(axis=1) - theirs.mean(axis=1)))[2]
+        over_seeds = Score.over_trials(100 * (ours.mean(axis=1) - theirs.mean(axis=1)))
+        row["interval95_seeds"] = (over_seeds.low, over_seeds.high)
     return row
 
 
@@ -67,7 +68,8 @@ def hits(folder: Path, epoch: int, kind: str) -> np.ndarray:
 def as_record(rows: Sequence[dict[str, object]], first: Sequence[Path], second: Sequence[Path]) -> Record:
     """The comparisons as one record."""
     known = {side: load_record(folders[0] / "knn.json") for side, folders in (("first", first), ("second", second))}
-    scores = {f"lead/{row['probe']}@{row['epoch']}ep": row["lead"] for row in rows}
+    scores = {f"lead/{row['probe']}@{row['epoch']}ep": Score.over_images(row["lead"], row["interval95_images"])
+              for row in rows}  # fmt: skip
     names = {side: record.settings["method"] for side, record in known.items()}
     settings = {"rows": list(rows), **names, "seeds": len(first), "image_px": known["first"].settings["image_px"]}
     px = settings["image_px"]
