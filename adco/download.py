@@ -131,7 +131,7 @@ def _ask(url: str, done: int, version: str, timeout_seconds: float) -> http.clie
         headers |= {"Range": f"bytes={done}-", "If-Range": version}
     try:
         _check_scheme(url)
-        answer = _opener().open(web.Request(url, headers=headers), timeout=timeout_seconds)
+        answer = web_opener().open(web.Request(url, headers=headers), timeout=timeout_seconds)
     except HTTPError as error:
         with error:
             if error.code == 416:
@@ -208,8 +208,10 @@ class _WebOnly(web.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _opener() -> web.OpenerDirector:
-    """Without the handlers for file, ftp and data that `build_opener` adds; proxies as the environment names them."""
+def web_opener() -> web.OpenerDirector:
+    """What opens http and https addresses and nothing else, wherever a redirect leads. Raises Refused when asked to.
+
+    Without the handlers for file, ftp and data that `build_opener` adds; proxies as the environment names them."""
     opener = web.OpenerDirector()
     for handler in (web.ProxyHandler, web.HTTPHandler, web.HTTPSHandler, web.HTTPDefaultErrorHandler):
         opener.add_handler(handler())

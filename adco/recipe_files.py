@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adco.config import Recipe
-from adco.errors import UserError
+from adco.errors import UserError, one_line
 from adco.limits import check_recipe
+from adco.plain_yaml import parse_yaml, read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -37,17 +38,17 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 def as_recipe(source: Path | str, content: dict) -> Recipe:
     """The recipe that plain containers describe, a checkpoint's for example. Raises UserError as `load_recipe` does."""
     _check_keys(source, content, Recipe)
-    recipe = OmegaConf.to_object(_typed(source, content))
+    try:
+        recipe = OmegaConf.to_object(_typed(source, content))
+    except (OmegaConfBaseException, RecursionError) as error:  # an interpolation ${key} that leads nowhere
+        raise UserError(f"{source}: {one_line(error)[:200]}") from error
     check_recipe(recipe)
     return recipe
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict:
     """The content of a recipe's file over that of its base; `above`: the files that lead here."""
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a readable recipe ({' '.join(str(error).split())})") from error
+    content = read_yaml(path, "recipe") or {}
     base = content.pop("base", None) if isinstance(content, dict) else None
     _check_keys(path, content, Recipe)
     _typed(path, content)
@@ -55,7 +56,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict:
         return content
     above, near = (*above, path.resolve()), path.parent / str(base)
     try:
-        base = _find(near if near.is_file() else str(base))
+        base = _find(near if os.path.isfile(near) else str(base))
     except UserError as error:
         raise UserError(f"{path}: base: {error}") from None
     if base.resolve() in above:
@@ -74,10 +75,10 @@ def _over(base: dict, change: dict) -> dict:
 
 def _find(path: Path | str) -> Path:
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     packaged = RECIPES / f"{path}.yaml"
-    if path.parent == Path() and packaged.is_file():
+    if path.parent == Path() and os.path.isfile(packaged):
         return packaged
     names = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
     raise UserError(f"{path}: no such recipe; give a YAML file or one of {', '.join(names)}")
@@ -104,7 +105,7 @@ def _check_keys(source: Path | str, content: object, kind: type, prefix: str = "
             _typed(source, item, item_kind, f"{prefix}{i}.")  # in a list, OmegaConf does not say which item is wrong
     elif is_dataclass(kind):
         if not isinstance(content, dict):
-            raise UserError(f"{source}: {prefix.rstrip('.')}: expected a mapping of keys, found {content!r}")
+            raise UserError(f"{source}: {prefix.rstrip('.')}: expected a mapping of keys, found {repr(content)[:100]}")
         kinds = _kinds(kind)
         for key, value in content.items():
             if key not in kinds:
@@ -122,14 +123,13 @@ def _override(content: dict, override: str) -> None:
         for part in parents:
             node = node[part]
         node[last]  # an override never adds a key
-        node[last] = yaml.safe_load(text) if text else ""
+        node[last] = parse_yaml(text, f"command line: {key}", "value") if text else ""
     except (KeyError, IndexError, TypeError):
         raise _unknown_key("command line", key) from None
-    except yaml.YAMLError as error:
-        raise UserError(f"command line: {key}: {text!r} is not a value ({' '.join(str(error).split())})") from error
 
 
 def _unknown_key(source: Path | str, key: str) -> UserError:
+    key = key[:100]
     near = difflib.get_close_matches(key, _all_keys(), n=1, cutoff=0.0)[0]
     return UserError(f"{source}: unknown key {key}; did you mean {near}?")
 

@@ -13,7 +13,6 @@ import http.client
 import os
 import re
 import tarfile
-import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -21,11 +20,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from adco import index_cache
+from adco.download import Refused, web_opener
 from adco.errors import UserError
-from adco.images import SUFFIXES, ImageIndex, UnreadableImage
+from adco.images import MOST_BYTES, SUFFIXES, ImageIndex, UnreadableImage
 
 TIMEOUT_SECONDS = 60
 TRIES = 3  # of one range request
+MOST_SHARDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,11 @@ class ShardIndex(ImageIndex):
     def read(self, i: int) -> bytes:
         """The content of picture i's file. Raises UnreadableImage."""
         shard, offset, size = self.places[i].tolist()
+        if size > MOST_BYTES:
+            raise UnreadableImage(Path(self.paths[i]), f"{size} bytes, more than {MOST_BYTES}")
         try:
             content = _read_at(self.shards[shard], offset, size)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, Refused) as error:
             raise UnreadableImage(Path(self.paths[i]), str(error) or type(error).__name__) from error
         if len(content) != size:
             raise UnreadableImage(Path(self.paths[i]), f"{len(content)} of {size} bytes in {self.shards[shard]}")
@@ -76,7 +79,7 @@ def index_shards(pattern: str) -> ShardIndex:
 
 def expand(pattern: str) -> tuple[str, ...]:
     """`a-{000..146}.tar` -> 147 names, zeros kept; several ranges multiply; without braces, the name itself."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    found = re.search(r"\{(\d{1,18})\.\.(\d{1,18})\}", pattern)
     if not found:
         return (pattern,)
     first, last = found.groups()
@@ -84,10 +87,11 @@ def expand(pattern: str) -> tuple[str, ...]:
         raise UserError(
             f"{pattern}: {{{first}..{last}}} counts down; expected {{FIRST..LAST}}, for example {{000..146}}"
         )
-    head, tail = pattern[: found.start()], pattern[found.end() :]
-    return tuple(
-        name for number in range(int(first), int(last) + 1) for name in expand(f"{head}{number:0{len(first)}d}{tail}")
-    )
+    head, tails = pattern[: found.start()], expand(pattern[found.end() :])
+    if (int(last) - int(first) + 1) * len(tails) > MOST_SHARDS:
+        raise UserError(f"{pattern}: more than {MOST_SHARDS} shards; check the numbers in its braces")
+    numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
+    return tuple(f"{head}{number}{tail}" for number in numbers for tail in tails)
 
 
 def _members(shard: str) -> tuple[tuple[str, ...], np.ndarray]:
@@ -101,14 +105,16 @@ def _members(shard: str) -> tuple[tuple[str, ...], np.ndarray]:
         with _open(shard) as file, tarfile.open(fileobj=file, mode="r|") as tar:
             for member in tar:
                 key = _key(shard, member.name)
+                if member.size < 0:
+                    raise tarfile.ReadError(f"its member {member.name!r} has {member.size} bytes")
                 if member.isreg() and key != last_key and Path(member.name).suffix.lower() in SUFFIXES:
                     names.append(member.name)
                     places.append((member.offset_data, member.size))
                     last_key = key
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{shard}: not a whole, uncompressed tar ({error}); copy or pack it again") from error
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, Refused) as error:
         raise UserError(f"{shard}: cannot be read ({error})") from error
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:  # also of a header's numbers and names
+        raise UserError(f"{shard}: not a whole, uncompressed tar ({error}); copy or pack it again") from error
     where = np.array(places, dtype=np.int64).reshape(-1, 2)
     index_cache.remember(f"tar {shard}", names=index_cache.pack(names), places=where, stamp=np.array(stamp))
     return tuple(names), where
@@ -117,7 +123,7 @@ def _members(shard: str) -> tuple[tuple[str, ...], np.ndarray]:
 def _key(shard: str, name: str) -> str:
     """A member's name up to the first dot of its last part. Raises UserError for a name that leads out of the tar."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise UserError(f"{shard}: refused, because its member {name!r} leads out of the archive; pack it again")
     return str(path.parent / path.name.split(".")[0])
 
@@ -131,16 +137,17 @@ def _stamp(shard: str) -> list[int]:
     try:
         if _is_url(shard):
             request = urllib.request.Request(shard, method="HEAD")
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
-                return [int(answer.headers.get("Content-Length", -1)), 0]
+            with web_opener().open(request, timeout=TIMEOUT_SECONDS) as answer:
+                length = answer.headers.get("Content-Length", "")
+                return [int(length) if length.isdecimal() else -1, 0]
         state = os.stat(shard)
         return [state.st_size, state.st_mtime_ns]
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, Refused) as error:
         raise UserError(f"{shard}: no such shard ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _open(shard: str):
-    return urllib.request.urlopen(shard, timeout=TIMEOUT_SECONDS) if _is_url(shard) else open(shard, "rb")
+    return web_opener().open(shard, timeout=TIMEOUT_SECONDS) if _is_url(shard) else open(shard, "rb")
 
 
 def _read_at(shard: str, offset: int, size: int) -> bytes:
@@ -150,13 +157,13 @@ def _read_at(shard: str, offset: int, size: int) -> bytes:
     request = urllib.request.Request(shard, headers={"Range": f"bytes={offset}-{offset + size - 1}"})
     for left in reversed(range(TRIES)):
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+            with web_opener().open(request, timeout=TIMEOUT_SECONDS) as answer:
                 if answer.status != http.client.PARTIAL_CONTENT:
                     raise UserError(
                         f"{shard}: the server gives no parts of files (HTTP ranges); copy the shards to disk"
                     )
                 return answer.read()
-        except (OSError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException, Refused):
             if not left:
                 raise
     raise AssertionError("unreachable")

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import yaml
-
 from adco.errors import UserError
 from adco.index_cache import cache_folder
+from adco.plain_yaml import read_yaml
 
 SCHEMA = 1
 MANIFEST = Path(__file__).with_name("zoo.yaml")
@@ -82,10 +81,10 @@ def read_manifest(path: Path) -> dict[str, Model]:
 def read_rows(path: Path) -> dict[str, dict]:
     """The rows of a manifest as they are written. Raises UserError when the file is none."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = read_yaml(path, "manifest")
         schema, rows = content["schema"], content["models"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not readable as a manifest ({' '.join(str(error).split())[:120]})") from error
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{path}: expected the keys schema and models ({error})") from error
     if schema != SCHEMA or not isinstance(rows, dict):
         raise UserError(f"{path}: expected schema {SCHEMA} and a mapping `models`, found schema {schema!r}")
     return rows
@@ -111,7 +110,8 @@ def _checks(name: object, row: Mapping) -> dict[str, tuple[bool, str]]:
     """key -> (whether its value is right, what was expected)."""
     mirrors, scores, file = row.get("mirrors") or [], row.get("scores") or [], row.get("file")
     inside = file is None or (_is(r"[\w.-]+(/[\w.-]+)*", file) and ".." not in file)
-    return {
+    texts = ("method", "data", "arch", "layout", "recipe", "licence", "source", "note")
+    return {key: (row.get(key) is None or isinstance(row[key], str), "a text") for key in texts} | {
         "name": (_is(r"[a-z0-9][a-z0-9.-]*", name), "lower-case letters, digits, dots and dashes"),
         "mirrors": (_all(mirrors, lambda url: _is(r"https?://\S+", url)), "a list of http or https addresses"),
         "file": (inside and bool(mirrors) != bool(file), "mirrors or else a path beside the manifest"),
@@ -123,7 +123,7 @@ def _checks(name: object, row: Mapping) -> dict[str, tuple[bool, str]]:
         "bytes": (row.get("bytes") is None or (type(row["bytes"]) is int and row["bytes"] > 0), "a whole number"),
         "epochs": (row.get("epochs") is None or type(row["epochs"]) is int, "a whole number"),
         "scores": (
-            _all(scores, lambda score: {"protocol", "source"} < set(score)),
+            _all(scores, lambda score: isinstance(score, dict) and {"protocol", "source"} < set(score)),
             "protocol, source and a metric each",
         ),
     }
