@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adco.errors import UserError
+from adco.errors import Failure, UserError
 from adco.files import atomic_write, sha256_of, write_text
 
 SCHEMA = 2
@@ -59,16 +59,43 @@ class Writer:
 def save(folder: Path, state: State, keep: int) -> Path:
     """Write `checkpoint_STEP.pth`, then its sha256 beside it, then remove all but the last `keep`. Returns the path.
 
-    A crash at any moment leaves the older checkpoints intact. Raises UserError when it cannot be written.
+    A crash at any moment leaves the older checkpoints intact. Raises UserError when it cannot be written, Failure when
+    the state is not one to go on from.
     """
     path = folder / f"checkpoint_{state.step:08d}.pth"
-    with atomic_write(path) as file:
-        torch.save({"schema": SCHEMA, **vars(state)}, file)
+    if broken := not_finite(vars(state)):
+        raise Failure(
+            f"{path}: not written, {broken[0]} holds a NaN or an infinity ({len(broken)} tensors do); the checkpoints "
+            "before it are kept: lower optimizer.lr or raise contrast.tau, then --resume --force-recipe-change"
+        )
+    write(path, state)
     write_text(_digest(path), f"{sha256_of(path)}  {path.name}\n")
-    for old in _newest_first(folder)[keep:]:
+    finished = [other for other in _newest_first(folder) if other.name <= path.name]  # a later one was left half done
+    for old in finished[keep:]:
         _digest(old).unlink(missing_ok=True)
         old.unlink(missing_ok=True)
     return path
+
+
+def write(path: Path, state: State) -> None:
+    """Write the state alone, whole or not at all. Raises UserError when it cannot be written."""
+    with atomic_write(path) as file:
+        try:
+            torch.save({"schema": SCHEMA, **vars(state)}, file)
+        except RuntimeError as error:  # torch's zip writer, closing what it could not write, hides the reason
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def not_finite(tree: object, name: str = "") -> list[str]:
+    """The names of the tensors in nested containers that hold a NaN or an infinity, e.g. `method.bank.rows`."""
+    if isinstance(tree, Tensor):
+        return [] if not tree.is_floating_point() or tree.sum(dtype=torch.float64).isfinite() else [name]
+    if isinstance(tree, (list, tuple)):
+        tree = dict(enumerate(tree))
+    items = tree.items() if isinstance(tree, dict) else ()
+    return [found for key, value in items for found in not_finite(value, f"{name}.{key}" if name else str(key))]
 
 
 def newest_intact(folder: Path) -> Path | None:

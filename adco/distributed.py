@@ -20,9 +20,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adco.errors import UserError
+from adco.errors import Failure, UserError
 
-TIMEOUT = timedelta(minutes=int(os.environ.get("ADCO_TIMEOUT_MINUTES", "15")))
+TIMEOUT = timedelta(minutes=float(os.environ.get("ADCO_TIMEOUT_MINUTES", "15")))
+MOMENT_SECONDS = 3.0  # in which the ranks that still live notice that one does not
+_LOST = ("gloo/transport", "Connection closed by peer", "Application timeout caused pair closure")
 _control = None  # gloo group for what the CPUs say to each other beside a GPU's collectives
 
 
@@ -52,14 +54,15 @@ def started(device: torch.device, meeting: str = "env://") -> Iterator[torch.dev
     _end_with_the_launcher()
     who = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
     store, *_ = next(dist.rendezvous(meeting, who["rank"], who["world_size"], timeout=TIMEOUT))
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=_fresh(store, **who), timeout=TIMEOUT, **who)
-    _control = dist.new_group(backend="gloo", timeout=TIMEOUT)
-    try:
-        yield device
-    finally:
-        _control = None
-        dist.destroy_process_group()
+    backend, store = "nccl" if device.type == "cuda" else "gloo", _fresh(store, **who)
+    with _one_voice(dist.PrefixStore("voice", store), **who):
+        dist.init_process_group(backend, store=store, timeout=TIMEOUT, **who)
+        _control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        try:
+            yield device
+        finally:
+            _control = None
+            dist.destroy_process_group()
 
 
 def restarted() -> bool:
@@ -190,6 +193,44 @@ def _fresh(store: dist.Store, rank: int, world_size: int) -> dist.Store:
             raise UserError(f"ranks {sorted(missing)} of {world_size} did not come within {TIMEOUT}; see their logs")
         time.sleep(0.02)
     return dist.PrefixStore(name, store)
+
+
+@contextmanager
+def _one_voice(store: dist.Store, rank: int, world_size: int) -> Iterator[None]:
+    """Of the ranks' errors only the first is told, the others follow from it. Where a peer is lost it is named."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (UserError, Failure)):
+            found = error
+        elif isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST):
+            found = Failure("")
+        else:
+            raise
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others at once; there is a line to say first
+        try:
+            store.set(f"here/{rank}", "")
+            lost = () if found is error else _silent(store, world_size)
+            found.told = store.add("told", 1) > 1
+        except RuntimeError:  # the store lived in rank 0
+            lost, found.told = (0,), rank != 1
+        if found is error:
+            raise
+        who = f"rank {', '.join(map(str, lost))}" if lost else "another rank"
+        found.args = (
+            f"{who} of {world_size} died, or hung for {TIMEOUT}: its own log says why; --resume goes on from the last "
+            "checkpoint, torchrun --max-restarts does so by itself",
+        )
+        raise found from error
+
+
+def _silent(store: dist.Store, world_size: int) -> list[int]:
+    """The ranks that do not say within a moment that they, too, lost somebody."""
+    silent, deadline = list(range(world_size)), time.monotonic() + MOMENT_SECONDS
+    while silent and time.monotonic() < deadline:
+        silent = [other for other in silent if not store.check([f"here/{other}"])]
+        time.sleep(0.05)
+    return silent
 
 
 def _end_with_the_launcher() -> None:

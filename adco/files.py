@@ -1,12 +1,15 @@
-"""Files that are either whole or absent: atomic writes, hashes, output folders."""
+"""Files that are either whole or absent: atomic writes, hashes, output folders and who writes to them."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
+import platform
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -68,6 +71,34 @@ def output_folder(path: Path | str) -> Path:
             f"{path}: the output folder cannot be written ({error.strerror or error}); choose another"
         ) from error
     return path
+
+
+def claimed(folder: Path) -> BinaryIO | None:
+    """Keep other processes off an output folder while the returned file is open, at most as long as this process lives.
+
+    What a killed holder left half written is removed. The lock is fcntl's, of this process alone: workers that it forks
+    do not hold on to it. A file system without locks is not guarded. Raises UserError that names the holder.
+    """
+    try:
+        file = (folder / ".lock").open("ab+", buffering=0)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f"{folder}: {_holder(folder)} writes here; stop it, or choose another folder") from error
+        return None
+    with suppress(OSError):  # the name of the holder is for messages only
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}".encode())
+    for left in folder.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
+    return file
+
+
+def _holder(folder: Path) -> str:
+    try:
+        return (folder / ".lock").read_text(errors="replace")[:200] or "another process"
+    except OSError:
+        return "another process"
 
 
 def _umask() -> int:

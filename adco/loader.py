@@ -29,12 +29,13 @@ from torch.utils.data import DataLoader, Dataset
 from adco import counter, native, nvjpeg, views
 from adco.batch import Batch, Request, merged
 from adco.config import View
-from adco.errors import UserError
+from adco.errors import UserError, one_line
 from adco.images import ImageIndex, UnreadableImage, decode
 from adco.reference import reference_view
 
 THREADS_FOR_A_GPU = 8  # from here on threads make whole views faster than a GPU trains on them
 AHEAD = 3  # batches being made while one is used
+DEATHS = 3  # of worker processes, with no batch between them, are no accident
 
 
 def requests(
@@ -137,7 +138,39 @@ def batches(dataset: ViewDataset, wanted: Iterable[Request], workers: int, devic
     return _uploaded(made, device) if device.type == "cuda" else made
 
 
-def _in_processes(dataset: ViewDataset, wanted: Iterable[Request], workers: int, device: torch.device) -> DataLoader:
+def _in_processes(
+    dataset: ViewDataset, wanted: Iterable[Request], workers: int, device: torch.device
+) -> Iterator[Batch]:
+    """Batches by worker processes. Where one is killed all are started anew, and make what was asked for again."""
+    asked: deque[Request] = deque()
+    wanted, deaths = iter(wanted), 0
+
+    def requested() -> Iterator[Request]:
+        yield from tuple(asked)
+        for request in wanted:
+            asked.append(request)
+            yield request
+
+    while True:
+        try:
+            for batch in _data_loader(dataset, requested(), workers, device):
+                asked.popleft()
+                yield batch
+                deaths = 0
+            return
+        except RuntimeError as error:
+            deaths += 1
+            if "DataLoader worker" not in str(error):
+                raise
+            if deaths == DEATHS:
+                raise UserError(
+                    f"data.workers={workers}: worker processes were killed {deaths} times running ({one_line(error)}); "
+                    "the system does so when memory is short: lower data.workers or batch"
+                ) from error
+            print(f"note: {one_line(error)}; the workers are started anew", file=sys.stderr)
+
+
+def _data_loader(dataset: ViewDataset, wanted: Iterable[Request], workers: int, device: torch.device) -> DataLoader:
     return DataLoader(
         dataset,
         sampler=wanted,

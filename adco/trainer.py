@@ -19,7 +19,8 @@ from adco.accumulate import backward, split
 from adco.config import Recipe
 from adco.device import has_half_precision
 from adco.errors import UserError
-from adco.files import output_folder, sha256_of, write_text
+from adco.failures import diverged
+from adco.files import claimed, output_folder, sha256_of, write_text
 from adco.health import Health, Watch
 from adco.images import BadImages
 from adco.loader import Batch, ViewDataset, batches, requests
@@ -29,7 +30,7 @@ from adco.methods.base import Moment, Step
 from adco.monitor import KnnProbe, Log, Rate, read_metrics
 from adco.progress import progress
 from adco.records import Record, commit
-from adco.resume import changed_fields
+from adco.resume import reopened
 from adco.sources import open_images
 from adco.stopping import StopRequests
 
@@ -59,7 +60,7 @@ class Trainer:
         self.optimizer = optim.build_optimizer(recipe.optimizer, self.method.encoder, fused)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.compute.precision == "fp16")
         self.bad = BadImages(self.index.root, len(self.index), recipe.data.max_bad_share, "data.max_bad_share")
-        self.step, self.seconds, self.stops = 0, 0.0, StopRequests()
+        self.step, self.seconds, self.stops, self.losses = 0, 0.0, StopRequests(), []
         self.health, self.watch = Health(), Watch()
         if recipe.compute.precision != "float32" and not has_half_precision(device):
             self._say(
@@ -68,6 +69,7 @@ class Trainer:
             )
         self.commit = commit()  # of the code that runs, whatever is committed meanwhile
         self.output = output_folder(output)
+        self.claim = claimed(self.output) if self.main else None
         self._resume(force) if resume else self._refuse_to_overwrite()
         self.writer = checkpoint.Writer(self.output, recipe.checkpoint.keep)
 
@@ -95,7 +97,7 @@ class Trainer:
                     bar.update(batch_images)
                     self.seconds = before + time.perf_counter() - begun
                     self._report(step, bar, rate)
-                    self._between_steps(step)
+                    self._between_steps()
             self.writer.wait()
         return self._finish()
 
@@ -107,6 +109,7 @@ class Trainer:
         parts = split(batch.to_views(self.device), self.recipe.compute.accumulate)
         step = self._descend(self.method, parts, moment)
         self.method.update(step, moment, bank_lr)
+        self.losses.append(step.loss.detach())
         self.step += 1
         return step
 
@@ -157,7 +160,7 @@ class Trainer:
         wanted = requests(recipe.seed, len(self.index), recipe.batch, first, last, first_epoch, rank, ranks)
         return batches(dataset, wanted, recipe.data.workers, self.device)
 
-    def _between_steps(self, step: Step) -> None:
+    def _between_steps(self) -> None:
         """After a step: probe and checkpoint where they are due, stop where that was asked for."""
         every, epoch, rest = self.recipe.checkpoint, *divmod(self.step, self.steps_per_epoch)
         last, stopping = self.step == self.steps, self.stops.anywhere()
@@ -167,20 +170,24 @@ class Trainer:
         due = rest == 0 and epoch % every.every_epochs == 0
         due |= bool(every.every_steps) and self.step % every.every_steps == 0
         if due or last or stopping:
-            self._save(step)
+            self._save()
         if stopping and not last:
             self.writer.wait()
             self.stops.stop()
 
-    def _save(self, step: Step) -> None:
-        self._check_finite(distributed.mean(step.scalars["loss"]).item())
+    def _save(self) -> None:
+        self._check_finite()
+        state = self._state()
+        if self.main:
+            self.writer.save(state)
+
+    def _state(self) -> checkpoint.State:
+        """Everything to go on from, with the whole bank: every rank takes part."""
         for reasons in distributed.gather_objects(self.bad.reasons):
             self._note_bad(reasons)
-        method = self.method.state_dict()  # of the whole bank: every rank takes part
-        if self.main:
-            optimizer, scaler, bad = self.optimizer.state_dict(), self.scaler.state_dict(), dict(self.bad.reasons)
-            recipe, data = asdict(self.recipe), self.index.fingerprint
-            self.writer.save(checkpoint.State(self.step, recipe, method, optimizer, scaler, data, bad, self.seconds))
+        method, optimizer, scaler = self.method.state_dict(), self.optimizer.state_dict(), self.scaler.state_dict()
+        recipe, data, bad = asdict(self.recipe), self.index.fingerprint, dict(self.bad.reasons)
+        return checkpoint.State(self.step, recipe, method, optimizer, scaler, data, bad, self.seconds)
 
     def _report(self, step: Step, bar, rate: Rate) -> None:
         """Every few steps: scalars, speed, health; every rank takes part, rank 0 writes."""
@@ -189,16 +196,12 @@ class Trainer:
             names = sorted(step.scalars)
             values = distributed.mean(torch.stack([step.scalars[name].float() for name in names])).tolist()
             row = dict(zip(names, values, strict=True))
-            self._check_finite(row["loss"])
+            self._check_finite()
             lr, bank_lr = self.learning_rates()
             epoch = self.step / self.steps_per_epoch
             bar.set_postfix(epoch=f"{epoch:.1f}", **{name: f"{row[name]:.3g}" for name in names}, refresh=False)
-            row |= {
-                "epoch": epoch,
-                "lr": lr,
-                "bank_lr": bank_lr,
-                **rate.scalars((self.step - self.begun_at) * self.recipe.batch),
-            }
+            row |= {"epoch": epoch, "lr": lr, "bank_lr": bank_lr}
+            row |= rate.scalars((self.step - self.begun_at) * self.recipe.batch)
         if every and self.step % every == 0:
             bank = self.method.bank
             rows, sharded = (bank.rows, bank.sharded) if bank is not None else (None, False)
@@ -213,22 +216,25 @@ class Trainer:
         for warning in self.watch(row):
             self.log.say(self.step, warning)
 
-    def _check_finite(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise UserError(
-                f"{self.output}: the loss is {loss} at step {self.step}; the checkpoints before it are kept: "
-                "lower optimizer.lr or raise contrast.tau, then --resume"
-            )
+    def _check_finite(self) -> None:
+        """Raise Failure if a loss since the last call was no number on any rank; every rank takes part."""
+        if not self.losses:
+            return
+        losses, self.losses = distributed.gather(torch.stack(self.losses)[None]).mean(dim=0), []
+        bad = losses.isfinite().logical_not().nonzero()
+        if len(bad):
+            first = self.step - len(losses) + int(bad[0])
+            recipe, count, state = self.recipe, len(self.index), self._state()
+            (request,) = requests(recipe.seed, count, recipe.batch, first, first + 1)
+            files = [self.index.paths[sample] for sample in request.samples]
+            error = diverged(self.output, state, first, losses[bad[0] :].tolist(), files) if self.main else None
+            raise distributed.gather_objects(error)[0]
 
     def _check_sizes(self) -> None:
-        recipe, parts = (
-            self.recipe,
-            distributed.ranks() * self.recipe.compute.accumulate * self.recipe.encoder.norm_splits,
-        )
+        recipe, images = self.recipe, len(self.index)
+        parts = distributed.ranks() * recipe.compute.accumulate * recipe.encoder.norm_splits
         if not self.steps_per_epoch:
-            raise UserError(
-                f"recipe: batch={recipe.batch} is larger than the {len(self.index)} images of {self.index.root}"
-            )
+            raise UserError(f"recipe: batch={recipe.batch} is larger than the {images} images of {self.index.root}")
         if recipe.batch % parts or recipe.batch // parts < 2:
             raise UserError(
                 f"recipe: batch={recipe.batch} does not divide into {parts} parts of at least 2 images (ranks="
@@ -246,15 +252,7 @@ class Trainer:
         if path is None:
             self._say(f"{self.output}: no intact checkpoint to resume from; starting from the beginning")
             return
-        state = checkpoint.load(path)
-        changes = changed_fields(state.recipe, asdict(self.recipe))
-        if state.data != self.index.fingerprint:
-            changes.append("the images themselves: files were added, removed or renamed since")
-        if changes and not force:
-            raise UserError(
-                f"{path}: was trained with another recipe ({'; '.join(changes)}); use the same recipe or another "
-                "--output-dir, or --force-recipe-change to go on with the new one"
-            )
+        state, changes = reopened(path, asdict(self.recipe), self.index.fingerprint, force)
         self._say("".join(f"going on although changed: {change}\n" for change in changes).rstrip())
         self.method.load_state_dict(state.method)
         self.optimizer.load_state_dict(state.optimizer)

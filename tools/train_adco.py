@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from adco import distributed
 from adco.device import resolve_device
 from adco.errors import command
+from adco.failures import explained
 from adco.recipe_files import RECIPES, load_recipe
 from adco.trainer import Trainer
 
@@ -61,7 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
     extra = [f"{key}={value}" for key in ("device", "seed") if (value := getattr(args, key)) is not None]
     recipe = load_recipe(args.config_file, [*args.overrides, *extra])
-    with distributed.started(resolve_device(recipe.device)) as device:
+    with (
+        distributed.started(resolve_device(recipe.device)) as device,
+        explained(recipe, distributed.ranks(), args.output_dir),
+    ):
         resume = args.resume or distributed.restarted()
         path = Trainer(recipe, args.output_dir, device, resume, args.force_recipe_change).fit()
         if distributed.rank() == 0:

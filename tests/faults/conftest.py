@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.faults import table
+from tests.faults import table, toy
 
 FOUND = pytest.StashKey[dict[str, tuple[table.Seen, float]]]()
 
@@ -19,6 +19,20 @@ def pytest_configure(config: pytest.Config) -> None:
 def seen() -> table.Seen:
     """What the test has to say about its fault; one try, unless it says more."""
     return table.Seen()
+
+
+@pytest.fixture
+def recipe(tmp_path) -> str:
+    """The toy's recipe as a file."""
+    path = tmp_path / "toy.yaml"
+    path.write_text(toy.RECIPE)
+    return str(path)
+
+
+@pytest.fixture
+def data(pictures) -> str:
+    """The override that points a recipe at the pictures."""
+    return f"data.root={pictures}"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,0 +1,257 @@
+"""What stops a run from within: killed, its workers killed, no number, other pictures. It goes on, or says why."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from adco import checkpoint, loader
+from adco.errors import Failure, UserError
+from adco.trainer import Trainer
+from tests.faults import toy
+from tests.faults.table import fault
+from tests.faults.toy import one_line
+
+KILLS = [pytest.param(5, id="5"), pytest.param(100, id="100", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("kills", KILLS)
+@fault(
+    "sigkill",
+    "Training",
+    "SIGKILL at random moments; every second one while a checkpoint is being written",
+    "an intact checkpoint is there after each; the end is bit-identical to the uninterrupted run's",
+)
+def test_killed_at_random_moments(recipe, data, tmp_path, kills, seen):
+    whole, part, chance = tmp_path / "whole", tmp_path / "part", random.Random(kills)
+    options = data, f"epochs={3 * kills}"
+    toy.trainer(recipe, whole, *options).fit()
+    seen.tries, seen.survived, seen.lost_steps, newest, again, writing = kills, 0, 0, 0, 0, 0
+    toy.start(toy.live, recipe, str(part), options, str(tmp_path / "steps")).kill()  # once to start the fork server
+    for kill in range(kills):
+        life = toy.start(toy.live, recipe, str(part), options, str(tmp_path / "steps"))
+        wait_for_a_new_checkpoint(part, newest, life)
+        time.sleep(0.1 * chance.random())
+        while kill % 2 and not list(part.glob(".checkpoint_*.tmp")):
+            assert life.is_alive(), "the run ended before it could be killed: it needs more epochs"
+        os.kill(life.pid, signal.SIGKILL)
+        life.join()
+        assert life.exitcode == -signal.SIGKILL
+        writing += bool(list(part.glob(".checkpoint_*.tmp")))
+        kept = checkpoint.newest_intact(part)
+        assert kept is not None, "no intact checkpoint is left"
+        step = int(kept.stem[-8:])
+        seen.lost_steps += max(0, newest - step)
+        newest, again = step, max(again, (tmp_path / "steps").stat().st_size - step)
+        seen.survived += 1
+    last = toy.start(toy.live, recipe, str(part), options, str(tmp_path / "steps"))
+    last.join()
+    assert last.exitcode == 0
+    assert toy.identical(toy.weights(whole), toy.weights(part))
+    assert not list(part.glob(".*.tmp")), "what a killed run left half written stays"
+    assert seen.lost_steps == 0
+    assert writing >= kills // 4
+    seen.figures |= {"killed while writing a checkpoint": writing, "steps since the last checkpoint, at most": again}
+
+
+def wait_for_a_new_checkpoint(folder: Path, newest: int, life) -> None:
+    while not any(int(path.name[11:19]) > newest for path in folder.glob("*.sha256")):
+        assert life.is_alive(), "the run ended before it could be killed: it needs more epochs"
+        time.sleep(0.002)
+
+
+@fault(
+    "later-checkpoint-damaged",
+    "Training",
+    "a kill between a checkpoint and its digest, then a stop at an earlier step, with checkpoint.keep=1",
+    "the intact checkpoint is not removed as the older one",
+)
+def test_a_damaged_later_checkpoint_does_not_push_out_an_intact_one(recipe, data, tmp_path):
+    run = tmp_path / "run"
+    toy.trainer(recipe, run, data, "epochs=1").fit()
+    (run / "checkpoint_00000009.pth").write_bytes(b"half")
+    state = checkpoint.load(run / "checkpoint_00000004.pth")
+    checkpoint.save(run, checkpoint.State(**vars(state) | {"step": 5}), keep=1)
+    assert checkpoint.newest_intact(run).name == "checkpoint_00000005.pth"
+
+
+@fault(
+    "checkpoint-bit-rot",
+    "Training",
+    "the newest checkpoint is truncated, flipped in one bit, empty, or lost its digest",
+    "it is passed over, and the one before goes on bit for bit",
+)
+def test_damaged_checkpoints_are_passed_over(recipe, data, tmp_path, seen):
+    whole = tmp_path / "whole"
+    toy.trainer(recipe, whole, data, "epochs=2", "checkpoint.keep=3").fit()
+    newest = whole / "checkpoint_00000008.pth"
+    content, middle = newest.read_bytes(), newest.stat().st_size // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    seen.tries, seen.lost_steps = 4, 0
+    for number, damaged in enumerate((content[:middle], flipped, b"", None)):
+        part = shutil.copytree(whole, tmp_path / str(number))
+        if damaged is None:
+            (part / f"{newest.name}.sha256").unlink()
+        else:
+            (part / newest.name).write_bytes(damaged)
+        again = toy.trainer(recipe, part, data, "epochs=2", "checkpoint.keep=3", resume=True)
+        assert again.step == 7
+        again.fit()
+        assert toy.identical(toy.weights(whole), toy.weights(part))
+
+
+@fault(
+    "worker-killed",
+    "Training",
+    "SIGKILL to a data worker process, in three batches of a run",
+    "the workers are started anew, the run ends bit-identical",
+)
+def test_a_data_worker_is_killed(recipe, data, tmp_path, capsys, seen):
+    options = data, "epochs=2", "data.workers=1", "data.backend=reference"
+    toy.trainer(recipe, tmp_path / "whole", *options).fit()
+    run = toy.trainer(recipe, tmp_path / "run", *options)
+    step, made, killed = run.train_step, loader._data_loader, []
+
+    def watched(*arguments):
+        loaders = made(*arguments)
+
+        def batches():
+            alive = iter(loaders)
+            for batch in alive:
+                if len(killed) < 3 and run.step in (1, 3, 5):
+                    worker = alive._workers[0]
+                    os.kill(worker.pid, signal.SIGKILL)
+                    worker.join()
+                    killed.append(run.step)
+                yield batch
+
+        return batches()
+
+    with mock.patch.object(loader, "_data_loader", watched):
+        run.train_step = step
+        run.fit()
+    assert len(killed) == 3
+    assert "started anew" in capsys.readouterr().err
+    assert toy.identical(toy.weights(tmp_path / "whole"), toy.weights(tmp_path / "run"))
+    seen.tries, seen.lost_steps = 3, 0
+
+
+@fault(
+    "workers-keep-dying",
+    "Training",
+    "data workers that the system kills as often as they are started",
+    "one line that names data.workers, no hang",
+)
+def test_workers_that_keep_dying_are_an_error(recipe, data, tmp_path):
+    with mock.patch.object(loader.ViewDataset, "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL)):
+        run = toy.trainer(recipe, tmp_path / "run", data, "data.workers=1", "data.backend=reference")
+        with pytest.raises(UserError, match="data.workers=1: worker processes were killed 3 times"):
+            run.fit()
+
+
+@fault(
+    "worker-thread-error",
+    "Training",
+    "an unforeseen error in one of the threads that make views",
+    "the run stops with that error, no hang, and goes on bit for bit when resumed",
+)
+def test_an_error_in_a_data_thread_is_not_swallowed(recipe, data, tmp_path, seen):
+    toy.trainer(recipe, tmp_path / "whole", data).fit()
+    run = toy.trainer(recipe, tmp_path / "run", data, "data.workers=2")
+    read, calls = type(run.index).read, iter(range(10**6))
+
+    def broken(index, number):
+        if next(calls) == 150:
+            raise ZeroDivisionError("planted")
+        return read(index, number)
+
+    with mock.patch.object(type(run.index), "read", broken), pytest.raises(ZeroDivisionError, match="planted"):
+        run.fit()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("views")]
+    toy.trainer(recipe, tmp_path / "run", data, resume=True).fit()
+    assert toy.identical(toy.weights(tmp_path / "whole"), toy.weights(tmp_path / "run"))
+    seen.lost_steps = 0
+
+
+@fault(
+    "nan-loss",
+    "Training",
+    "a loss that turns NaN or infinite in the middle of a run",
+    "stops with 1, keeps the last good checkpoint, names the batch's files and saves the state",
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_the_run(recipe, data, tmp_path, pictures, value):
+    descend, wanted = Trainer._descend, []
+
+    def poisoned(self, method, parts, moment):
+        step = descend(self, method, parts, moment)
+        if self.step == 13:
+            wanted.append(parts)
+            step.loss.data.fill_(value)
+            method.bank.rows[3, 2] = value
+        return step
+
+    with mock.patch.object(Trainer, "_descend", poisoned):
+        code, said = toy.tool(recipe, tmp_path / "run", data, "checkpoint.every_steps=3")
+    assert code == 1
+    assert f"the loss is {value} at step 13" in one_line(said)
+    study = json.loads((tmp_path / "run" / "diverged_00000013.json").read_text())
+    index = toy.trainer(recipe, tmp_path / "other", data).index
+    expected = next(loader.requests(0, len(index), 12, 13, 14)).samples
+    assert study["files"] == [index.paths[sample] for sample in expected]
+    assert "method.bank.rows" in study["not_finite_by_then"]
+    assert study["last_good_checkpoint"] == checkpoint.newest_intact(tmp_path / "run").name == "checkpoint_00000012.pth"
+    state = checkpoint.load(tmp_path / "run" / "diverged_00000013.pth")
+    assert not state.method["bank.rows"].isfinite().all()
+    assert not checkpoint.not_finite(vars(checkpoint.load(tmp_path / "run" / "checkpoint_00000012.pth")))
+
+
+@fault(
+    "poisoned-weights",
+    "Training",
+    "weights that turn infinite in the step before a checkpoint, while the loss still is a number",
+    "that checkpoint is not written, so that --resume never starts from it",
+)
+def test_a_checkpoint_with_an_infinity_is_never_written(recipe, data, tmp_path):
+    run = toy.trainer(recipe, tmp_path / "run", data, "epochs=1")
+    run.fit()
+    run.method.encoder.head[0].weight.data[0, 0] = math.inf
+    run.step = 5
+    with pytest.raises(Failure, match="checkpoint_00000005.pth: not written, method.encoder.head.0.weight holds a NaN"):
+        run._save()
+        run.writer.wait()
+    assert checkpoint.newest_intact(tmp_path / "run").name == "checkpoint_00000004.pth"
+
+
+@fault(
+    "data-changed",
+    "Training",
+    "pictures added, removed, renamed or moved to another class between stop and resume",
+    "noticed, one line, exit code 2; --force-recipe-change goes on",
+)
+def test_a_data_set_that_changed_is_noticed(recipe, tmp_path, pictures, seen):
+    changes = {
+        "added": lambda root: shutil.copy(root / "class0" / "000.png", root / "class0" / "zzz.png"),
+        "removed": lambda root: (root / "class1" / "003.png").unlink(),
+        "renamed": lambda root: (root / "class1" / "003.png").rename(root / "class1" / "999.png"),
+        "moved": lambda root: (root / "class1" / "003.png").rename(root / "class2" / "003b.png"),
+    }
+    seen.tries = len(changes)
+    for name, change in changes.items():
+        root = shutil.copytree(pictures / "train", tmp_path / name / "pictures")
+        arguments = recipe, tmp_path / name / "run", f"data.root={root}", "epochs=1"
+        assert toy.tool(*arguments)[0] == 0
+        change(root)
+        code, said = toy.tool(*arguments, "--resume")
+        assert (code, "the images themselves" in one_line(said)) == (2, True)
+        assert toy.tool(*arguments, "--resume", "--force-recipe-change")[0] == 0

@@ -1,0 +1,114 @@
+"""A run small enough to be killed a hundred times: a real trainer on a real folder, with a toy in place of the ResNet.
+
+Children come from a fork server that has imported everything, so that a life costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import nn
+
+from adco import checkpoint
+from adco.recipe_files import load_recipe
+from adco.trainer import Trainer
+from tools import train_adco
+
+CPU = torch.device("cpu")
+RECIPE = """
+method: adco
+epochs: 6
+batch: 12
+data: {workers: 0}
+bank: {size: 24, init: random}
+encoder: {arch: resnet18, stem: small, dim: 8, head_width: 16, key_momentum: 0.9}
+optimizer: {lr: 0.05, schedule_by: step}
+views: [{px: 16}, {px: 16}]
+compute: {channels_last: false}
+monitor: {every_steps: 0}
+checkpoint: {every_steps: 1, keep: 1}
+"""
+
+
+def backbone(arch: str = "", stem: str = "") -> nn.Module:
+    """(B, 3, S, S) -> (B, 512), as a resnet18 gives them, in a thousand parameters."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(8), nn.Flatten()
+    )
+
+
+@contextlib.contextmanager
+def small() -> Iterator[None]:
+    """The toy instead of the ResNet; one thread."""
+    torch.set_num_threads(1)
+    with mock.patch("adco.encoder.build_resnet", backbone):
+        yield
+
+
+def trainer(recipe: Path | str, output: Path, *overrides: str, resume: bool = False, force: bool = False) -> Trainer:
+    """A trainer of the toy."""
+    with small():
+        return Trainer(load_recipe(str(recipe), overrides), output, CPU, resume, force)
+
+
+def tool(recipe: Path | str, output: Path, *arguments: str) -> tuple[int, str]:
+    """tools/train_adco.py with the toy: (exit code, what it printed on stderr)."""
+    with small(), contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
+        code = train_adco.main(["--config-file", str(recipe), "--output-dir", str(output), *arguments])
+    return code, errors.getvalue().strip()
+
+
+def live(recipe: str, output: str, overrides: tuple[str, ...], steps: str) -> None:
+    """A life of the run: resumed, and if nobody kills it, to the end. `steps` gets a byte for every step done."""
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    run = trainer(recipe, Path(output), *overrides, resume=True)
+    note, step = os.open(steps, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), run.train_step
+    os.write(note, b"." * run.step)
+
+    def counted(batch):
+        done = step(batch)
+        os.write(note, b".")
+        return done
+
+    run.train_step = counted
+    run.fit()
+
+
+def forks() -> BaseContext:
+    """Where children come from."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.faults.toy"])
+    return context
+
+
+def start(function: Callable, *args) -> multiprocessing.Process:
+    """Call a module-level function in a child of its own."""
+    process = forks().Process(target=function, args=args, daemon=True)
+    process.start()
+    return process
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Everything trained in the newest intact checkpoint, and its step."""
+    state = checkpoint.load(checkpoint.newest_intact(folder))
+    return state.method | {"step": torch.tensor(state.step)}
+
+
+def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def one_line(text: str) -> str:
+    """The text, which has to be one line for people."""
+    assert "\n" not in text, text
+    assert "Traceback" not in text
+    return text
