@@ -14,8 +14,8 @@ from PIL import Image
 from adco.errors import UserError
 from adco.jobs import Job, Outcome, run_jobs
 from adco.recipe_files import load_recipe
-from adco.records import Record, load_record
-from benchmarks import chosen, curve, evidence, lead, outliers, precision, times
+from adco.records import Record, Score, load_record
+from benchmarks import chosen, curve, evidence, evidence_page, lead, outliers, precision, times
 from benchmarks.evidence_plan import chosen_only, measured_rate, runnable
 from benchmarks.evidence_stages import Place, Stage, build
 from benchmarks.holdout import held_out_split, is_held_out
@@ -309,3 +309,30 @@ def test_a_small_plan_runs_to_its_end_and_again_in_a_moment(data, tmp_path, caps
     assert "everything was run" in before
     assert evidence.main(words) == 0
     assert "started" not in capsys.readouterr().out
+
+
+def test_the_page_shows_what_was_run_and_says_not_run_of_the_rest(tmp_path):
+    curve_rows = [{"epoch": 5, "top1": 40.0}, {"epoch": 10, "top1": 45.0}]
+    settings = {"curve": curve_rows, "pretraining_seconds": 600}
+    scores = {"top1@5ep": Score(40.0, 38.5, 41.5, over="images"), "top1@10ep": Score(45.0)}
+    results = tmp_path / "results"
+    Record("pretraining/curve", scores, {}, {"name": "x"}, settings).write(results / "figure1" / "adco-s0-knn.json")
+    record = Record("pretrain/moco", {"knn_top1": 33.0}, {}, {"name": "x"}, duration_seconds=120)
+    record.write(results / "grid" / "moco-0.json")
+    page = tmp_path / "page.md"
+    page.write_text(f"prose\n{evidence_page.BEGIN}old{evidence_page.END}more\n")
+    words = ["--results", str(results), "--page", str(page)]
+    assert evidence_page.main(words) == 0
+    text = page.read_text()
+    assert text.startswith("prose\n")
+    assert text.endswith("more\n")
+    assert "old" not in text
+    assert "| adco-s0 | 40.00 (38.50 to 41.50) | 45.00 | 10 |" in text
+    assert "| adco-s1 | not run | not run |  |" in text
+    assert "| moco | `contrast.tau=0.2` | 33.00 | 2 |" in text
+    assert "| caco | `contrast.tau=0.1 contrast.tau_bank=0.1` | not run |  |" in text
+    once = page.read_text()
+    assert evidence_page.main(words) == 0
+    assert page.read_text() == once
+    page.write_text("no markers")
+    assert evidence_page.main(words) == 2
