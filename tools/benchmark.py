@@ -31,9 +31,9 @@ from adco.suite.subjects import read_subjects
 EXAMPLES = """\
 examples:
   # what would run, what it would take, what data is missing
-  python tools/benchmark.py --checkpoint zoo://moco-v2-200ep mine.pth --data-root DATA --output-dir out --dry-run
+  python tools/benchmark.py --checkpoint zoo://moco-v2-r50-200ep mine.pth --data-root DATA --output-dir out --dry-run
   # all of it, side by side on the GPUs there are; after an interruption the same command goes on
-  python tools/benchmark.py --checkpoint zoo://moco-v2-200ep mine.pth --data-root DATA --output-dir out
+  python tools/benchmark.py --checkpoint zoo://moco-v2-r50-200ep mine.pth --data-root DATA --output-dir out
   # minutes on small data, at 64 px, which the protocols' names then say
   python tools/benchmark.py --checkpoint mine.pth --suite quick --set image_px=64 --data-root DATA --output-dir out
   # a job of SLURM for each stage, put back into the queue until it is done
