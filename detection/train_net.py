@@ -1,6 +1,7 @@
 """Fine-tune and evaluate a detector from a pretrained backbone: detectron2's train_net.py with our protocols.
 
-    python detection/train_net.py --config-file detection/configs/X.yaml --num-gpus 8 MODEL.WEIGHTS X.pkl OUTPUT_DIR out
+    python detection/train_net.py --config-file detection/configs/pascal_voc_R_50_C4_24k_adco.yaml --num-gpus 8 \\
+        MODEL.WEIGHTS X.pkl OUTPUT_DIR out
 
 MODEL.WEIGHTS: a file that tools/convert_to_d2.py wrote, zoo://NAME (converted and kept in the cache), or '' for random
 initialisation. DETECTRON2_DATASETS names the folder with VOC2007, VOC2012 and coco, as detectron2 has it.

@@ -67,6 +67,20 @@ def commands(document: Path) -> Iterator[Command]:
             yield from (Command(document, line, words) for words in words_of(flat(span[1])))
 
 
+def commands_in_help() -> Iterator[Command]:
+    """Every example in the text of a tool (`--help` prints it), and in the header of a recipe or a detector's config.
+
+    Explanations may follow after three spaces; a line with `...` or brackets is a sketch.
+    """
+    files = [file for room in ("tools", "transfer", "detection") for file in sorted((ROOT / room).glob("*.py"))]
+    files += [*sorted(RECIPES.glob("*.yaml")), *sorted((ROOT / "detection" / "configs").glob("*.yaml"))]
+    for file in files:
+        text = re.sub(r"\\+\n#? *", "", file.read_text())
+        for line in re.findall(r"^(?:# [Cc]ommand:)? *((?:python|torchrun) .*)$", text, re.MULTILINE):
+            if not re.search(r"\.\.\.|\[", line):
+                yield from (Command(file, 1, words) for words in words_of(line.split("   ")[0]))
+
+
 def words_of(block: str) -> Iterator[tuple[str, ...]]:
     """The commands of a shell block: comments left out, continued lines joined, `&&` split."""
     for line in block.replace("\\\n", " ").splitlines():
@@ -247,7 +261,7 @@ def check_names(text: str, folder: Path) -> None:
 
 def check_span(span: str) -> None:
     """A code span that looks like a file of the project, or like a key of a recipe, must be one."""
-    if re.fullmatch(rf"(?:{'|'.join(ROOMS)})/[\w./*{{}},-]+", span):
+    if re.fullmatch(rf"(?:{'|'.join(ROOMS)})/[\w./*{{}},-]+", span) and not re.search(r"\b[A-Z]+\b", span):
         for pattern in braced(span.rstrip("/")):
             if not list(ROOT.glob(pattern)):
                 raise Wrong(f"`{span}`: no such file in the project")

@@ -15,7 +15,7 @@ from adco.monitor import read_metrics
 from adco.recipe_files import load_recipe
 from adco.records import load_record
 from tests import doc_commands
-from tests.doc_commands import DOCUMENTS, ROOT, Wrong, check, check_names, commands, words_of
+from tests.doc_commands import DOCUMENTS, ROOT, Wrong, check, check_names, commands, commands_in_help, words_of
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -30,6 +30,17 @@ def test_every_command_and_name_of_a_document_is_right(document):
         check_names(document.read_text(), document.parent)
     except Wrong as wrong:
         faults.append(f"{document.name}: {wrong}")
+    assert not faults, "\n".join(faults)
+
+
+def test_every_example_in_a_tools_help_and_a_recipes_header_is_right():
+    found, faults = list(commands_in_help()), []
+    for command in found:
+        try:
+            check(command.words)
+        except Wrong as wrong:
+            faults.append(f"{command}\n    {wrong}")
+    assert len({command.document for command in found}) > 50
     assert not faults, "\n".join(faults)
 
 

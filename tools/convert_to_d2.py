@@ -1,7 +1,7 @@
 """Convert a ResNet checkpoint of any public layout for detectron2, or a detectron2 file back, and prove the conversion.
 
-python tools/convert_to_d2.py CHECKPOINT OUT.pkl                          for detectron2
-python tools/convert_to_d2.py CHECKPOINT OUT.pth (or OUT.safetensors)     torchvision's names, from detectron2's too
+python tools/convert_to_d2.py CHECKPOINT OUT.pkl     for detectron2
+python tools/convert_to_d2.py CHECKPOINT OUT.pth     torchvision's names, from detectron2's too; also OUT.safetensors
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ examples:
   python tools/zoo.py verify                                    all that are in the cache
   python tools/zoo.py add adco-r50-200ep ~/Downloads/model.pth.tar   a file that came by other means
   python tools/zoo.py add mine output/adco/checkpoint.pth --method AdCo --epochs 100     one of your own
-  python tools/zoo.py pack output/adco/checkpoint.pth adco/models/mine.safetensors --recipe adco_r18_imagenette \
+  python tools/zoo.py pack output/adco/checkpoint.pth mine.safetensors --recipe adco_r18_imagenette \
       --data Imagenette     half the size, for a package: prints the row for its manifest
 """
 
