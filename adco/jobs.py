@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shlex
@@ -17,8 +16,8 @@ from datetime import datetime
 from pathlib import Path
 
 from adco import leash
-from adco.errors import REQUEUE, Requeue, UserError
-from adco.files import output_folder, write_text
+from adco.errors import REQUEUE, Requeue
+from adco.files import claimed, output_folder, write_text
 from adco.jobs_shown import Shown
 from adco.stopping import StopRequests
 
@@ -97,7 +96,7 @@ def run_jobs(
     """
     _check(jobs, devices)
     folder = output_folder(folder)
-    with _alone(folder), StopRequests() as asked, Shown(jobs) as shown:
+    with claimed(folder) or contextlib.nullcontext(), StopRequests() as asked, Shown(jobs) as shown:
         run = _Run(jobs, folder, at_once, list(devices), budget_minutes, shown)
         try:
             while run.unfinished():
@@ -112,7 +111,7 @@ def run_jobs(
         raise KeyboardInterrupt
     if asked.number:
         raise Requeue(f"{signal.Signals(asked.number).name} came; the same command goes on from here")
-    return run.outcomes
+    return {job.name: run.outcomes[job.name] for job in jobs}
 
 
 class _Run:
@@ -134,8 +133,7 @@ class _Run:
     def step(self) -> None:
         """Take in what has ended, settle what need not run, start what can."""
         for running in list(self.running.values()):
-            code = running.process.poll()
-            if code is not None:
+            if (code := _exit_code(running)) is not None:
                 self._end(running, code)
         for job in self.jobs:
             if job.name not in self.outcomes and job.name not in self.running:
@@ -207,8 +205,7 @@ class _Run:
         deadline = time.monotonic() + GRACE_SECONDS
         while self.running and time.monotonic() < deadline:
             for running in list(self.running.values()):
-                code = running.process.poll()
-                if code is not None:
+                if (code := _exit_code(running)) is not None:
                     self._end(running, code if code == 0 else REQUEUE)
             time.sleep(PAUSE_SECONDS)
         self.kill()
@@ -251,28 +248,18 @@ def _nothing_to_do(job: Job) -> str | None:
     return job.reused()
 
 
+def _exit_code(running: Running) -> int | None:
+    """The exit code of a job that has ended, whose group is then empty; None while it runs."""
+    options = os.WEXITED | os.WNOHANG | os.WNOWAIT  # not reaped yet: its group's number cannot be another's
+    if os.waitid(os.P_PID, running.process.pid, options) is None:
+        return None
+    _signal(running, signal.SIGKILL)  # what it has left behind
+    return running.process.wait()
+
+
 def _signal(running: Running, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(running.process.pid, number)
-
-
-class _alone:
-    """The folder's lock, which ends with its process. Raises UserError when another run has it."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self):
-        self.file = (self.folder / "jobs.lock").open("w")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.file.close()
-            raise UserError(f"{self.folder}: another run is at work in it; wait for it, or choose another") from None
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
 
 
 def _check(jobs: Sequence[Job], devices: Sequence[str]) -> None:

@@ -25,7 +25,6 @@ def main(words: list[str]) -> int:
         return 127
     threading.Thread(target=_die_with_the_starter, daemon=True).start()
     code = child.wait()
-    os.killpg(0, signal.SIGTERM)  # what the command has left behind
     return 128 - code if code < 0 else code
 
 

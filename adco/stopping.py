@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 
-from adco import distributed
 from adco.errors import Requeue
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; a scheduler's end; SLURM's warning before it
@@ -26,10 +25,14 @@ class StopRequests:
 
     def anywhere(self) -> bool:
         """Whether any rank was asked to stop: all ranks then stop after the same step."""
+        from adco import distributed  # torch: only for those who have ranks
+
         return distributed.anywhere(bool(self.number))
 
     def stop(self) -> None:
         """Raise KeyboardInterrupt for Ctrl-C, Requeue for what a scheduler sends."""
+        from adco import distributed
+
         number = max(distributed.gather_objects(self.number))
         if number == signal.SIGINT:
             raise KeyboardInterrupt
