@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--suite", default="table4", help="table4, quick, or a YAML file (docs/benchmark.md) (default: %(default)s)")
     add("--stages", action="append", default=[], metavar="NAME,...", help="only these stages of the suite")
     add("--set", action="append", default=[], metavar="KEY=N",
-        help="image_px, epochs or iterations of all stages, or STAGE.KEY=N; the names of the protocols say so")  # fmt: skip
+        help="image_px, epochs or iterations of all stages, or STAGE.KEY=N; protocols' names then say so")  # fmt: skip
     add(
         "--data-root",
         type=Path,

@@ -148,6 +148,9 @@ def _stage(path: Path, name: str, row: object) -> Stage:
             raise UserError(f"{where}.{key}: expected a list of texts, found {row[key]!r}")
     if strange := [item for item in row["data"] if item not in KINDS]:
         raise UserError(f"{where}.data: {strange[0]!r} is not a data set; choose {', '.join(KINDS)}")
+    for text in row["records"]:
+        if strange := set(re.findall(r"\{(.*?)\}", text)) - {*SETTINGS, "depth"}:
+            raise UserError(f"{where}.records: {text!r}: {strange.pop()} is none of {', '.join(SETTINGS)}, depth")
     for key in ("settings", "standard", "passes"):
         if not isinstance(row.get(key, {}), dict):
             raise UserError(f"{where}.{key}: expected keys and values, found {row[key]!r}")
