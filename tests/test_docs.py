@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import sys
 
 import numpy as np
@@ -14,8 +15,12 @@ from adco.backbone import load_backbone
 from adco.monitor import read_metrics
 from adco.recipe_files import load_recipe
 from adco.records import load_record
+from adco.sample import make_sample
 from tests import doc_commands
 from tests.doc_commands import DOCUMENTS, ROOT, Wrong, check, check_names, commands, commands_in_help, words_of
+from tests.doc_runs import SMALL_PX, TRAIN, Place, run, why_not_run
+from tools import convert_to_d2, train_adco, zoo
+from transfer import knn, voc07
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -210,3 +215,56 @@ def test_the_example_protocol_is_what_it_says(pictures, tmp_path, capsys):
     score = record.scores["top1"]
     assert record.protocol == "nearest-mean/cosine@64px" and score.low <= score <= score.high
     assert f"top1 {score:.2f} %" in capsys.readouterr().out
+
+
+# What can be run is run: tests/doc_runs.py says how it is made small
+
+LINES = {shlex.join(command.words): command for document in DOCUMENTS for command in commands(document)}
+RUNS = [line for line in LINES if why_not_run(line) is None]
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Place:
+    """A world, and a run of one epoch with its conversion and its name in the zoo."""
+    root = tmp_path_factory.mktemp("place")
+    place = Place(root / "DATA", root / "run" / "checkpoint_00000007.pth", root / "backbone.pkl", root / "cache")
+    make_sample(place.world, 0, 240, 1)
+    (place.world / "detection").mkdir()
+    for name in ("VOCdevkit/VOC2007", "VOCdevkit/VOC2012", "coco"):
+        (place.world / "detection" / name.split("/")[-1]).symlink_to(place.world / name)
+    words = ["train_adco.py", "--config-file", "adco_r18_sample", "--output-dir", "run", "data.root=IMAGENET"]
+    for line in (
+        ["python", f"tools/{words[0]}", *words[1:]],
+        ["python", "tools/convert_to_d2.py", "CHECKPOINT", "backbone.pkl"],
+        ["python", "tools/zoo.py", "add", "of-the-documents", "CHECKPOINT"],
+    ):
+        done = run(tuple(line), place, root)
+        assert done.returncode == 0, done.stderr
+    return place
+
+
+def test_most_commands_are_run():
+    assert len(RUNS) > 25 and len(RUNS) >= len(LINES) / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", RUNS)
+def test_a_command_of_the_documents_runs(line, place, tmp_path):
+    done = run(LINES[line].words, place, tmp_path)
+    assert done.returncode == 0, f"{LINES[line]}\n{done.stderr[-2000:]}"
+
+
+def test_the_first_steps_run(pictures, tmp_path, monkeypatch, capsys):
+    """Pretrain, convert, classify, in this process; and what only prints."""
+    monkeypatch.setenv("ADCO_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    train = ["--config-file", "adco_r18_sample", f"data.root={pictures}", "--device", "cpu", "--output-dir", str(out)]
+    assert train_adco.main([*train, *TRAIN, "batch=16"]) == 0
+    checkpoint = capsys.readouterr().out.split()[-1]
+    assert convert_to_d2.main([checkpoint, str(tmp_path / "adco.safetensors")]) == 0
+    words = ["--data", str(pictures), "--output-dir", str(tmp_path / "knn"), "--k", "5", *SMALL_PX]
+    assert knn.main(["--checkpoint", str(tmp_path / "adco.safetensors"), *words]) == 0
+    assert "knn/k5-t0.07@64px: top1" in capsys.readouterr().out
+    assert train_adco.main([*train, *TRAIN, "batch=16", "--resume"]) == 0
+    assert voc07.main(["--protocol", "list"]) == 0 and zoo.main(["list"]) == 0
+    assert zoo.main(["show", "moco-v2-r50-800ep"]) == 0
