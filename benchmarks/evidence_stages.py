@@ -173,6 +173,7 @@ class _Maker:
             words = self._python("transfer/voc07.py", "--checkpoint", checkpoint, "--data", data)
             words += ["--image-px", self.plan["image_px"], "--workers", self._workers(), "--output-dir", folder]
             words += [word for protocol in at["protocols"] for word in ("--protocol", protocol)]
+            words += [word for k in at["shots"] for word in ("--shots", k)]
             kinds = {p: f"voc07-{p}" if p.startswith("lowshot") else f"voc07-svm-{p}" for p in at["protocols"]}
             files = {p: folder / f"{kind}@{self.plan['image_px']}px.json" for p, kind in kinds.items()}
             words += ["--device", self.place.device]
