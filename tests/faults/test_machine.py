@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import multiprocessing
 import os
 import random
 import time
@@ -169,7 +170,7 @@ def hold(folder: str, ready) -> None:
 def test_two_runs_do_not_share_a_folder(recipe, data, tmp_path, seen):
     folder = tmp_path / "run"
     folder.mkdir()
-    ready = toy.forks().Event()
+    ready = multiprocessing.get_context("fork").Event()
     process = toy.start(hold, str(folder), ready)
     assert ready.wait(60)
     before = sorted(folder.iterdir())

@@ -1,6 +1,6 @@
 """A run small enough to be killed a hundred times: a real trainer on a real folder, with a toy in place of the ResNet.
 
-Children come from a fork server that has imported everything, so that a life costs milliseconds.
+Children are forked from the test, which has imported everything, so that a life costs milliseconds.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
-from multiprocessing.context import BaseContext
+from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
 import torch
 from torch import nn
 
-from adco import checkpoint
+from adco import checkpoint, distributed
 from adco.recipe_files import load_recipe
 from adco.trainer import Trainer
 from tools import train_adco
@@ -83,16 +83,9 @@ def live(recipe: str, output: str, overrides: tuple[str, ...], steps: str) -> No
     run.fit()
 
 
-def forks() -> BaseContext:
-    """Where children come from."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.toy"])
-    return context
-
-
 def start(function: Callable, *args) -> multiprocessing.Process:
     """Call a module-level function in a child of its own."""
-    process = forks().Process(target=function, args=args, daemon=True)
+    process = multiprocessing.get_context("fork").Process(target=function, args=args, daemon=True)
     process.start()
     return process
 
@@ -112,3 +105,18 @@ def one_line(text: str) -> str:
     assert "\n" not in text, text
     assert "Traceback" not in text
     return text
+
+
+def rank(number: int, ranks: int, port: int, timeout_seconds: float, log: str, arguments: list[str]) -> None:
+    """tools/train_adco.py with the toy, as one of several ranks, started as `srun` does; ends with its exit code."""
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(ranks)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.TIMEOUT = timedelta(seconds=timeout_seconds)
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+    with small():
+        os._exit(train_adco.main(arguments))
+
+
+if __name__ == "__main__":
+    with small():
+        sys.exit(train_adco.main())

@@ -1,0 +1,149 @@
+"""A rank that dies, hangs or is wrong: the others end soon, one line names it, and a new start goes on bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adco import checkpoint
+from tests.faults import toy
+from tests.faults.table import fault
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
+
+
+def start_ranks(ranks: int, folder: Path, timeout_seconds: float, *arguments: str) -> list:
+    port, logs = free_port(), [folder / f"log{number}" for number in range(ranks)]
+    return [
+        toy.start(toy.rank, number, ranks, port, timeout_seconds, str(log), list(arguments))
+        for number, log in enumerate(logs)
+    ]
+
+
+def said(folder: Path) -> list[str]:
+    """The lines that the ranks printed, but for warnings of libraries and what goes on."""
+    lines = [line for log in sorted(folder.glob("log*")) for line in log.read_text().splitlines()]
+    return [line for line in lines if line.startswith(("error", "failed", "Traceback"))]
+
+
+def wait_for_step(folder: Path, step: int, alive: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while (newest := max(folder.glob("*.sha256"), default=None)) is None or int(newest.name[11:19]) < step:
+        assert alive(), "ended before it could be disturbed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("sent", "victim"), [(signal.SIGKILL, 1), (signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
+@fault(
+    "rank-lost",
+    "Training",
+    "one of two gloo ranks is killed, either of them, or hangs (SIGSTOP) with a time-out of 5 s; no torchrun",
+    "the other ends with 1 and one line that names the lost rank; an intact checkpoint stays",
+)
+def test_a_lost_rank_is_named_and_ends_the_others(recipe, data, tmp_path, sent, victim, seen):
+    run = tmp_path / "run"
+    arguments = "--config-file", recipe, "--output-dir", str(run), data, "epochs=500"
+    processes = start_ranks(2, tmp_path, 5.0, *arguments)
+    try:
+        wait_for_step(run, 3, lambda: all(process.is_alive() for process in processes))
+        os.kill(processes[victim].pid, sent)
+        begun, other = time.monotonic(), processes[1 - victim]
+        other.join(60)
+        assert other.exitcode == 1, "it hangs, or ended otherwise"
+        seen.figures["seconds until the other ended"] = round(time.monotonic() - begun, 1)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    (line,) = said(tmp_path)
+    assert line.startswith(f"failed: rank {victim} of 2 died, or hung for 0:00:05")
+    assert checkpoint.newest_intact(run)
+
+
+@pytest.mark.parametrize("mistake", ["batch=7", "data.max_bad_share=0"])
+@fault(
+    "told-once",
+    "Training",
+    "a mistake that all ranks see (batch), or that one rank meets while it trains (a broken picture)",
+    "one line for all ranks, exit code 2 from the one that tells it, no hang",
+)
+def test_an_error_is_told_once(recipe, data, tmp_path, pictures, mistake):
+    root = shutil.copytree(pictures / "train", tmp_path / "pictures")
+    if mistake != "batch=7":
+        (root / "class1" / "004.png").write_bytes(b"")
+    arguments = "--config-file", recipe, "--output-dir", str(tmp_path / "run"), f"data.root={root}", mistake
+    processes = start_ranks(2, tmp_path, 30.0, *arguments)
+    for process in processes:
+        process.join(60)
+    codes = [process.exitcode for process in processes]
+    assert 2 in codes and set(codes) <= {1, 2}
+    (line,) = said(tmp_path)
+    assert line.startswith("error: ")
+    assert ("batch=7 does not divide" if mistake == "batch=7" else "004.png") in line
+
+
+def torchrun(restarts: int, log: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [f"--max-restarts={restarts}", "-m", "tests.faults.toy", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log.open("w"), start_new_session=True)
+
+
+@pytest.mark.slow
+@fault(
+    "rank-killed-under-torchrun",
+    "Training",
+    "SIGKILL to a rank under torchrun, at random moments, rank 0 and rank 1 in turn, --max-restarts 6",
+    "torchrun starts all anew, they go on from the last checkpoint, the end is bit-identical",
+)
+def test_torchrun_starts_the_ranks_anew(recipe, data, tmp_path, seen):
+    arguments = "--config-file", recipe, data, "epochs=60"
+    assert torchrun(0, tmp_path / "log", *arguments, "--output-dir", str(tmp_path / "whole")).wait(300) == 0
+    part, chance = tmp_path / "part", random.Random(0)
+    process = torchrun(6, tmp_path / "log", *arguments, "--output-dir", str(part))
+    seen.tries, seen.survived, seen.lost_steps = 6, 0, 0
+    for kill in range(6):
+        wait_for_step(part, 3 + 20 * kill, lambda: process.poll() is None)
+        time.sleep(0.2 * chance.random())
+        workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+        os.kill(int(workers.split()[kill % 2]), signal.SIGKILL)
+        seen.survived += 1
+    assert process.wait(300) == 0
+    assert toy.identical(toy.weights(tmp_path / "whole"), toy.weights(part))
+
+
+@pytest.mark.slow
+@fault(
+    "rank-killed-without-restarts",
+    "Training",
+    "SIGKILL to a rank under torchrun with --max-restarts 0",
+    "torchrun ends with an error, no hang, no traceback of ours; at most one line of ours",
+)
+def test_torchrun_without_restarts_ends(recipe, data, tmp_path, seen):
+    run = tmp_path / "run"
+    process = torchrun(0, tmp_path / "log", "--config-file", recipe, data, "epochs=500", "--output-dir", str(run))
+    wait_for_step(run, 3, lambda: process.poll() is None)
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(workers.split()[1]), signal.SIGKILL)
+    begun = time.monotonic()
+    assert process.wait(60) == 1
+    seen.figures["seconds until torchrun ended"] = round(time.monotonic() - begun, 1)
+    assert len([line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("failed: ")]) <= 1
+    assert "adco/trainer.py" not in (tmp_path / "log").read_text()
+    assert checkpoint.newest_intact(run)
