@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shlex
 import sys
 
@@ -12,6 +13,7 @@ import torch
 
 from adco import limits, methods
 from adco.backbone import load_backbone
+from adco.health import CONCERNS
 from adco.monitor import read_metrics
 from adco.recipe_files import load_recipe
 from adco.records import load_record
@@ -47,6 +49,33 @@ def test_every_example_in_a_tools_help_and_a_recipes_header_is_right():
             faults.append(f"{command}\n    {wrong}")
     assert len({command.document for command in found}) > 50
     assert not faults, "\n".join(faults)
+
+
+def first_column(page: str) -> list[str]:
+    """The first cells of the tables of a document."""
+    rows = re.findall(r"^\| (.+?) \|", (ROOT / "docs" / page).read_text(), re.MULTILINE)
+    return [row for row in rows if not row.startswith("you ")]
+
+
+def test_the_messages_in_the_troubleshooting_are_what_the_code_says():
+    """The parts of a quoted message between what varies; a string that goes over several lines is joined first."""
+    code = "".join(file.read_text() for room in ("adco", "detection", "transfer") for file in doc_commands.py(room))
+    code = re.sub(r"\"\s*\n\s*f?\"", "", code)
+    quoted = [span for cell in first_column("troubleshooting.md") for span in doc_commands.SPAN.findall(cell)]
+    assert len(quoted) > 15
+    for message in quoted:
+        for part in re.split(r"\.\.\.|\b(?:\d+|nan|N|resnet50)\b", message):
+            assert part.strip(" ,") in code, message
+
+
+def test_the_warnings_that_are_explained_are_those_there_are():
+    cells = first_column("pretraining.md")
+    assert [cell for cell in cells if cell in {concern.name for concern in CONCERNS}] == [c.name for c in CONCERNS]
+    judged = {concern.name: concern.bad for concern in CONCERNS}  # the limits in the third column
+    assert judged["collapse"](0.049, 1, 1) and judged["collapse"](1, 1, 0.09) and not judged["collapse"](0.06, 1, 0.11)
+    for name, limit in (("one row", 0.5), ("starving bank", 0.9), ("loader", 0.3)):
+        assert judged[name](limit + 0.01) and not judged[name](limit - 0.01)
+    assert judged["falling kNN"](79, 100) and not judged["falling kNN"](81, 100)
 
 
 # The test of the test
