@@ -209,11 +209,11 @@ def _one_voice(store: dist.Store, rank: int, world_size: int) -> Iterator[None]:
             raise
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others at once; there is a line to say first
         try:
-            store.set(f"here/{rank}", "")
-            lost = () if found is error else _silent(store, world_size)
             found.told = store.add("told", 1) > 1
+            store.set(f"here/{rank}", "")
+            lost = _silent(store, world_size)
         except RuntimeError:  # the store lived in rank 0
-            lost, found.told = (0,), rank != 1
+            found.told, lost = rank != 1, [0]
         if found is error:
             raise
         who = f"rank {', '.join(map(str, lost))}" if lost else "another rank"

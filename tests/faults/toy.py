@@ -113,6 +113,7 @@ def rank(number: int, ranks: int, port: int, timeout_seconds: float, log: str, a
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.TIMEOUT = timedelta(seconds=timeout_seconds)
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
     with small():
         os._exit(train_adco.main(arguments))
 
