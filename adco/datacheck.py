@@ -5,20 +5,16 @@ VOC07 and VOC12, COCO 2017, Places205 and ImageNet, in the layouts that detectio
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import random
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
+from adco.annotations import check_coco_content, inside, places_list, read_bytes, read_coco, voc_objects
 from adco.errors import UserError
+from adco.images import UnreadableImage, read_image
 
-VOC_FIELDS = ("name", "pose", "truncated", "difficult", "bndbox")  # what detectron2's VOC evaluator reads of an object
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 PLACES_IMAGES = "data/vision/torralba/deeplearning/images256"
 
@@ -39,7 +35,7 @@ class Split:
     """One split of a dataset.
 
     images, boxes, classes: what is there; boxes None where the dataset has none
-    faults: a line for each file that is missing or broken
+    faults: a line for each file that is missing or broken; notes: lines on what is left out of training
     """
 
     name: str
@@ -47,6 +43,7 @@ class Split:
     boxes: int | None = None
     classes: int | None = None
     faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def official(self) -> bool:
@@ -93,38 +90,27 @@ def check_voc(folder: Path, sample: int | None) -> list[Split]:
         listing = folder / "ImageSets" / "Main" / f"{name.split()[1]}.txt"
         if not listing.is_file():
             continue
-        ids = listing.read_text().split()
-        split, kinds = Split(name, images=len(ids), boxes=0), set()
+        ids = os.fsdecode(read_bytes(listing, "image list")).split()
+        split, kinds, empty = Split(name, images=len(ids), boxes=0), set(), []
+        split.faults += [f"{listing}: {identity} leads out of the folder" for identity in ids if not inside(identity)]
+        ids = [identity for identity in ids if inside(identity)]
         for identity in ids:
             try:
                 objects = voc_objects(folder / "Annotations" / f"{identity}.xml")
             except UserError as error:
                 split.faults.append(str(error))
                 continue
-            easy = [kind for kind, difficult in objects if not difficult]
+            easy = [item.name for item in objects if not item.difficult]
             split.boxes += len(easy)
             kinds.update(easy)
+            empty += [identity for item in objects if item.empty]
         split.classes = len(kinds)
+        split.notes += [f"boxes without area, left out: {len(empty)}, the first is in {empty[0]}"] if empty else []
         split.faults += broken((folder / "JPEGImages" / f"{identity}.jpg" for identity in ids), sample)
         splits.append(split)
     if not splits:
         raise UserError(f"{folder}: ImageSets/Main holds no train.txt, val.txt, trainval.txt or test.txt")
     return splits
-
-
-def voc_objects(path: Path, content: bytes | None = None) -> list[tuple[str, bool]]:
-    """(class, difficult) of every object in a VOC annotation. Raises UserError naming what is absent or broken."""
-    try:
-        objects = ElementTree.fromstring(path.read_bytes() if content is None else content).findall("object")
-    except OSError as error:
-        raise UserError(f"{path}: no such annotation") from error
-    except ElementTree.ParseError as error:
-        raise UserError(f"{path}: not a VOC annotation ({error})") from error
-    for item in objects:
-        absent = [name for name in VOC_FIELDS if item.find(name) is None]
-        if absent:
-            raise UserError(f"{path}: an object has no <{absent[0]}>, which detectron2's VOC evaluator reads")
-    return [(item.findtext("name"), item.findtext("difficult").strip() == "1") for item in objects]
 
 
 def check_coco(folder: Path, sample: int | None) -> list[Split]:
@@ -137,16 +123,16 @@ def check_coco(folder: Path, sample: int | None) -> list[Split]:
             split.faults.append(f"{path}: no such annotation file")
             continue
         try:
-            content = json.loads(path.read_bytes())
-            names, known = [image["file_name"] for image in content["images"]], {i["id"] for i in content["images"]}
-            split.boxes, split.classes = len(content["annotations"]), len(content["categories"])
-            lost = sum(box["image_id"] not in known for box in content["annotations"])
-        except (ValueError, KeyError, TypeError) as error:
-            split.faults.append(f"{path}: not a COCO instances file ({type(error).__name__}: {error})")
+            content = read_coco(path)
+        except UserError as error:
+            split.faults.append(str(error))
             continue
-        if lost:
-            split.faults.append(f"{path}: {lost} annotations of images that it does not list")
-        split.images = len(names)
+        faults, split.notes = check_coco_content(content)
+        split.faults += [f"{path}: {line}" for line in faults]
+        split.images, split.boxes, split.classes = (
+            len(content[key]) for key in ("images", "annotations", "categories")
+        )
+        names = [image["file_name"] for image in content["images"] if inside(image.get("file_name"))]
         split.faults += broken((folder / subset / name for name in names), sample)
     return splits
 
@@ -160,14 +146,13 @@ def check_places205(folder: Path, sample: int | None) -> list[Split]:
         if not path.is_file():
             split.faults.append(f"{path}: no such list")
             continue
-        with path.open(newline="") as file:
-            rows = list(csv.reader(file, delimiter=" "))
-        wrong = [number for number, row in enumerate(rows, 1) if len(row) != 2 or not row[1].isdigit()]
-        if wrong:
-            split.faults.append(f"{path}: line {wrong[0]} is not `PATH LABEL`")
+        try:
+            names, labels = places_list(path, read_bytes(path, "list"))
+        except UserError as error:
+            split.faults.append(str(error))
             continue
-        split.images, split.classes = len(rows), len({label for _, label in rows})
-        split.faults += broken((folder / PLACES_IMAGES / name for name, _ in rows), sample)
+        split.images, split.classes = len(names), len(set(labels))
+        split.faults += broken((folder / PLACES_IMAGES / name for name in names), sample)
     return splits
 
 
@@ -180,7 +165,12 @@ def check_imagenet(folder: Path, sample: int | None) -> list[Split]:
         if not (folder / subset).is_dir():
             split.faults.append(f"{folder / subset}: no such folder")
             continue
-        pictures = {entry.name: _pictures(Path(entry.path)) for entry in os.scandir(folder / subset) if entry.is_dir()}
+        pictures = {}
+        for entry in os.scandir(folder / subset):
+            try:
+                pictures |= {entry.name: _pictures(Path(entry.path))} if entry.is_dir() else {}
+            except OSError as error:
+                split.faults.append(f"{entry.path}: cannot be read ({error.strerror})")
         split.faults += [f"{folder / subset / name}: no pictures" for name, found in pictures.items() if not found]
         split.images, split.classes = sum(map(len, pictures.values())), len(pictures)
         split.faults += broken((path for found in pictures.values() for path in found), sample, present=True)
@@ -196,7 +186,7 @@ def broken(paths: Iterable[Path], sample: int | None, present: bool = False) -> 
     """A line for each picture that is missing or empty, and for each of the sample that cannot be decoded."""
     faults, whole = [], []
     for path in paths:
-        if present or path.is_file():
+        if present or os.path.isfile(path):
             whole.append(path)
         else:
             faults.append(f"{path}: no such picture")
@@ -206,10 +196,9 @@ def broken(paths: Iterable[Path], sample: int | None, present: bool = False) -> 
 
 def _undecodable(path: Path) -> str | None:
     try:
-        with Image.open(path) as image:
-            image.load()
-    except Exception as error:
-        return f"{path}: cannot be decoded ({(str(error).splitlines() or [type(error).__name__])[0][:80]})"
+        read_image(path)
+    except UnreadableImage as error:
+        return f"{path}: cannot be decoded ({error.reason[:80]})"
     return None
 
 

@@ -61,23 +61,23 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def _explained(error: Exception) -> tuple[str, int]:
+def _explained(fault: Exception) -> tuple[str, int]:
     """(the line to print, the exit code)."""
-    if isinstance(error, UserError):
+    if isinstance(fault, UserError):
         # from a worker process torch brings an error back with the whole traceback as its text
-        return f"error: {one_line(str(error).rpartition('adco.errors.UserError: ')[2])}", 2
-    if isinstance(error, Failure):
-        return f"failed: {one_line(error)}", 1
-    if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)):
-        return f"error: {one_line(os.fsdecode(error.filename))}: {error.strerror}; choose another, or mend it", 2
-    return f"failed: {type(error).__name__}: {one_line(error)[:300]}; {_save_details(error)}", 1
+        return f"error: {one_line(str(fault).rpartition('adco.errors.UserError: ')[2])}", 2
+    if isinstance(fault, Failure):
+        return f"failed: {one_line(fault)}", 1
+    if isinstance(fault, OSError) and isinstance(fault.filename, (str, bytes)):
+        return f"error: {one_line(os.fsdecode(fault.filename))}: {fault.strerror}; choose another, or mend it", 2
+    return f"failed: {type(fault).__name__}: {one_line(fault)[:300]}; {_save_details(fault)}", 1
 
 
-def _save_details(error: Exception) -> str:
+def _save_details(fault: Exception) -> str:
     """Write the traceback to the user's cache folder, else to the system's for temporary files; says where."""
     from adco.index_cache import cache_folder  # it knows this module
 
-    text = f"{sys.version}\n{' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}"
+    text = f"{sys.version}\n{' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(fault))}"
     for folder in (cache_folder() / "failures", Path(tempfile.gettempdir())):
         try:
             folder.mkdir(parents=True, exist_ok=True)

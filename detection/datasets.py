@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from adco.datacheck import voc_objects
+from adco.annotations import VocObject, check_coco_content, inside, read_bytes, read_coco, voc_objects
 from adco.errors import UserError
 from adco.files import sha256_of
 
@@ -20,7 +20,8 @@ ROOT_HINT = "DETECTRON2_DATASETS must name the folder that holds VOC2007, VOC201
 def inspect_dataset(name: str) -> dict[str, object]:
     """{name, images, boxes, classes_with_boxes, fingerprint} of a VOC or COCO dataset.
 
-    Raises UserError naming the first file that is absent or unreadable. Pixels are not read.
+    Raises UserError naming the first file that is absent or unreadable, or what its annotations cannot be. Pixels are
+    not read.
     """
     if name not in DatasetCatalog.list():
         raise UserError(f"DATASETS: detectron2 knows no dataset {name!r}; e.g. voc_2007_test, coco_2017_val")
@@ -41,20 +42,20 @@ def inspect_voc(folder: Path, split: str, classes: Sequence[str]) -> dict[str, o
     listing = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not listing.is_file():
         raise UserError(f"{listing}: no such VOC image list; {ROOT_HINT}")
-    ids = [line.strip() for line in listing.read_text().splitlines()]
+    ids = [line.strip() for line in os.fsdecode(read_bytes(listing, "image list")).splitlines()]
     if len(ids) < 2:
         raise UserError(f"{listing}: lists {len(ids)} images; detectron2 can read a list of two or more")
     boxes, counted, digest = 0, Counter(), hashlib.sha256()
     for image_id in ids:
         annotation, image = folder / "Annotations" / f"{image_id}.xml", folder / "JPEGImages" / f"{image_id}.jpg"
         for path in (annotation, image):
-            if not path.is_file():
+            if not inside(image_id) or not os.path.isfile(path):
                 raise UserError(f"{path}: no such file, but {listing} lists {image_id!r}")
-        content = annotation.read_bytes()
+        content = read_bytes(annotation, "annotation")
         objects = _known_objects(annotation, content, classes)
         boxes += len(objects)
-        counted.update(name for name, difficult in objects if not difficult)
-        digest.update(f"{image_id} {image.stat().st_size} ".encode() + content)
+        counted.update(item.name for item in objects if not item.difficult)
+        digest.update(os.fsencode(f"{image_id} {image.stat().st_size} ") + content)
     return _facts(len(ids), boxes, len(counted), digest.hexdigest())
 
 
@@ -64,24 +65,24 @@ def inspect_coco(annotations: Path, images: Path) -> dict[str, object]:
         raise UserError(f"{annotations}: no such COCO annotation file; {ROOT_HINT}")
     if not images.is_dir():
         raise UserError(f"{images}: no such image folder; {ROOT_HINT}")
-    try:
-        content = json.loads(annotations.read_bytes())
-        named = [image["file_name"] for image in content["images"]]
-        categories = {box["category_id"] for box in content["annotations"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{annotations}: not a COCO instances file ({type(error).__name__}: {error})") from error
-    present = {path.name for path in images.iterdir()}
+    content = read_coco(annotations)
+    if faults := check_coco_content(content)[0]:
+        raise UserError(f"{annotations}: {'; '.join(faults)}; mend the file, tools/check_data.py looks at all of it")
+    if not content["annotations"]:
+        raise UserError(f"{annotations}: it has no annotations; nothing can be trained or judged on it")
+    named, present = [image["file_name"] for image in content["images"]], set(os.listdir(images))
     for name in named:
-        if name not in present and not (images / name).is_file():
+        if name not in present and not os.path.isfile(images / name):
             raise UserError(f"{images / name}: no such image, but {annotations} names it")
+    categories = {box["category_id"] for box in content["annotations"]}
     return _facts(len(named), len(content["annotations"]), len(categories), sha256_of(annotations))
 
 
-def _known_objects(path: Path, content: bytes, classes: Sequence[str]) -> list[tuple[str, bool]]:
+def _known_objects(path: Path, content: bytes, classes: Sequence[str]) -> list[VocObject]:
     found = voc_objects(path, content)
-    for name, _ in found:
-        if name not in classes:
-            raise UserError(f"{path}: class {name!r} is not one of VOC's {len(classes)}")
+    for item in found:
+        if item.name not in classes:
+            raise UserError(f"{path}: class {item.name!r} is not one of VOC's {len(classes)}")
     return found
 
 

@@ -87,9 +87,9 @@ def test_a_picture_that_cannot_be_decoded_is_named(copy, capsys):
         (
             "coco/annotations/instances_val2017.json",
             '{"images": [], "annotations": [{"image_id": 3}], "categories": []}',
-            "1 annotations of images that it does not list",
+            "annotations of images that it does not list: 1",
         ),
-        ("places205/trainvalsplit_places205/val_places205.csv", "a/b.jpg\n", "line 1 is not `PATH LABEL`"),
+        ("places205/trainvalsplit_places205/val_places205.csv", "a/b.jpg\n", ":1: expected `PATH LABEL`"),
     ],
 )
 def test_broken_lists_are_named(copy, path, content, says):

@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     splits = [split for folder in args.folders for split in check_folder(folder, sample)]
     for split in splits:
         print(split.describe() + ("" if split.official else "   not the official set"))
-        for fault in split.faults[:SHOWN]:
-            print(f"  {fault}")
+        for line in (*split.faults[:SHOWN], *split.notes):
+            print(f"  {line}")
         if len(split.faults) > SHOWN:
             print(f"  and {len(split.faults) - SHOWN} more")
     faults = sum(len(split.faults) for split in splits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import time
 from collections import defaultdict
@@ -65,7 +66,7 @@ class Pictures:
                 size, changed = stat.st_size, stat.st_mtime_ns
             except OSError:
                 size, changed = -1, 0
-            digest.update(f"{path}\0{size}\0{changed}\n".encode())
+            digest.update(os.fsencode(f"{path}\0{size}\0{changed}\n"))
         return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from transfer.features import Feature, Pictures
 
 @dataclass(frozen=True)
 class Split:
-    """features: (N, D) float32; labels: (N,) integers; of the pictures that could be read."""
+    """features: (N, D) float32; labels: (N,) integers; names: (N,) paths; of the pictures that could be read."""
 
     features: np.ndarray
     labels: np.ndarray
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def labelled_features(job: Job, data: Path, folders: tuple[ImageIndex, ImageInde
     splits, content, computed, seconds = [], {"name": data.resolve().name}, 0, 0.0
     for index, name in zip(folders, ("train", "val"), strict=True):
         done = job.extract(Pictures(index.root, index.paths, name), [feature])
-        splits.append(Split(done.rows[feature], np.array(index.labels)[done.kept]))
+        names = tuple(index.paths[row] for row in done.kept)
+        splits.append(Split(done.rows[feature], np.array(index.labels)[done.kept], names))
         content |= {f"{name}_images": len(done.kept), f"{name}_unreadable": skipped(done)}
         computed, seconds = computed + done.computed, seconds + done.seconds
     content |= {"classes": len(folders[0].classes), "fingerprint": fingerprint(folders)}
@@ -68,6 +71,6 @@ def fingerprint(folders: tuple[ImageIndex, ImageIndex]) -> str:
     for index, name in zip(folders, ("train", "val"), strict=True):
         for path, label in zip(index.paths, index.labels, strict=True):
             file = index.root / path
-            size = file.stat().st_size if file.exists() else -1
-            digest.update(f"{name}\0{path}\0{size}\0{index.classes[label]}\n".encode())
+            size = os.path.getsize(file) if os.path.exists(file) else -1
+            digest.update(os.fsencode(f"{name}\0{path}\0{size}\0{index.classes[label]}\n"))
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -28,8 +29,8 @@ def read_list(path: Path, index: ImageIndex) -> tuple[str, ...]:
     Raises UserError for a line that no picture of the folder answers to.
     """
     try:
-        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in os.fsdecode(path.read_bytes()).splitlines() if line.strip()]
+    except OSError as error:
         raise UserError(f"{path}: the list cannot be read ({error}); expected one picture's name a line") from error
     by_name = {PurePosixPath(found).name: found for found in index.paths}
     known, chosen = set(index.paths), []
@@ -45,7 +46,7 @@ def read_list(path: Path, index: ImageIndex) -> tuple[str, ...]:
 
 def list_sha256(paths: tuple[str, ...]) -> str:
     """sha256 of the names, one a line: the same list has the same hash, however it came about."""
-    return hashlib.sha256("".join(f"{path}\n" for path in paths).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("".join(f"{path}\n" for path in paths))).hexdigest()
 
 
 def only(index: ImageIndex, paths: tuple[str, ...]) -> ImageIndex:

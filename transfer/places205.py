@@ -6,6 +6,7 @@ python transfer/places205.py --checkpoint CHECKPOINT --data PLACES205 --protocol
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
+from adco.annotations import places_list
 from adco.errors import UserError, command
 from transfer.classify import chosen, listed, run_recipe
 from transfer.cli import add_protocols, add_training, make_parser, require_paths
@@ -36,6 +38,10 @@ def read_places(data: Path) -> tuple[Labelled, Labelled, str]:
         digest = hashlib.sha256()
         parts = [_from_list(data, name, digest) for name in ("train", "val")]
         classes = tuple(str(label) for label in range(1 + max(int(part[1].max()) for part in parts)))
+        if strangers := sorted(set(parts[1][1].tolist()) - set(parts[0][1].tolist())):
+            raise UserError(
+                f"{data / LISTS}: label {strangers[0]} is in val_places205.csv, but not in train_places205.csv"
+            )
         train, val = (Labelled(pictures, labels, classes) for pictures, labels in parts)
         return train, val, digest.hexdigest()
     if not (data / "train").is_dir():
@@ -50,23 +56,14 @@ def read_places(data: Path) -> tuple[Labelled, Labelled, str]:
 
 
 def _from_list(data: Path, name: str, digest) -> tuple[Pictures, np.ndarray]:
-    path, paths, labels = data / LISTS / f"{name}_places205.csv", [], []
+    path = data / LISTS / f"{name}_places205.csv"
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: the list cannot be read ({error.strerror}); both lists are needed") from error
     digest.update(f"{path.name}\0".encode() + content)
-    for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
-        if not line.strip():
-            continue
-        found, _, label = line.strip().rpartition(" ")
-        if not found or not label.isdigit():
-            raise UserError(f"{path}:{number}: expected `PATH LABEL`, found {line!r}")
-        paths.append(found.strip())
-        labels.append(int(label))
-    if not paths:
-        raise UserError(f"{path}: the list is empty")
-    if not (data / IMAGES / paths[0]).is_file():
+    paths, labels = places_list(path, content)
+    if not os.path.isfile(data / IMAGES / paths[0]):
         raise UserError(f"{path}: lists {paths[0]}, but {data / IMAGES / paths[0]} does not exist")
     return Pictures(data / IMAGES, tuple(paths), name), np.array(labels)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from adco.annotations import inside
 from adco.errors import UserError
 from transfer.features import Pictures
 
@@ -74,7 +76,7 @@ def read_voc(data: Path, splits: Sequence[str] = ("trainval", "test")) -> Voc:
         labels[split] = np.array(columns, dtype=np.int8).T
         listed = folder / f"{classes[0]}_{split}.txt"
         for name in names[split]:
-            if not (root / "JPEGImages" / f"{name}.jpg").is_file():
+            if not os.path.isfile(root / "JPEGImages" / f"{name}.jpg"):
                 raise UserError(f"{listed}: lists {name}, but {root / 'JPEGImages' / name}.jpg does not exist")
     ids = tuple(sorted({name for found in names.values() for name in found}))
     position = {name: i for i, name in enumerate(ids)}
@@ -98,11 +100,11 @@ def read_list(path: Path, digest) -> dict[str, int]:
         raise UserError(f"{path}: the list cannot be read ({error.strerror}); every class needs both splits") from error
     digest.update(f"{path.name}\0".encode() + content)
     labels = {}
-    for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
+    for number, line in enumerate(os.fsdecode(content).splitlines(), 1):
         if not line.strip():
             continue
         name, *label = line.split()
-        if label not in (["1"], ["0"], ["-1"]) or name in labels:
+        if label not in (["1"], ["0"], ["-1"]) or name in labels or not inside(name):
             raise UserError(
                 f"{path}:{number}: expected `IMAGE LABEL`, label 1, 0 or -1, each image once; found {line!r}"
             )
