@@ -10,6 +10,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -41,6 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def draw_run(output_dir: Path, out: Path, images: int = 6, min_score: float = 0.3, per_image: int = 8) -> int:
     """Write a picture of `images` test images with the best `per_image` detections each; returns how many are drawn."""
+    drawn = drawings(output_dir, images, min_score, per_image)
+    with atomic_write(out) as file:
+        side_by_side([(one.truth, one.found) for one in drawn]).save(file, format="PNG")
+    return sum(one.count for one in drawn)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A test image twice: with the true boxes, and with the `count` boxes that a detector found."""
+
+    name: str
+    truth: Image.Image
+    found: Image.Image
+    count: int
+
+
+def drawings(output_dir: Path, images: int = 6, min_score: float = 0.3, per_image: int = 8) -> list[Drawing]:
+    """The same `images` test images for every run of a data set, spread evenly over its list."""
     dataset, predictions = load_run(Path(output_dir))
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -55,25 +74,25 @@ def draw_run(output_dir: Path, out: Path, images: int = 6, min_score: float = 0.
         if item["score"] >= min_score:
             label = f"{classes[to_class.get(item['category_id'], item['category_id'])]} {item['score']:.2f}"
             by_image[str(item["image_id"])].append((_corners(item["bbox"], XYWH), label))
-    rows, drawn = [], 0
-    count = min(max(images, 1), len(entries))
+    drawn, count = [], min(max(images, 1), len(entries))
     for entry in (entries[k * len(entries) // count] for k in range(count)):
         truth = [(_corners(box["bbox"], box["bbox_mode"]), classes[box["category_id"]]) for box in entry["annotations"]]
         found = by_image[str(entry["image_id"])][:per_image]
-        picture = Image.open(entry["file_name"]).convert("RGB")
-        rows.append((with_boxes(picture, truth, TRUTH), with_boxes(picture, found, FOUND)))
-        drawn += len(found)
-    with atomic_write(out) as file:
-        side_by_side(rows).save(file, format="PNG")
+        picture, name = Image.open(entry["file_name"]).convert("RGB"), Path(entry["file_name"]).name
+        drawn.append(Drawing(name, with_boxes(picture, truth, TRUTH), with_boxes(picture, found, FOUND), len(found)))
     return drawn
 
 
 def load_run(output_dir: Path) -> tuple[str, list[dict]]:
-    """The first test dataset's name and the kept predictions of a finished run. Raises UserError when it is none."""
+    """The first test dataset's name and the kept predictions of a finished run; of several trials, of the first.
+
+    Raises UserError when it is none.
+    """
     import detection  # noqa: F401  (patches before detectron2)
     from detection.evaluation import PREDICTIONS
     from detection.settings import load_config
 
+    output_dir = output_dir / "trial_1" if (output_dir / "trial_1").is_dir() else output_dir
     path = output_dir / "inference" / PREDICTIONS
     if not path.is_file():
         raise UserError(f"{path}: no predictions; give the OUTPUT_DIR of a finished detection/train_net.py")

@@ -18,13 +18,17 @@ sys.path.insert(0, str(ROOT))
 
 from adco import checkpoint, report
 from adco.errors import UserError, command
-from adco.files import output_folder, write_text
-from adco.monitor import read_metrics
+from adco.files import output_folder
 from adco.records import load_record
 
 MODELS = ("random", "pretrained")
 IMAGE_PX = "64"  # frozen features at the pictures' own scale; the protocol names say so
 STAGES = 11
+LEAD = (
+    "Random weights against AdCo pretraining, on a world that a program drew: the scores compare the two rows, and are "
+    f"no VOC07, ImageNet or COCO numbers. @{IMAGE_PX}px: the protocol at another input size than its own 224 px; the "
+    "network was pretrained at 40 px."
+)
 
 
 @command
@@ -59,17 +63,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights = {"random": f"random:resnet18:{args.seed}", "pretrained": checkpoint.newest_intact(run)}
     for model in MODELS:
         judge(stages, model, weights[model], world)
-    picture = out / "detections.png"
+    found = [f"{model}={out / model}" for model in MODELS]
+    drawn = [word for model in MODELS for word in ("--detections", f"{model}={out / model / 'detection'}")]
     stages.run(
-        "draw detections", "detection/draw.py", out / "pretrained" / "detection", picture, "--images", 6,
-        "--min-score", 0.1, done=picture,
+        "report", "tools/report.py", *found, run, *drawn, "--min-score", 0.1, "--no-papers", "--title", "AdCo demo",
+        "--lead", LEAD, "--output", out, done=out / "report.html",
     )  # fmt: skip
 
     records = {model: [load_record(path) for path in record_paths(out / model)] for model in MODELS}
     rows = report.table_rows(records)
     print(f"\n{report.as_text(rows, MODELS)}\n")
-    path = write_report(out, rows, records)
-    print(f"report: {path}   ({(time.perf_counter() - begun) / 60:.1f} minutes)")
+    print(f"report: {out / 'report.html'}   ({(time.perf_counter() - begun) / 60:.1f} minutes)")
     return 0
 
 
@@ -125,28 +129,6 @@ def judge(stages: Stages, model: str, weights: object, world: Path) -> None:
 def record_paths(folder: Path) -> list[Path]:
     """The records of one model, frozen features first."""
     return [*sorted((folder / "transfer").glob("*.json")), folder / "detection" / "record.json"]
-
-
-def write_report(out: Path, rows: list[report.Row], records: dict[str, list]) -> Path:
-    """OUTPUT/report.html with the table, the curves and the detections."""
-    metrics = read_metrics(out / "pretraining" / "metrics.jsonl")
-    baseline = next(row.values["random"] for row in rows if row.protocol.startswith("knn/"))
-    pictures = {
-        "Loss, contrast accuracy and the kNN probe over the epochs": report.curves(metrics, baseline),
-        "Detections of the pretrained detector (right, orange) beside the ground truth (left, green)": (
-            out / "detections.png"
-        ).read_bytes(),
-    }
-    first = records["pretrained"][0]
-    notes = [
-        f"{first.hardware}; commit {first.commit}; {', '.join(f'{k} {v}' for k, v in first.versions.items())}.",
-        "The sample is drawn by a program: the scores compare the columns, and are no VOC07, ImageNet or COCO numbers.",
-        f"@{IMAGE_PX}px: the protocol at another input size than its own 224 px; the network was pretrained at 40 px.",
-    ]
-    lead = "Random weights against AdCo pretraining, on a drawn world; every row under the protocol it names."
-    path = out / "report.html"
-    write_text(path, report.page("AdCo demo", lead, rows, MODELS, pictures, notes))
-    return path
 
 
 if __name__ == "__main__":

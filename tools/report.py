@@ -1,32 +1,96 @@
-"""Write the measured rows of MODEL_ZOO.md from the records in results/ (everything else in it stays as it is)."""
+"""Make one page of records, curves and pictures: a self-contained HTML file, Markdown and CSV.
+
+Protocols never share a column, and what a paper prints, what was measured and what was not run are told apart.
+"""
 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from adco import report
 from adco.errors import UserError, command
-from adco.files import write_text
+from adco.files import output_folder, write_text
 from adco.model_zoo import as_markdown
 from adco.records import load_record
 
 BEGIN, END = "<!-- measured rows: tools/report.py writes them -->\n", "<!-- end of measured rows -->\n"
 
+EXAMPLES = """\
+examples:
+  python tools/report.py results -o report
+  # name the models, add their pretraining, and draw what two detectors find on the same images
+  python tools/report.py random=out/random adco=out/adco output/adco --detections random=out/random/voc \\
+      --detections adco=out/adco/voc -o report
+  python tools/report.py --zoo MODEL_ZOO.md
+"""
+
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of MODEL/RECORD.json")
-    parser.add_argument("--zoo", type=Path, default=ROOT / "MODEL_ZOO.md", help="the file whose rows are rewritten")
-    args = parser.parse_args(argv)
-    write_text(args.zoo, with_measured_rows(args.zoo, args.results))
-    print(f"wrote {args.zoo}")
+    args = make_parser().parse_args(argv)
+    if args.zoo:
+        write_text(args.zoo, with_measured_rows(args.zoo, args.results))
+        print(f"wrote {args.zoo}")
+        return 0
+    if not args.sources:
+        raise UserError("no RESULTS; give folders with records, for example: tools/report.py results -o report")
+    out, study = output_folder(args.output), report.gather(args.sources)
+    pictures = detections(args.detections, args.images, args.min_score)
+    told = f"Boxes: green the truth, orange found with a score of at least {args.min_score}; evenly chosen test images."
+    made = report.build(study, out, args.title, args.lead, not args.no_papers, pictures, told)
+    for path in report.write(made, out):
+        print(f"wrote {path}")
+    for path, reason in study.broken:
+        print(f"not read: {path}: {reason}", file=sys.stderr)
     return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "sources", nargs="*", metavar="RESULTS", help="folders or files with records and metrics.jsonl, or NAME=FOLDER"
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("report"), help="folder (default: %(default)s)")
+    parser.add_argument("--title", default="Results", help="of the page (default: %(default)s)")
+    parser.add_argument("--lead", default="", metavar="TEXT", help="what stands under the title")
+    parser.add_argument("--no-papers", action="store_true", help="leave the papers' tables out")
+    parser.add_argument(
+        "--detections", action="append", default=[], metavar="NAME=DIR",
+        help="draw what the run in DIR, an OUTPUT_DIR of detection/train_net.py, found; give two to compare",
+    )  # fmt: skip
+    parser.add_argument("--images", type=int, default=4, help="test images to draw on (default: %(default)s)")
+    parser.add_argument("--min-score", type=float, default=0.3, help="of a drawn detection (default: %(default)s)")
+    parser.add_argument("--zoo", type=Path, metavar="FILE", help="instead, rewrite the measured rows of MODEL_ZOO.md")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="MODEL/RECORD.json below it, for --zoo")
+    return parser
+
+
+def detections(runs: Sequence[str], images: int, min_score: float) -> Mapping[str, list[tuple[str, bytes]]]:
+    """Test image -> (whose boxes, PNG): the true boxes, then those of each NAME=DIR."""
+    found: dict[str, list[tuple[str, bytes]]] = {}
+    for run in runs:
+        from detection.draw import drawings  # detectron2, for those who want it
+
+        name, equals, folder = run.partition("=")
+        for drawn in drawings(Path(folder if equals else run), images, min_score):
+            tiles = found.setdefault(drawn.name, [("ground truth", _png(drawn.truth))])
+            tiles.append((f"{name if equals else Path(run).name}: {drawn.count} found", _png(drawn.found)))
+    return found
+
+
+def _png(image) -> bytes:
+    with io.BytesIO() as file:
+        image.save(file, format="PNG", optimize=True)
+        return file.getvalue()
 
 
 def with_measured_rows(zoo: Path, results: Path) -> str:

@@ -1,5 +1,71 @@
 """A report from records and metrics: tables that never mix protocols, figures, in one HTML file, Markdown and CSV."""
 
-from adco.report.terminal import HEADLINES, Row, as_text, curves, page, table_rows
+from __future__ import annotations
 
-__all__ = ["HEADLINES", "Row", "as_text", "curves", "page", "table_rows"]
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from adco.report import costs, leads, measured, papers, pictures, sources
+from adco.report.parts import Figure, Report, Section
+from adco.report.render import write
+from adco.report.study import Study, gather
+from adco.report.terminal import as_text, table_rows
+
+__all__ = ["Figure", "Report", "Study", "as_text", "build", "gather", "table_rows", "write"]
+
+
+def build(
+    study: Study,
+    out: Path,
+    title: str = "Results",
+    lead: str = "",
+    with_papers: bool = True,
+    detections: Mapping[str, Sequence[tuple[str, bytes]]] | None = None,
+    told: str = "",
+) -> Report:
+    """The report of a study.
+
+    out: the folder it will be written to, which links to records start from
+    with_papers: with the published tables and the cost of the published recipes; without, only what was measured
+    detections: test image -> (whose boxes, PNG) pictures of it; told: what they show
+    """
+    found: list[Section | None] = [
+        measured.section(study, out),
+        leads.section(study, out),
+        pictures.bank_section(study),
+        papers.section(study, out) if with_papers else None,
+        costs.section(study, out, papers.gpu_hours()) if with_papers else None,
+        _detection_section(study, detections or {}, told),
+        sources.speed_section(study, out),
+        sources.records_section(study, out),
+    ]
+    lead = lead or (
+        "Checkpoints judged under named protocols. A column is one protocol on one data set; what a paper prints, what "
+        "this code measured and what nobody ran are told apart."
+    )
+    return Report(title, lead, _facts(study), [section for section in found if section and section.blocks])
+
+
+def _detection_section(study: Study, detections: Mapping, told: str) -> Section:
+    drawn = [pictures.detection_figure(detections, told)] if detections else []
+    blocks = [*drawn, *pictures.class_figures(study)]
+    return Section("classes", "Detections and classes", [], blocks)
+
+
+def _facts(study: Study) -> list[tuple[str, str]]:
+    """What stands under the title."""
+    records = [item.record for item in study.items]
+    hardware = sorted({record.hardware for record in records} | {run.hardware for run in study.runs if run.hardware})
+    dates = sorted(record.created[:10] for record in records)
+    facts = [
+        ("Models", str(len(study.models))),
+        ("Records", str(len(records))),
+        ("Protocols", str(len({item.record.protocol for item in study.items}))),
+        ("Pretraining runs", str(len(study.runs))),
+        ("Hardware", "; ".join(hardware) or "–"),
+        (
+            "Measured",
+            dates[0] if dates and dates[0] == dates[-1] else " to ".join((dates[0], dates[-1])) if dates else "–",
+        ),
+    ]
+    return [*facts, ("Unreadable files", str(len(study.broken)))] if study.broken else facts

@@ -1,0 +1,134 @@
+"""What pretraining costs: arithmetic counted by fvcore, parameters, and what was measured of time and memory."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from adco.backbone import build_resnet
+from adco.config import Encoder, Recipe
+from adco.encoder import mlp_head
+from adco.methods import build_method
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How many numbers are trained, in ones; tail: predictor or prototypes; bank: rows x dim (a queue's are not)."""
+
+    backbone: int
+    head: int
+    tail: int
+    bank: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-adds for one image in one step.
+
+    query: views that are trained, forward and backward (counted as 3 forward passes); key: views of the key encoder,
+    forward; bank: every product of embeddings with bank rows, forward, gradient and the rows' own direction
+    """
+
+    query: float
+    key: float
+    bank: float
+
+    @property
+    def step(self) -> float:
+        return self.query + self.key + self.bank
+
+
+def parameters_of(recipe: Recipe) -> Parameters:
+    """Counted on the method's own modules, without memory for their weights."""
+    method = _on_meta(recipe)
+    encoder = method.encoder
+    bank = recipe.bank.size * recipe.encoder.dim if method.bank is not None else 0
+    parts = (sum(p.numel() for p in part.parameters()) if part else 0 for part in _parts(encoder))
+    return Parameters(*parts, bank)
+
+
+def work_of(recipe: Recipe) -> Work | None:
+    """Multiply-adds of a step for one image; None where fvcore is not installed."""
+    if importlib.util.find_spec("fvcore") is None:
+        return None
+    method, sizes = _on_meta(recipe), [view.px for view in recipe.views]
+    tail = _count(method.encoder.tail, torch.zeros(1, recipe.encoder.dim)) if method.encoder.tail else 0
+    forward = [encoder_work(recipe.encoder, px) for px in sizes]
+    query = sum(3 * (forward[view] + tail) for view in method.query_views)
+    key = sum(forward[view] for view in method.key_views) if method.key_encoder is not None else 0
+    return Work(query, key, _bank_work(recipe, len(method.query_views), len(method.key_views)))
+
+
+def encoder_work(options: Encoder, px: int) -> float:
+    """Multiply-adds of ResNet and head on one image of `px` x `px`, forward."""
+    width = 512 if options.arch in ("resnet18", "resnet34") else 2048
+    with torch.device("meta"):
+        head = mlp_head(width, options)
+    return _backbone_work(options.arch, options.stem, px) + _count(head, torch.zeros(1, width))
+
+
+@functools.cache
+def _backbone_work(arch: str, stem: str, px: int) -> float:
+    with torch.device("meta"):
+        backbone = build_resnet(arch, stem)
+    return _count(backbone, torch.zeros(1, 3, px, px))
+
+
+def _count(module: nn.Module, example: torch.Tensor) -> float:
+    """fvcore's count of a module on one example; weights do not matter to it, so they are left empty."""
+    from fvcore.nn import FlopCountAnalysis
+
+    module = module.to_empty(device="cpu").eval()
+    counted = FlopCountAnalysis(module, example).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    with torch.no_grad():
+        return float(counted.total())
+
+
+def _bank_work(recipe: Recipe, queries: int, keys: int) -> float:
+    """Products of embeddings with all rows: logits and their gradient for each query view; what learns, its direction
+    too; CaCo seeks each key's nearest row; MoCHi ranks the queue first and adds its mixtures (`from_epoch` on)."""
+    rows = recipe.bank.size * recipe.encoder.dim
+    mixtures = 2 * (recipe.mix.pairs + recipe.mix.with_query) * recipe.encoder.dim
+    return {
+        "adco": 3 * queries * rows,
+        "caco": (3 * queries + keys) * rows,
+        "moco": 2 * queries * rows,
+        "mochi": queries * (3 * rows + mixtures),
+    }.get(recipe.method, 0)
+
+
+def _on_meta(recipe: Recipe):
+    with torch.device("meta"):
+        return build_method(recipe)
+
+
+def _parts(encoder: nn.Module) -> tuple[nn.Module | None, ...]:
+    return encoder.backbone, encoder.head, encoder.tail
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a run's metrics say, after its first tenth: medians over the rows. gpu_memory_gib: the peak of a rank."""
+
+    images_per_second: float
+    rows: int
+    waiting: float | None
+    gpu_memory_gib: float | None
+
+
+def speed_of(rows: Sequence[Mapping[str, float]]) -> Speed | None:
+    """None where the rows tell no speed."""
+    told = [row for row in rows if "images_per_second" in row]
+    told = told[len(told) // 10 :]
+    if not told:
+        return None
+    waits = [row["loader_wait_share"] for row in told if "loader_wait_share" in row]
+    memory = [row["gpu_memory_gib"] for row in told if "gpu_memory_gib" in row]
+    rate = statistics.median(row["images_per_second"] for row in told)
+    return Speed(rate, len(told), statistics.median(waits) if waits else None, max(memory) if memory else None)

@@ -1,0 +1,143 @@
+"""The tables of cost: what the published recipes compute, and what our own runs took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from adco.config import Recipe
+from adco.errors import UserError
+from adco.recipe_files import as_recipe, load_recipe
+from adco.report import cost
+from adco.report.figure1 import METHODS
+from adco.report.measured import link
+from adco.report.parts import MISSING, Cell, Column, Section, Table, measured, published
+from adco.report.study import Run, Study
+
+RECIPES = {  # row: recipe
+    "MoCo v2": "moco_r50_200ep",
+    "SimCLR": "simclr_r50_200ep",
+    "BYOL": "byol_r50_200ep",
+    "SimSiam": "simsiam_r50_200ep",
+    "SwAV, multi-crop": "swav_r50_multicrop_200ep",
+    "AdCo": "adco_r50_200ep",
+    "AdCo, K = 8192": "adco_r50_200ep_k8192",
+    "AdCo symmetric": "adco_r50_sym_200ep",
+    "AdCo symmetric, K = 8192": "adco_r50_sym_200ep_k8192",
+    "AdCo, multi-crop": "adco_r50_multicrop_200ep",
+    "CaCo": "caco_r50_200ep_b1024",
+    "MoCHi": "mochi_r50_200ep",
+}
+NOT_COUNTED = Cell("–", note="fvcore is not installed")
+
+
+def section(study: Study, out: Path, hours: Mapping[str, float]) -> Section:
+    """hours: recipe -> the paper's GPU hours an epoch, where it prints them."""
+    lead = (
+        "A step is what training on one image computes: forward and backward through the trained encoder for every "
+        "query view (a backward pass counts as two forward ones), forward through the key encoder, and the products "
+        "with the bank. fvcore counts ResNet, head, predictor and prototypes, one multiply-add as one; "
+        "GPU hours come from records made on GPUs alone."
+    )
+    blocks = [recipe_table(hours), *([run_table(study.runs, out)] if study.runs else [])]
+    return Section("cost", "Cost", [lead], blocks)
+
+
+def recipe_table(hours: Mapping[str, float]) -> Table:
+    """Tables 2 and 5's cost column for the published recipes, ResNet-50."""
+    columns = [
+        Column("recipe", numeric=False),
+        Column("paper", "GPU hours an epoch"),
+        Column("ours", "GPU hours an epoch"),
+        Column("G multiply-adds", "step, one image"),
+        Column("to MoCo v2", "step, one image"),
+        Column("bank's share", "step, one image"),
+        *(Column(name, "parameters, millions") for name in ("backbone", "head", "tail", "bank")),
+    ]
+    base, rows = cost.work_of(load_recipe("moco_r50_200ep")), []
+    for name, file in RECIPES.items():
+        recipe = load_recipe(file)
+        work, counted = cost.work_of(recipe), cost.parameters_of(recipe)
+        rows.append((Cell(name, note=file), _hours(hours.get(file)), MISSING, *_work(work, base), *_millions(counted)))
+    notes = (
+        "tail: BYOL's and SimSiam's predictor, SwAV's prototypes. bank: rows that are trained, of MoCo v2 and MoCHi "
+        "a queue that is not. The paper's hardware: table 2.",
+    )
+    caption = "ResNet-50, 224 px, the recipes of this project; counted, not timed."
+    return Table(
+        "cost-recipes", "Arithmetic and parameters of the published recipes", columns, rows, caption, notes=notes
+    )
+
+
+def _hours(value: float | None) -> Cell:
+    return published(value, "" if value is None else f"{value:.2f}")
+
+
+def _work(work: cost.Work | None, base: cost.Work | None) -> tuple[Cell, Cell, Cell]:
+    if work is None or base is None:
+        return (NOT_COUNTED,) * 3
+    share = 100 * work.bank / work.step
+    return (
+        Cell(f"{work.step / 1e9:.2f}", value=work.step / 1e9),
+        Cell(f"{work.step / base.step:.2f}", value=work.step / base.step),
+        Cell(f"{share:.2f} %" if work.bank else "–", value=share),
+    )
+
+
+def _millions(counted: cost.Parameters) -> tuple[Cell, ...]:
+    parts = counted.backbone, counted.head, counted.tail, counted.bank
+    return tuple(Cell(f"{part / 1e6:.2f}" if part else "–", value=part / 1e6) for part in parts)
+
+
+def run_table(runs: Sequence[Run], out: Path) -> Table:
+    """Our own pretraining runs: speed with the hardware it was reached on, and memory where a GPU told it."""
+    columns = [
+        Column("run", numeric=False),
+        Column("method", numeric=False),
+        Column("network and view", numeric=False),
+        Column("batch"),
+        Column("epochs"),
+        Column("images/s"),
+        Column("waiting for images"),
+        Column("GPU memory, GiB"),
+        Column("G multiply-adds, step, one image"),
+        Column("hardware", numeric=False),
+    ]
+    rows = [_run_row(run, out) for run in runs]
+    caption = (
+        "images/s: median over the run's metrics after its first tenth; other work on the machine is not taken out."
+    )
+    return Table("cost-runs", "Our pretraining runs", columns, rows, caption)
+
+
+def _run_row(run: Run, out: Path) -> tuple[Cell, ...]:
+    speed = cost.speed_of(run.rows)
+    try:
+        recipe = as_recipe(run.path, dict(run.recipe))
+        facts = _facts(recipe)
+    except UserError as error:
+        facts = (Cell("–", note=f"its recipe cannot be read: {error}"), *[Cell("–")] * 3, NOT_COUNTED)
+    method, network, batch, _, step = facts
+    epochs = max((float(row["epoch"]) for row in run.rows), default=0)
+    rate = MISSING if speed is None else measured(speed.images_per_second, 1, note=f"median of {speed.rows} rows")
+    waiting = Cell("–") if speed is None or speed.waiting is None else Cell(f"{100 * speed.waiting:.1f} %")
+    memory = MISSING if speed is None or speed.gpu_memory_gib is None else measured(speed.gpu_memory_gib)
+    name = Cell(run.name, href=link(run.path, out))
+    return name, method, network, batch, Cell(f"{epochs:g}"), rate, waiting, memory, step, Cell(run.hardware or "–")
+
+
+def _facts(recipe: Recipe) -> tuple[Cell, ...]:
+    work, sizes = cost.work_of(recipe), sorted({view.px for view in recipe.views}, reverse=True)
+    px = (
+        f"{len(recipe.views)} x {sizes[0]} px"
+        if len(sizes) == 1
+        else f"{len(recipe.views)} views, {sizes[0]}–{sizes[-1]} px"
+    )
+    symmetric = " symmetric" if recipe.contrast.symmetric else ""
+    return (
+        Cell(METHODS[recipe.method][0] + symmetric),
+        Cell(f"{recipe.encoder.arch}, {px}"),
+        Cell(str(recipe.batch), value=recipe.batch),
+        Cell(str(recipe.epochs), value=recipe.epochs),
+        NOT_COUNTED if work is None else Cell(f"{work.step / 1e9:.2f}", value=work.step / 1e9),
+    )
