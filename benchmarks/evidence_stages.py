@@ -240,14 +240,17 @@ class _Maker:
     def _gpu(self) -> Iterator[Stage]:
         missing = "" if self.place.device == "cuda" else "not run: no GPU"
         folder = self.place.output / "gpu"
-        for name, minutes in (("step", 10), ("input", 10)):
-            words = self._python("benchmarks/run.py", name, "--device", "cuda", "--output-dir", folder)
+        for name, minutes in (("training", 10), ("step", 10), ("input", 10)):
             path = folder / f"{name}.json"
-            job = self._job(f"gpu-{name}", words, (), minutes, [path])
-            yield Stage("gpu", job, {f"gpu/{name}.json": path}, missing)
-        path = folder / "precision.json"
-        words = self._python("benchmarks/precision.py", "--device", "cuda", "--output", path)
-        yield Stage("gpu", self._job("gpu-precision", words, (), 10, [path]), {"gpu/precision.json": path}, missing)
+            words = self._python("benchmarks/run.py", name, "--device", "cuda", "--output-dir", folder)
+            yield self._gpu_stage(name, words, minutes, path, missing)
+        for name, minutes in (("shares", 3), ("precision", 10)):
+            path = folder / f"{name}.json"
+            words = self._python(f"benchmarks/{name}.py", "--device", "cuda", "--output", path)
+            yield self._gpu_stage(name, words, minutes, path, missing)
+
+    def _gpu_stage(self, name: str, words: list[str], minutes: float, path: Path, missing: str) -> Stage:
+        return Stage("gpu", self._job(f"gpu-{name}", words, (), minutes, [path]), {f"gpu/{name}.json": path}, missing)
 
     def _training(self, method: Mapping, data: Path, epochs: int, folder: Path, seed: int) -> list[str]:
         words = self._python("tools/train_adco.py", "--config-file", method["recipe"], "--resume")

@@ -336,3 +336,11 @@ def test_the_page_shows_what_was_run_and_says_not_run_of_the_rest(tmp_path):
     assert page.read_text() == once
     page.write_text("no markers")
     assert evidence_page.main(words) == 2
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_script_of_a_job_is_there(data, device):
+    for stage in build(PLAN, place(data, device=device)):
+        scripts = [word for word in stage.job.words if word.endswith(".py")]
+        assert scripts, stage.job.name
+        assert all((evidence.ROOT / script).is_file() for script in scripts), scripts

@@ -1,0 +1,105 @@
+"""Where a training step's time goes: pictures, encoder, key encoder, bank, optimiser, each timed alone and in turn.
+
+    python benchmarks/shares.py [--device cuda] [--rounds 5] --output shares.json
+
+AdCo with ResNet-50 at 224 px, batch 256, 65,536 rows on a GPU; the small recipe on a CPU. Shares are of the parts' sum;
+the whole step, from the same pictures, stands beside it. Pictures are generated photographs' size, kept in memory, and
+made into views by as many threads as there are: on a GPU that work goes on beside the step, so its share is not added.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+
+from adco.device import resolve_device
+from adco.encoder import momentum_update
+from adco.errors import command
+from adco.images import ArrayIndex
+from adco.loader import ViewDataset, batches, requests
+from adco.records import Record
+from adco.trainer import Trainer
+from benchmarks.race import ROUNDS, race
+from benchmarks.times import bank_step, trainer, whole_step
+
+PARTS = ("encoder", "key_encoder", "bank", "optimiser")
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX (auto)")
+    parser.add_argument("--workers", type=int, default=8, help="threads that make views (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each part, in turn (%(default)s)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    args = parser.parse_args(argv)
+    device, begun = resolve_device(args.device), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        big = device.type == "cuda"
+        change = ["bank.init=random"] if big else []
+        made = trainer("adco_r50_200ep" if big else "adco_r18_imagenette", change, device, Path(folder))
+        parts = {"step": whole_step(made, device), **parts_of(made), "bank": bank_step(made)}
+        parts["input"] = make_input(made, device, args.workers)
+        found = race(parts, args.rounds, made.recipe.batch, device)
+    milliseconds = {name: 1000 * timing.median for name, timing in found.items()}
+    total = sum(milliseconds[name] for name in PARTS)
+    scores = {f"percent/{name}": 100 * milliseconds[name] / total for name in PARTS}
+    scores |= {f"ms/{name}": value for name, value in milliseconds.items()}
+    recipe = made.recipe
+    settings = {"arch": recipe.encoder.arch, "px": recipe.views[0].px, "batch": recipe.batch, "bank": recipe.bank.size,
+                "precision": recipe.compute.precision, "workers": args.workers, "rounds": args.rounds}  # fmt: skip
+    seconds = round(time.perf_counter() - begun, 1)
+    record = Record("benchmark/step-profile", scores, {}, {"name": "random pixels"}, settings, seconds)
+    print("\n".join(f"{name:12} {value:8.1f} ms" for name, value in milliseconds.items()))
+    print(f"wrote {record.write(args.output)}")
+    return 0
+
+
+def parts_of(made: Trainer) -> dict[str, Callable[[], object]]:
+    """The encoder forward and backward, the key encoder forward, the optimiser with the moving average."""
+    method, sizes = made.method, made.recipe.views
+    views = [torch.randn(made.recipe.batch, 3, view.px, view.px, device=made.device) for view in sizes]
+    views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+
+    def encoder() -> None:
+        made.optimizer.zero_grad()
+        made.network([views[view] for view in method.query_views])[0].square().mean().backward()
+
+    def key_encoder() -> None:
+        with torch.no_grad():
+            method.key_encoder([views[view] for view in method.key_views])
+
+    def optimiser() -> None:
+        made.optimizer.step()
+        momentum_update(method.key_encoder, method.encoder, made.recipe.encoder.key_momentum)
+
+    encoder()  # so that there are gradients to step along
+    return {"encoder": encoder, "key_encoder": key_encoder, "optimiser": optimiser}
+
+
+def make_input(made: Trainer, device: torch.device, workers: int) -> Callable[[], object]:
+    """The views of one batch, from pictures in memory to normalised pixels on the device."""
+    recipe, px = made.recipe, 256 if device.type == "cuda" else 160
+    pixels = np.random.default_rng(0).integers(0, 256, (recipe.batch, px, px, 3), dtype=np.uint8)
+    paths = tuple(map(str, range(recipe.batch)))
+    index = ArrayIndex(Path("."), paths, (0,) * recipe.batch, ("all",), pixels)
+    dataset = ViewDataset(index, recipe.views, recipe.seed, 0, recipe.data.backend)
+
+    def made_views() -> None:
+        for batch in batches(dataset, requests(0, recipe.batch, recipe.batch, 0, 1), workers, device):
+            batch.to_views(device)
+
+    return made_views
+
+
+if __name__ == "__main__":
+    sys.exit(main())
