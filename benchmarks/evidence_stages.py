@@ -55,8 +55,7 @@ class _Maker:
         self.plan, self.place, self.rate = plan, place, rate
         self.imagenette, self.holdout = place.data / "imagenette160", place.output / "holdout"
         self.no_images = place.missing("imagenette160")
-        epochs = plan["figure1"]["epochs"]
-        self.epochs = epochs if isinstance(epochs, int) else epochs[place.device]
+        self.epochs = self._here(plan["figure1"]["epochs"])
         probes = {key: plan["figure1"][key] for key in ("probe_epochs", "linear_epochs")}
         self.probes = {key: [e for e in at if e <= self.epochs] for key, at in probes.items()}
 
@@ -259,7 +258,12 @@ class _Maker:
         return [*words, *self._common(), *method.get("set", [])]
 
     def _common(self) -> list[str]:
-        return [f"{key}={str(value).lower()}" for key, value in self.plan["common"].items()]
+        values = {key: self._here(value) for key, value in self.plan["common"].items()}
+        return [f"{key}={str(value).lower()}" for key, value in values.items()]
+
+    def _here(self, value: object) -> object:
+        """A value of the plan, or this device's of a mapping."""
+        return value[self.place.device] if isinstance(value, Mapping) else value
 
     def _stage(self, section, name, words, after, images, outputs, records: Mapping | None = None) -> Stage:
         job = self._job(name, words, after, self.minutes(images), outputs)
