@@ -1,4 +1,4 @@
-"""Suites as data: the shipped ones are what they say, data are found and fingerprinted, costs come from measurements."""
+"""Suites as data: the shipped ones are what they say; data are found and fingerprinted; costs are measured ones."""
 
 from __future__ import annotations
 

@@ -57,34 +57,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     if all(task.why_not for task in tasks):
         raise UserError("no stage can run; the plan above says what each is missing")
     output_folder(place.out)
+    datasets = linked(found, place.work / "datasets")
     if args.submit:
         outcomes = submitted(args, tasks, place)
         if not args.wait:
             return 0
     else:
         outcomes = run_jobs(
-            jobs_of(tasks, place, linked(found, place.work / "datasets")), place.out / "jobs" / args.part,
+            jobs_of(tasks, place, datasets), place.out / "jobs" / args.part,
             at_once=args.jobs or max(1, len(place.devices)), devices=place.devices, budget_minutes=args.budget_minutes,
         )  # fmt: skip
     wrong = collect(tasks, outcomes, place)
     if not args.part:
-        show(tasks, place)
+        show(tasks, place, datasets)
     for name, problem in wrong.items():
         print(f"error: {name}: {problem}", file=sys.stderr)
     return 1 if wrong else 0
 
 
-def show(tasks: Sequence[Task], place: Place) -> None:
-    """The table of all checkpoints side by side, and the report."""
+def show(tasks: Sequence[Task], place: Place, datasets: Path) -> None:
+    """The table of all checkpoints side by side, and the report, with detections drawn where there are some."""
     from adco.report.terminal import as_text, table_rows
 
     records = measured(tasks, place)
     print(f"\n{as_text(table_rows(records), list(records))}")
     report, log = place.out / "report", place.out / "jobs" / "report.log"
-    words = [sys.executable, str(ROOT / "tools" / "report.py"), str(place.results), "-o", str(report)]
-    with log.open("w") as file:
-        code = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT).returncode
-    print(f"\nreport: {report}" if code == 0 else f"\nno report: {last_line(log)} ({log})")
+    folders = {task.subject.short: place.results / task.subject.label for task in tasks if not task.why_not}
+    words = [sys.executable, str(ROOT / "tools" / "report.py"), "-o", str(report), "--title", place.out.resolve().name]
+    words += [f"{name}={folder}" for name, folder in folders.items() if folder.is_dir()]
+    drawn = [word for task in detectors(tasks) for word in ("--detections", f"{task.subject.short}={task.detector}")]
+    for more in (drawn, []) if drawn else ([],):
+        with log.open("w") as file:
+            told = os.environ | {"DETECTRON2_DATASETS": str(datasets)}
+            code = subprocess.run([*words, *more], stdout=file, stderr=subprocess.STDOUT, env=told).returncode
+        if code == 0:
+            print(f"\nreport: {report / 'report.html'}")
+            return
+        print(f"\nno report{' with detections' if more else ''}: {last_line(log)}", file=sys.stderr)
+
+
+def detectors(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks of the first stage that left detectors."""
+    found = [
+        task for task in tasks if task.stage.config and not task.why_not and (task.detector / "inference").is_dir()
+    ]
+    return [task for task in found if task.stage == found[0].stage]
 
 
 def submitted(args: argparse.Namespace, tasks: Sequence[Task], place: Place) -> dict[str, Outcome]:

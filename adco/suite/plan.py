@@ -71,6 +71,11 @@ class Task:
         return not self.why_not and not self.reused
 
     @property
+    def detector(self) -> Path:
+        """OUTPUT_DIR of its detector, of the first where there are several trials."""
+        return self.folder / "trial_1" if self.trials > 1 else self.folder
+
+    @property
     def records(self) -> tuple[Path, ...]:
         """The files it leaves, in the order of `protocols`."""
         if self.stage.config:
