@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 
 import torch
@@ -208,12 +208,12 @@ def _one_voice(store: dist.Store, rank: int, world_size: int) -> Iterator[None]:
         else:
             raise
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others at once; there is a line to say first
-        try:
+        found.told, lost = rank != 1, [0]  # for where the store lived in a rank 0 that is dead
+        with suppress(RuntimeError):
             found.told = store.add("told", 1) > 1
             store.set(f"here/{rank}", "")
             lost = _silent(store, world_size)
-        except RuntimeError:  # the store lived in rank 0
-            found.told, lost = rank != 1, [0]
+        time.sleep(0.2 if rank == 0 else 0.0)  # the others' last look into the store
         if found is error:
             raise
         who = f"rank {', '.join(map(str, lost))}" if lost else "another rank"
