@@ -152,6 +152,7 @@ class Record:
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     predictions: Predictions | None = None
     schema: int = SCHEMA
+    folder: Path | None = field(default=None, init=False, compare=False, repr=False)  # it was read there
 
     def __post_init__(self) -> None:
         scores = {name: s if isinstance(s, Score) else Score(float(s)) for name, s in self.scores.items()}
@@ -174,7 +175,9 @@ def load_record(path: Path) -> Record:
         schema = content["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a result record ({type(error).__name__}: {error}); expected JSON") from error
-    return record_of(content, str(path)) if schema == SCHEMA else _older(content, schema, str(path))
+    record = record_of(content, str(path)) if schema == SCHEMA else _older(content, schema, str(path))
+    object.__setattr__(record, "folder", Path(path).parent)
+    return record
 
 
 def record_of(content: Mapping[str, object], where: str) -> Record:

@@ -55,9 +55,9 @@ def convert(kind: object, value: object, where: str) -> object:
 
 
 def plain(value: object) -> object:
-    """Dataclasses as mappings, all the way down; fields that are None are left out, tuples become lists."""
+    """Dataclasses as mappings, all the way down: `build`'s opposite. Fields that are None are left out."""
     if dataclasses.is_dataclass(value):
-        pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value) if field.init)
         return {name: plain(item) for name, item in pairs if item is not None}
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}

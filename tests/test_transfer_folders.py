@@ -170,8 +170,9 @@ def test_the_pair_is_chosen_on_training_pictures_only(monkeypatch):
     x, labels = blobs(n=300, d=4, seed=3)
     x = np.concatenate([x, 2 * np.random.default_rng(4).standard_normal((300, 100))], axis=1).astype(np.float32)
     train, val = Split(x[:200], labels[:200]), Split(x[200:], labels[200:])
-    scores, settings = probe(train, val, 3, seed=0, device=CPU)
-    worse, same = probe(train, Split(val.features, (val.labels + 1) % 3), 3, seed=0, device=CPU)
+    scores, settings, hits = probe(train, val, 3, seed=0, device=CPU)
+    assert 100 * hits["top1"].mean() == scores["top1"] and hits["top1"].shape == (100,)
+    worse, same, _ = probe(train, Split(val.features, (val.labels + 1) % 3), 3, seed=0, device=CPU)
     assert same["curve"] == settings["curve"] and worse["top1"] < scores["top1"]
     curve = settings["curve"]
     assert len(curve) == len(LEARNING_RATES) * len(WEIGHT_DECAYS)

@@ -6,16 +6,18 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from adco import distributed
 from adco.errors import UserError
+from adco.predictions import write_hits
 from transfer.cli import Job, explain, make_job, make_plan
 from transfer.metrics import REPLICATES, hits_score, in_percent, top_k_hits
 from transfer.recipes import Recipe
-from transfer.train import train
+from transfer.train import Trained, train
 from transfer.train_data import Labelled
 
 
@@ -61,19 +63,22 @@ def run_recipe(args: argparse.Namespace, recipe: Recipe, data: Labelled, val: La
         plan = make_plan(args, job, device, job.protocol(recipe.name))
         trained = train(recipe, job.backbone, data, val, plan, hits)
         if distributed.rank() == 0:
-            report(job, recipe, trained, about, more, time.perf_counter() - begun)
+            report(job, recipe, trained, val, about, more, time.perf_counter() - begun)
 
 
-def report(job: Job, recipe: Recipe, trained, about: dict, more: dict, seconds: float) -> None:
+def report(job: Job, recipe: Recipe, trained: Trained, val: Labelled, about: dict, more: dict, seconds: float) -> None:
     """Print and write what a run came to."""
-    scores = {}
-    for head, values in trained.final.items():
-        for name, hit in values.items():
-            scores[name if len(trained.final) == 1 else f"{head}/{name}"] = hits_score(hit, job.seed)
+    found = {
+        name if len(trained.final) == 1 else f"{head}/{name}": hit
+        for head, values in trained.final.items()
+        for name, hit in values.items()
+    }
+    scores = {name: hits_score(hit, job.seed) for name, hit in found.items()}
     for key, score in scores.items():
         print(f"{job.protocol(recipe.name)}: {key} {in_percent(score)}")
     if len(trained.final) > 1:
-        scores["top1"] = max(score for key, score in scores.items() if key.endswith("/top1"))
+        best = max((key for key in scores if key.endswith("/top1")), key=scores.get)
+        scores["top1"], found["top1"] = scores[best], found[best]
     settings = {
         "lr": recipe.lr,
         "epochs": recipe.epochs,
@@ -93,4 +98,5 @@ def report(job: Job, recipe: Recipe, trained, about: dict, more: dict, seconds: 
         "pixel_mean": recipe.mean,
         "pixel_std": recipe.std,
     }
-    job.write_record(recipe.name, scores, about, settings | more, seconds)
+    keep = partial(write_hits, names=val.pictures.paths, hits=found)
+    job.write_record(recipe.name, scores, about, settings | more, seconds, keep)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from adco.backbone import Backbone, load_backbone
 from adco.device import resolve_device
 from adco.errors import UserError
 from adco.files import output_folder
-from adco.records import Record, Score
+from adco.provenance import code_version
+from adco.records import Predictions, Record, Score
 from transfer.features import Extraction, Feature, Pictures, Reader, extract
 from transfer.train import Plan
 from transfer.transforms import CROP_PX, RESIZE_PX, Transform
@@ -102,9 +103,15 @@ class Job:
         return done
 
     def write_record(
-        self, protocol: str, scores: dict[str, Score], data: dict, settings: dict, duration_seconds: float
+        self,
+        protocol: str,
+        scores: dict[str, Score],
+        data: dict,
+        settings: dict,
+        duration_seconds: float,
+        keep: Callable[[Path], Predictions] | None = None,
     ) -> Path:
-        """Write one record, `a/b` as `a-b.json`, and return its path."""
+        """Write one record, `a/b` as `a-b.json`, and return its path. keep: writes the predictions beside it (npz)."""
         shared = {
             "image_px": self.crop_px,
             "resize_px": self.resize_px,
@@ -114,6 +121,7 @@ class Job:
             "batch_size": self.reader.batch_size,
             "device": str(self.reader.device),
         }
+        path = self.output_dir / f"{self.protocol(protocol).replace('/', '-')}.json"
         record = Record(
             self.protocol(protocol),
             scores,
@@ -121,8 +129,9 @@ class Job:
             data,
             shared | settings,
             round(duration_seconds, 3),
+            predictions=keep(path.with_suffix(".npz")) if keep else None,
         )
-        path = record.write(self.output_dir / f"{record.protocol.replace('/', '-')}.json")
+        record.write(path)
         print(f"wrote {path}")
         return path
 
@@ -162,6 +171,7 @@ def only_listed(args: argparse.Namespace, about: Mapping[str, str]) -> bool:
 def make_job(args: argparse.Namespace) -> Job:
     """Check the shared arguments and read the checkpoint. Writes nothing. Raises UserError."""
     require_paths(args)
+    code_version("transfer")  # of the files as they are now: the record names it when the work is done
     crop_px = args.image_px or CROP_PX
     resize_px = args.resize_px or usual_resize(crop_px)
     Transform("center", crop_px, resize_px)  # raises for sizes that make no sense

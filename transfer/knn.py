@@ -13,11 +13,14 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # run from a checkout, without installation
 
+from functools import partial
+
 import torch
 from torch.nn.functional import normalize
 
 from adco.errors import UserError, command
 from adco.knn import MIN_TEMPERATURE, knn_predict
+from adco.predictions import write_hits
 from transfer.cli import add_protocols, make_job, make_parser, only_listed
 from transfer.features import Feature
 from transfer.imagefolder import labelled_features, read_folders
@@ -59,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = {"k": k, "temperature": args.temperature, "feature": "gap", "fit": "center"}
         settings |= {"interval_replicates": REPLICATES, "trials": 1}
         settings["pictures_computed"] = found.computed
-        job.write_record(protocol, scores, found.data, settings, found.seconds + time.perf_counter() - begun)
+        seconds = found.seconds + time.perf_counter() - begun
+        keep = partial(write_hits, names=found.val.names, hits=hits)
+        job.write_record(protocol, scores, found.data, settings, seconds, keep)
     return 0
 
 

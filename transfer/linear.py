@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from adco import counter
 from adco.errors import UserError, command
+from adco.predictions import write_hits
 from adco.progress import progress
 from transfer.cli import add_protocols, make_job, make_parser, only_listed
 from transfer.features import Feature
@@ -112,8 +114,8 @@ def standardiser(features: np.ndarray, device: torch.device):
     return lambda rows: torch.from_numpy(((rows - mean) * scale).astype(np.float32)).to(device)
 
 
-def probe(train: Split, val: Split, classes: int, seed: int, device: torch.device) -> tuple[dict, dict]:
-    """-> scores in percent on val, and the settings that led to them."""
+def probe(train: Split, val: Split, classes: int, seed: int, device: torch.device) -> tuple[dict, dict, dict]:
+    """-> scores in percent on val, the settings that led to them, and `top1`, `top5`: which of val's pictures hit."""
     rows = standardiser(train.features, device)
     x, y = rows(train.features), torch.from_numpy(train.labels).to(device)
     rate, decay, curve = choose(x, train.labels, classes, seed)
@@ -133,7 +135,7 @@ def probe(train: Split, val: Split, classes: int, seed: int, device: torch.devic
         "interval_replicates": REPLICATES,
         "trials": 1,
     }
-    return scores, settings
+    return scores, settings, hits
 
 
 @command
@@ -148,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{folders[0].root}: one class only; a probe needs at least two class folders")
     found = labelled_features(job, args.data, folders, Feature(job.transform("center")))
     begun = time.perf_counter()
-    scores, settings = probe(found.train, found.val, len(found.classes), job.seed, job.reader.device)
+    scores, settings, hits = probe(found.train, found.val, len(found.classes), job.seed, job.reader.device)
     name = job.protocol("linear/cached-features")
     print(f"{'lr':>8} {'decay':>8} held-out top-1, %")
     for row in settings["curve"]:
@@ -159,7 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"note: the chosen learning rate {settings['lr']:g} is at the edge of the grid")
     settings["pictures_computed"] = found.computed
     seconds = found.seconds + time.perf_counter() - begun
-    job.write_record("linear/cached-features", scores, found.data, settings, seconds)
+    keep = partial(write_hits, names=found.val.names, hits=hits)
+    job.write_record("linear/cached-features", scores, found.data, settings, seconds, keep)
     return 0
 
 

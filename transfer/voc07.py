@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -21,7 +22,8 @@ import numpy as np
 
 from adco.errors import UserError, command
 from adco.files import output_folder, write_text
-from adco.records import Score
+from adco.predictions import write_ranks
+from adco.records import Predictions, Score
 from transfer import lowshot, voc_linear
 from transfer.cli import Job, add_protocols, explain, make_job, make_parser, processors, skipped
 from transfer.features import VISSL_POOLS, Extraction, Feature
@@ -82,8 +84,20 @@ def write_svm(
         "trials": 1,
     }
     data = voc.describe() | {"unreadable": skipped(done)}
-    job.write_record(protocol.name, means | percent, data, settings, seconds)
+    keep = partial(keep_decisions, voc=voc, scores=scores, kept=done.kept, rule=protocol.rule)
+    job.write_record(protocol.name, means | percent, data, settings, seconds, keep)
     return means
+
+
+def keep_decisions(path: Path, voc: Voc, scores: list[ClassScore], kept: np.ndarray, rule: SvmRule) -> Predictions:
+    """Write the measured classes' decisions on the test images; an image that does not count for a class says so."""
+    rows, labels = sides(voc, kept, kept)[2:]
+    targets, decisions = np.full(labels.shape, 2), np.zeros(labels.shape)
+    for c, score in enumerate(scores):
+        if score.decisions is not None:
+            positive, counted = counted_targets(labels[:, c], rule.drop_difficult)
+            targets[counted, c], decisions[:, c] = positive[counted], score.decisions
+    return write_ranks(path, [voc.ids[row] for row in rows], decisions, targets)
 
 
 def settings_of(protocol: Protocol, done: Extraction, solver: Solver) -> dict[str, object]:

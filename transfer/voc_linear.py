@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from adco import distributed
+from adco.predictions import write_ranks
 from adco.records import Score
 from transfer.cli import Job, usual_resize
 from transfer.features import Pictures
@@ -82,7 +83,9 @@ def run(job: Job, voc: Voc, epochs: int | None) -> None:
         "pixel_mean": recipe.mean,
         "pixel_std": recipe.std,
     }
-    job.write_record(recipe.name, scores | per_class, voc.describe(), settings, time.perf_counter() - begun)
+    test, logits = parts["test"], found["gap"]["logits"]
+    keep = partial(write_ranks, names=test.pictures.paths, scores=logits, targets=test.labels == 1, by_image=True)
+    job.write_record(recipe.name, scores | per_class, voc.describe(), settings, time.perf_counter() - begun, keep)
 
 
 def both_metrics(logits: np.ndarray, positive: np.ndarray, seed: int) -> dict[str, Score]:
