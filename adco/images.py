@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from adco import index_cache
-from adco.errors import UserError
+from adco.errors import UserError, one_line
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM", "GIF")  # by content; EPS would run a program
@@ -121,7 +121,7 @@ def index_folder(root: Path | str) -> ImageIndex:
 def _scan(root: Path) -> ImageIndex:
     begun = time.time_ns()
     folders: dict[str, int] = {".": os.stat(root).st_mtime_ns}
-    classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir())) or (".",)
+    classes = tuple(sorted(entry.name for entry in os.scandir(root) if os.path.isdir(entry.path))) or (".",)
     paths, labels = [], []
     for label, name in enumerate(classes):
         found = sorted(_images_below(root, name, folders), key=lambda path: path.split("/"))
@@ -242,7 +242,7 @@ class BadImages:
 
     def report(self) -> str:
         """One line per file, for a text file beside the results."""
-        return "".join(f"{path}\t{reason}\n" for path, reason in sorted(self.reasons.items()))
+        return "".join(f"{one_line(path)}\t{one_line(reason)}\n" for path, reason in sorted(self.reasons.items()))
 
 
 def _images_below(root: Path, name: str, folders: dict[str, int]) -> Iterator[str]:

@@ -42,3 +42,8 @@ class StopRequests:
         if number == signal.SIGINT and self.number == number:
             raise KeyboardInterrupt
         self.number = number
+
+
+def leave_ctrl_c(_: int) -> None:
+    """What a reading process does first: Ctrl-C is for the process that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -24,6 +24,7 @@ from adco.backbone import Backbone, stage_features
 from adco.errors import UserError
 from adco.images import BadImages, UnreadableImage, read_image
 from adco.progress import progress
+from adco.stopping import leave_ctrl_c
 from transfer.cache import Entry, RowsWriter
 from transfer.transforms import Transform
 
@@ -227,6 +228,7 @@ def _one_pass(
             num_workers=reader.workers,
             collate_fn=collate,
             pin_memory=reader.device.type == "cuda",
+            worker_init_fn=leave_ctrl_c,
         )
         computed, noted = 0, time.monotonic()
         with progress(len(dataset), f"features of {pictures.name}", "images", first) as bar:

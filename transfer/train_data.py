@@ -15,7 +15,9 @@ from torchvision.transforms import functional as pixels
 
 from adco import augment, counter, distributed, views
 from adco.config import View
+from adco.errors import UserError
 from adco.images import UnreadableImage, read_image
+from adco.stopping import leave_ctrl_c
 from transfer.features import Pictures
 from transfer.recipes import Recipe
 
@@ -94,14 +96,14 @@ class TrainingPictures(Dataset):
                 return read_image(pictures.root / pictures.paths[found]), found
             except UnreadableImage as error:
                 bad[pictures.paths[found]] = error.reason
-        raise RuntimeError("none of the pictures can be read")
+        raise UserError(f"{pictures.root}: none of the {len(self.data)} {pictures.name} pictures can be read")
 
 
 def training_batches(data: TrainingPictures, wanted: Iterator[Request], workers: int, device: torch.device):
     """A loader that yields one item of `data` a request, in order."""
     return DataLoader(
         data, sampler=wanted, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=4 if workers else None, worker_init_fn=leave_ctrl_c,
     )  # fmt: skip
 
 
