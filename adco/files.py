@@ -45,9 +45,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`atomic_write` for a text file (UTF-8)."""
+    """`atomic_write` for a text file (UTF-8; names of files that are none keep their bytes)."""
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="surrogateescape"))
 
 
 def sha256_of(path: Path) -> str:
