@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 PLAN, PAGE, RESULTS = HERE / "evidence.yaml", HERE.parent / "docs/evidence.md", HERE.parent / "results/evidence"
 BEGIN, END = "<!-- tables: benchmarks/evidence_page.py writes them -->\n", "<!-- end of tables -->\n"
 NOT_RUN = "not run"
+RANDOM = {"knn": "knn-k20-t0.07@64px.json", "linear": "linear-cached-features@64px.json"}  # of results/random_r18
 
 
 @command
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{args.page}: expected one line {BEGIN.strip()!r} and one {END.strip()!r}")
     records = {path.relative_to(args.results).with_suffix("").as_posix(): load_record(path)
                for path in sorted(args.results.rglob("*.json"))}  # fmt: skip
+    for kind, file in RANDOM.items():
+        if (path := args.results.parent / "random_r18" / file).is_file():
+            records[f"random/{kind}"] = load_record(path)
     before, rest = text.split(BEGIN)
     write_text(args.page, before + BEGIN + tables(yaml.safe_load(PLAN.read_text()), records) + END + rest.split(END)[1])
     print(f"wrote {args.page}: {len(records)} records")
@@ -84,7 +88,14 @@ def _columns(records: Mapping[str, Record]) -> list[tuple[str, int]]:
 
 
 def figure1(plan: Mapping, records: Mapping[str, Record]) -> Iterator[tuple[str, ...]]:
-    """A row a run."""
+    """Random weights, then a row a run."""
+    known = {kind: records.get(f"random/{kind}") for kind in RANDOM}
+    if _columns(records):
+        yield (
+            "random weights",
+            *(cell(at.scores["top1"]) if (at := known[k]) else NOT_RUN for k, _ in _columns(records)),
+            "",
+        )
     for name, method in plan["methods"].items():
         for seed in range(method["seeds"]):
             run, cells = f"{name}-s{seed}", []

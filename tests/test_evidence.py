@@ -319,6 +319,7 @@ def test_the_page_shows_what_was_run_and_says_not_run_of_the_rest(tmp_path):
     Record("pretraining/curve", scores, {}, {"name": "x"}, settings).write(results / "figure1" / "adco-s0-knn.json")
     record = Record("pretrain/moco", {"knn_top1": 33.0}, {}, {"name": "x"}, duration_seconds=120)
     record.write(results / "grid" / "moco-0.json")
+    Record("knn/k20", {"top1": 35.0}, {}, {"name": "x"}).write(tmp_path / "random_r18" / "knn-k20-t0.07@64px.json")
     page = tmp_path / "page.md"
     page.write_text(f"prose\n{evidence_page.BEGIN}old{evidence_page.END}more\n")
     words = ["--results", str(results), "--page", str(page)]
@@ -328,6 +329,7 @@ def test_the_page_shows_what_was_run_and_says_not_run_of_the_rest(tmp_path):
     assert text.endswith("more\n")
     assert "old" not in text
     assert "| adco-s0 | 40.00 (38.50 to 41.50) | 45.00 | 10 |" in text
+    assert "| random weights | 35.00 | 35.00 |  |" in text
     assert "| adco-s1 | not run | not run |  |" in text
     assert "| moco | `contrast.tau=0.2` | 33.00 | 2 |" in text
     assert "| caco | `contrast.tau=0.1 contrast.tau_bank=0.1` | not run |  |" in text
