@@ -74,6 +74,10 @@ def test_a_file_may_change_another_suite(tmp_path):
     by_name = {stage.name: stage for stage in suite.stages}
     assert by_name["places205"].protocols(18) == ("places205-linear/vissl-1ep@96px",)
     assert by_name["own"].protocols(18) == ("knn/k5-t0.07",)
+    stages["voc07-svm"] = {"settings": {"image_px": 32}}
+    suite = load_suite(write(tmp_path / "mine.yaml", base="table4", settings={"image_px": 96}, stages=stages))
+    names = {stage.name: stage.protocols(18)[-1] for stage in suite.stages}
+    assert names["voc07-svm"] == "voc07-svm/pcl@32px" and names["voc07-lowshot"] == "voc07-lowshot/pcl@96px"
     assert [stage.name for stage in only(suite, ["own", "voc07-svm"]).stages] == ["voc07-svm", "own"]
 
 

@@ -88,11 +88,12 @@ def load_suite(name: str, settings: Sequence[str] = ()) -> Suite:
     """
     content, path = _read(name)
     stages = {stage: _stage(path, stage, row) for stage, row in content["stages"].items() if row is not None}
-    for where, found in ((str(path), content.get("settings", {})), ("--set", dict(map(_pair, settings)))):
-        if not isinstance(found, Mapping):
-            raise UserError(f"{where}: settings: expected keys and values, found {found!r}")
-        for key, value in found.items():
-            stages = _set(stages, key, value, where)
+    own = {name: stage.settings for name, stage in stages.items()}
+    for key, value in _mapping(path, content).items():
+        stages = _set(stages, key, value, str(path))
+    stages = {name: replace(stage, settings={**stage.settings, **own[name]}) for name, stage in stages.items()}
+    for key, value in map(_pair, settings):
+        stages = _set(stages, key, value, "--set")
     if not stages:
         raise UserError(f"{path}: no stages")
     return Suite(path.stem, str(content.get("about", "")), tuple(stages.values()))
@@ -129,6 +130,13 @@ def _read(name: str) -> tuple[dict, Path]:
         stages = merged | {n: row for n, row in stages.items() if n not in merged}
         content = base | content
     return content | {"stages": stages}, path
+
+
+def _mapping(path: Path, content: dict) -> Mapping:
+    found = content.get("settings", {})
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path}: settings: expected keys and values, found {found!r}")
+    return found
 
 
 def _merged(row: dict | None, change: dict | None) -> dict | None:
