@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +27,8 @@ def backward(
     each part is computed again to carry its rows' gradients to the weights. That costs a second forward pass, and
     equals one large batch whose BatchNorm statistics are of 1 / parts of it, as on that many ranks.
     """
-    torch.compiler.cudagraph_mark_step_begin()  # what graphs of the last step returned is no longer needed
+    if "torch._inductor.cudagraph_trees" in sys.modules:  # else there are no graphs, and its import takes seconds
+        torch.compiler.cudagraph_mark_step_begin()  # what graphs of the last step returned is no longer needed
     targets = method.targets(parts, moment)
     wanted = [[part[view] for view in method.query_views] for part in parts]
     if len(parts) == 1:
