@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -70,17 +71,25 @@ class Shown:
 
     def _draw(self) -> None:
         if self.live:
-            self.live.update(self.table())
+            self.live.update(self.table(self.console.height - 2))
 
-    def table(self) -> Table:
-        """One row a job: its state, time gone and expected, and the last line of its log."""
-        table = Table(box=None, pad_edge=False)
-        table.add_column("stage", no_wrap=True)
-        table.add_column("state", no_wrap=True)
-        table.add_column("time", justify="right", no_wrap=True)
-        table.add_column("expected", justify="right", no_wrap=True)
+    def table(self, rows: int) -> Table:
+        """One row a job: its state, time gone and expected, and the last line of its log.
+
+        Where that is more than so many rows, only what runs or went wrong, and how many there are of the others.
+        """
+        table = Table(box=None, pad_edge=False, expand=True)
+        table.add_column("stage", no_wrap=True, min_width=min(48, max(map(len, self.status), default=5)))
+        table.add_column("state", no_wrap=True, min_width=len("running"))
+        table.add_column("time", justify="right", no_wrap=True, min_width=len("1.5 min"))
+        table.add_column("expected", justify="right", no_wrap=True, min_width=len("expected"))
         table.add_column("says", no_wrap=True, overflow="ellipsis", ratio=1)
-        for name, status in self.status.items():
+        fits = len(self.status) < rows
+        shown = {name: status for name, status in self.status.items() if fits or status in ("running", "failed")}
+        others = Counter(status for name, status in self.status.items() if name not in shown)
+        table.caption = ", ".join(f"{count} {status}" for status, count in others.items()) or None
+        table.caption_justify = "left"
+        for name, status in shown.items():
             seconds = time.monotonic() - self.begun[name] if status == "running" else self.seconds.get(name)
             minutes = self.expected[name]
             table.add_row(

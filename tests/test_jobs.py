@@ -280,16 +280,27 @@ def test_what_a_job_leaves_behind_is_ended_with_it(tmp_path):
 def test_the_live_table_shows_state_time_and_the_logs_last_line(tmp_path):
     jobs = [python("first", "pass", minutes=120), python("second", "pass"), python("third", "pass", minutes=3)]
     shown = Shown(jobs)
-    outcomes = run_jobs([python("second", "raise SystemExit('it broke')")], tmp_path)
+    outcomes = run_jobs([python("second", "raise SystemExit('it broke, ' + 'at length ' * 20)")], tmp_path)
     shown.started("first", tmp_path / "log")
     shown.settled("second", outcomes["second"])
     shown.tick({"first": "epoch 3 [of 100]"})
     console = Console(file=io.StringIO(), width=110, force_terminal=True, color_system=None)
-    console.print(shown.table())
+    console.print(shown.table(10))
+    assert max(map(len, console.file.getvalue().splitlines())) <= 110
     lines = {line.split()[0]: line for line in console.file.getvalue().splitlines() if line.strip()}
     assert "running" in lines["first"] and "2.0 h" in lines["first"] and "epoch 3 [of 100]" in lines["first"]
     assert "failed" in lines["second"] and "it broke" in lines["second"]
     assert "waiting" in lines["third"] and "3 min" in lines["third"]
+
+
+def test_a_table_that_is_taller_than_the_terminal_shows_what_runs_and_counts_the_rest(tmp_path):
+    shown = Shown([python(f"j{i}", "pass") for i in range(40)])
+    shown.started("j33", tmp_path / "log")
+    console = Console(file=io.StringIO(), width=80)
+    console.print(shown.table(20))
+    told = console.file.getvalue()
+    assert "j33" in told and "39 waiting" in told and "j7" not in told
+    assert len(told.splitlines()) < 6
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(4, "4 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")])
