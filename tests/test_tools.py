@@ -9,14 +9,9 @@ from pathlib import Path
 import pytest
 
 from adco.errors import UserError
-from adco.records import Record
 from tools import convert_to_d2, demo, make_sample, report, train_adco
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def test_the_zoos_measured_rows_are_those_of_the_records():
-    assert report.with_measured_rows(ROOT / "MODEL_ZOO.md", ROOT / "results") == (ROOT / "MODEL_ZOO.md").read_text()
 
 
 def test_every_file_the_zoo_and_the_readme_link_to_exists():
@@ -26,43 +21,6 @@ def test_every_file_the_zoo_and_the_readme_link_to_exists():
         assert local
         for link in local:
             assert (ROOT / link).exists(), f"{page.name} links to {link}"
-
-
-def test_rows_are_rewritten_between_the_markers_and_nothing_else(tmp_path):
-    zoo, results = tmp_path / "ZOO.md", tmp_path / "results"
-    Record(
-        "knn/k20",
-        {"top1": 12.345},
-        {"name": "x"},
-        {"name": "tiny", "train_images": 5, "val_images": 2, "official": False},
-        hardware="a laptop",
-    ).write(results / "m" / "a.json")
-    zoo.write_text(f"before\n{report.BEGIN}old\n{report.END}after\n")
-    assert report.main(["--zoo", str(zoo), "--results", str(results)]) == 0
-    text = zoo.read_text()
-    assert text.startswith(f"before\n{report.BEGIN}")
-    assert text.endswith(f"{report.END}after\n")
-    assert "old" not in text
-    assert (
-        "| m | knn/k20 | top1 12.35 | tiny (5 train, 2 test; not the official set) | a laptop | [json](results/m"
-        in text
-    )
-
-
-@pytest.mark.parametrize("broken", ["no markers", "no records", "bad record"])
-def test_a_broken_zoo_is_one_line_and_stays_as_it_was(tmp_path, capsys, broken):
-    zoo, results = tmp_path / "ZOO.md", tmp_path / "results"
-    zoo.write_text("text\n" if broken == "no markers" else f"{report.BEGIN}{report.END}")
-    before = zoo.read_text()
-    if broken != "no records":
-        Record("knn/k20", {}, {"name": "x"}, {"name": "y"}).write(results / "m" / "a.json")
-    if broken == "bad record":
-        (results / "m" / "b.json").write_text("{}")
-    assert report.main(["--zoo", str(zoo), "--results", str(results)]) == 2
-    errors = capsys.readouterr().err
-    assert errors.startswith("error: ")
-    assert errors.count("\n") == 1
-    assert zoo.read_text() == before
 
 
 def test_a_finished_stage_is_not_run_again(tmp_path, capsys):
