@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     suite = only(load_suite(args.suite, args.set), [name for text in args.stages for name in text.split(",")])
     place = Place(args.output_dir, devices(args), args.device, args.workers, args.trials)
     given = data_given(args)
+    print("reading checkpoints and data sets ...", flush=True)
     subjects = read_subjects(args.checkpoint, download=not args.dry_run)
     found, missing = find_all(args.data_root, given, [name for stage in suite.stages for name in stage.data])
     tasks = make_plan(suite, subjects, found, missing, place, Rates(args.device, args.workers, args.measure))

@@ -109,6 +109,8 @@ def _task(stage: Stage, subject: Subject, found, missing, place: Place, past: Se
     made = Task(subject, stage, protocols, folder, data, devices=devices, trials=trials)
     if reason := reusable(made):
         return Task(**{**vars(made), "reused": reason})
+    if not subject.arch:
+        return Task(**{**vars(made), "expected": Expected(None, "the network is not known before the download")})
     counts = data[0].counts
     cost = expected(stage, subject.arch, data[0].path, protocols, counts, trials, gpus, past, rates)
     return Task(**{**vars(made), "expected": cost, "disk": disk_bytes(stage, subject.arch, counts, trials)})
