@@ -15,7 +15,7 @@ from detectron2.utils import comm
 
 from adco.errors import UserError
 from adco.files import write_text
-from detection import scoring
+from detection import boxes, scoring
 
 PREDICTIONS = "coco_instances_results.json"  # the name that detectron2's COCOEvaluator gives its own
 
@@ -27,8 +27,21 @@ def build_evaluator(dataset_name: str, folder: Path) -> DatasetEvaluator:
         return VOCEvaluator(dataset_name, folder)
     if kind == "coco":
         fast = scoring.in_use() != "pycocotools"
-        return COCOEvaluator(dataset_name, output_dir=str(folder), use_fast_impl=fast)
+        return KeepingCOCOEvaluator(dataset_name, output_dir=str(folder), use_fast_impl=fast)
     raise UserError(f"{dataset_name}: no evaluator for {kind!r}; VOC and COCO are supported")
+
+
+class KeepingCOCOEvaluator(COCOEvaluator):
+    """detectron2's COCO evaluator, which also keeps which detection found which box."""
+
+    def evaluate(self, *args, **kwargs) -> dict | None:
+        results = super().evaluate(*args, **kwargs)
+        written = Path(self._output_dir) / PREDICTIONS
+        if comm.is_main_process() and written.is_file() and "annotations" in self._coco_api.dataset:
+            found = json.loads(written.read_text())
+            if found:
+                boxes.write_coco(Path(self._output_dir) / boxes.BOXES, self._coco_api, self._coco_api.loadRes(found))
+        return results
 
 
 class VOCEvaluator(PascalVOCDetectionEvaluator):
@@ -56,10 +69,19 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
     def evaluate(self) -> dict | None:
         with np.errstate(invalid="ignore", divide="ignore"):  # 0 of 0 boxes found
             results = super().evaluate()
-        kept = comm.gather(self._kept, dst=0)
+        kept, lines = comm.gather(self._kept, dst=0), comm.gather(dict(self._predictions), dst=0)
         if not comm.is_main_process():
             return None
+        gathered = {c: [line for part in lines for line in part.get(c, ())] for c in range(len(self._class_names))}
         write_text(self._folder / PREDICTIONS, json.dumps([item for part in kept for item in part]))
+        boxes.write_voc(
+            self._folder / boxes.BOXES,
+            gathered,
+            self._class_names,
+            Path(self._image_set_path),
+            self._anno_file_template,
+            11 if self._is_2007 else 0,
+        )
         scores = {name: float(value) for name, value in results["bbox"].items()}
         share = self.classes_present() / len(self._class_names)
         if share > 0:

@@ -13,7 +13,8 @@ from detectron2.config import CfgNode
 
 from adco.datacheck import OFFICIAL
 from adco.files import sha256_of
-from adco.records import Record, versions
+from adco.provenance import versions
+from adco.records import Predictions, Record
 from detection.settings import NORM_OWNERS
 from detection.weights import origin_of
 
@@ -50,6 +51,7 @@ def make_record(
     data: Sequence[Mapping[str, object]],
     settings: Mapping[str, object],
     duration_seconds: float,
+    predictions: Predictions | None = None,
 ) -> Record:
     """The record of one run; `settings` adds what the config does not know (tensors loaded, overrides, GPUs)."""
     scores, undefined = flat_scores(results)
@@ -69,6 +71,7 @@ def make_record(
         settings=describe_settings(cfg) | dict(settings) | {"undefined_scores": undefined},
         duration_seconds=round(duration_seconds, 2),
         versions=versions() | {"detectron2": detectron2_version()},
+        predictions=predictions,
     )
 
 

@@ -18,8 +18,10 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from adco.errors import UserError
+from adco.provenance import code_version
 from detection import register, scoring
 from detection.accumulate import accumulated_step
+from detection.boxes import keep_beside
 from detection.evaluation import build_evaluator
 from detection.planner import Plan
 from detection.report import make_record
@@ -106,6 +108,7 @@ def pin_memory(loader, pin: bool):
 def run(cfg: CfgNode, args: argparse.Namespace, job: Job) -> None:
     """One process of the run: train (or only evaluate), print detectron2's tables, write OUTPUT_DIR/record.json."""
     register.setup_environment()  # a spawned process has not done so yet
+    code_version("detection")  # of the files as they are now: the record names it when the work is done
     scoring.use(job.evaluator)
     default_setup(cfg, args)
     try:
@@ -117,8 +120,10 @@ def run(cfg: CfgNode, args: argparse.Namespace, job: Job) -> None:
     if not comm.is_main_process():
         return
     settings = job.settings() | facts | {"eval_only": args.eval_only, "resumed": args.resume}
-    record = make_record(cfg, job.config_name, results, weights, job.data, settings, time.time() - job.started)
-    print(f"record: {record.write(Path(cfg.OUTPUT_DIR) / 'record.json')}")
+    path = Path(cfg.OUTPUT_DIR) / "record.json"
+    kept = keep_beside(path) if len(cfg.DATASETS.TEST) == 1 else None
+    record = make_record(cfg, job.config_name, results, weights, job.data, settings, time.time() - job.started, kept)
+    print(f"record: {record.write(path)}")
     if args.eval_only:
         verify_results(cfg, results)
 

@@ -13,10 +13,14 @@ import detection  # noqa: F401  (patches before detectron2)
 # isort: split
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_pascal_voc
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 
+from adco.compare import paired_bootstrap
 from adco.errors import UserError
+from adco.predictions import load_predictions
+from adco.records import Record, load_record
 from detection import scoring
+from detection.boxes import BOXES, keep_beside
 from detection.evaluation import PREDICTIONS, build_evaluator
 from detection.report import flat_scores
 from tests.detection_helpers import make_coco, make_voc
@@ -113,3 +117,68 @@ def test_scores_are_flat_and_undefined_ones_named():
     assert flat_scores(results) == ({"AP": 40.0, "segm/AP": 35.0}, ["APs"])
     two = {"voc_2007_test": {"bbox": {"AP": 1.0}}, "voc_2012_val": {"bbox": {"AP": float("nan")}}}
     assert flat_scores(two) == ({"voc_2007_test/AP": 1.0}, ["voc_2012_val/AP"])
+
+
+def noisy(entry, rng, labels):
+    """Three detections of every box: moved, sometimes mislabelled, with a random score."""
+    found, boxes = Instances((entry["height"], entry["width"])), []
+    truth = entry["annotations"] * 3
+    for x0, y0, x1, y1 in (
+        BoxMode.convert(b["bbox"], b.get("bbox_mode", BoxMode.XYXY_ABS), BoxMode.XYXY_ABS) for b in truth
+    ):
+        left, top = rng.normal(0, 2, 2)
+        boxes.append([x0 + left, y0 + top, max(x1, x0 + 2) + left, max(y1, y0 + 2) + top])
+    found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    found.scores = torch.from_numpy(rng.random(len(truth)))
+    chosen = [box["category_id"] if rng.random() < 0.8 else int(rng.choice(labels)) for box in truth]
+    found.pred_classes = torch.tensor(chosen, dtype=torch.long)
+    return found
+
+
+def judged(name, folder, seed):
+    evaluator, rng = build_evaluator(name, folder), np.random.default_rng(seed)
+    evaluator.reset()
+    entries = DatasetCatalog.get(name)
+    labels = sorted({box["category_id"] for entry in entries for box in entry["annotations"]})
+    for entry in entries:
+        evaluator.process([entry], [{"instances": noisy(entry, rng, labels)}])
+    return evaluator.evaluate()["bbox"]
+
+
+def kept_record(folder, scores):
+    kept = folder / "inference" / BOXES
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    (folder / BOXES).replace(kept)
+    data = {"name": "x", "fingerprint": "f"}
+    shown = {key: scores[key] for key in ("AP", "AP50", "AP75")}
+    predictions = keep_beside(folder / "record.json")
+    path = Record("detection/x", shown, {"name": "a"}, data, predictions=predictions).write(folder / "record.json")
+    return load_record(path)
+
+
+def test_what_is_kept_of_voc_gives_the_evaluators_numbers(voc, tmp_path):
+    """AP, AP50 and AP75 from the kept matches equal detectron2's; two detectors are compared on the images."""
+    first, second = (judged(voc, tmp_path / str(seed), seed) for seed in (1, 2))
+    assert 0 < first["AP"] < first["AP50"] < 10  # two of twenty classes are in the test list
+    a, b = kept_record(tmp_path / "1", first), kept_record(tmp_path / "2", second)
+    _, metrics, images = load_predictions(a)
+    for name in ("AP", "AP50", "AP75"):
+        assert metrics[name](np.ones((1, images)))[0] == pytest.approx(first[name], abs=1e-9)
+    found = paired_bootstrap(a, b, "AP50", draws=100)
+    assert found.difference == pytest.approx(second["AP50"] - first["AP50"], abs=1e-9)
+    assert found.low <= found.difference <= found.high
+
+
+def test_what_is_kept_of_coco_gives_the_evaluators_numbers(tmp_path):
+    root, name = make_coco(tmp_path, test=12) / "coco", f"coco_kept_{tmp_path.name}"
+    annotations = root / "annotations" / "instances_val2017.json"
+    register_coco_instances(name, {}, str(annotations), str(root / "val2017"))
+    try:
+        scores = judged(name, tmp_path / "out", 1)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    _, metrics, images = load_predictions(kept_record(tmp_path / "out", scores))
+    assert 1 < scores["AP"] < scores["AP50"] and images == 12
+    for key in ("AP", "AP50", "AP75"):
+        assert metrics[key](np.ones((1, images)))[0] == pytest.approx(scores[key], abs=1e-9)
