@@ -11,6 +11,7 @@ from adco.errors import UserError, one_line
 
 MOST_VALUES = 100_000  # anchors make a few lines stand for billions
 MOST_CHARACTERS = 1 << 20
+MOST_BRACKETS = 4000  # PyYAML's time goes with the square of how deep they are
 
 
 def read_yaml(path: Path, what: str) -> object:
@@ -27,8 +28,10 @@ def parse_yaml(text: str, source: Path | str, what: str) -> object:
     try:
         if len(text) > MOST_CHARACTERS:
             raise ValueError(f"{len(text)} characters, more than {MOST_CHARACTERS}")
+        if text.count("[") + text.count("{") > MOST_BRACKETS:
+            raise ValueError(f"more than {MOST_BRACKETS} brackets")
         content = yaml.safe_load(text)
-        if sum(1 for _ in _values(content)) > MOST_VALUES:
+        if sum(1 for _ in values_in(content)) > MOST_VALUES:
             raise ValueError(f"more than {MOST_VALUES} values")
     except Exception as error:  # beside its own errors PyYAML lets those of int(), datetime and recursion through
         reason = one_line(error)[:200] or type(error).__name__
@@ -36,7 +39,7 @@ def parse_yaml(text: str, source: Path | str, what: str) -> object:
     return content
 
 
-def _values(content: object) -> Iterator[object]:
+def values_in(content: object) -> Iterator[object]:
     """Every value with what is in it, MOST_VALUES and one at most."""
     waiting, count = [content], 0
     while waiting and count <= MOST_VALUES:

@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adco.config import Recipe
-from adco.errors import UserError, one_line
+from adco.errors import UserError
 from adco.limits import check_recipe
-from adco.plain_yaml import parse_yaml, read_yaml
+from adco.plain_yaml import parse_yaml, read_yaml, values_in
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -38,10 +38,10 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 def as_recipe(source: Path | str, content: dict) -> Recipe:
     """The recipe that plain containers describe, a checkpoint's for example. Raises UserError as `load_recipe` does."""
     _check_keys(source, content, Recipe)
-    try:
-        recipe = OmegaConf.to_object(_typed(source, content))
-    except (OmegaConfBaseException, RecursionError) as error:  # an interpolation ${key} that leads nowhere
-        raise UserError(f"{source}: {one_line(error)[:200]}") from error
+    for value in values_in(content):
+        if isinstance(value, str) and "${" in value:  # OmegaConf would put in other keys or the environment
+            raise UserError(f"{source}: {value[:100]!r} refers to something else; write the value itself")
+    recipe = OmegaConf.to_object(_typed(source, content))
     check_recipe(recipe)
     return recipe
 

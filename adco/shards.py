@@ -27,6 +27,7 @@ from adco.images import MOST_BYTES, SUFFIXES, ImageIndex, UnreadableImage
 TIMEOUT_SECONDS = 60
 TRIES = 3  # of one range request
 MOST_SHARDS = 1_000_000
+BROKEN_WEB = (OSError, http.client.HTTPException, Refused, ValueError)  # the last: an address that is none
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ShardIndex(ImageIndex):
             raise UnreadableImage(Path(self.paths[i]), f"{size} bytes, more than {MOST_BYTES}")
         try:
             content = _read_at(self.shards[shard], offset, size)
-        except (OSError, http.client.HTTPException, Refused) as error:
+        except BROKEN_WEB as error:
             raise UnreadableImage(Path(self.paths[i]), str(error) or type(error).__name__) from error
         if len(content) != size:
             raise UnreadableImage(Path(self.paths[i]), f"{len(content)} of {size} bytes in {self.shards[shard]}")
@@ -142,7 +143,7 @@ def _stamp(shard: str) -> list[int]:
                 return [int(length) if length.isdecimal() else -1, 0]
         state = os.stat(shard)
         return [state.st_size, state.st_mtime_ns]
-    except (OSError, http.client.HTTPException, Refused) as error:
+    except BROKEN_WEB as error:
         raise UserError(f"{shard}: no such shard ({getattr(error, 'strerror', None) or error})") from error
 
 
