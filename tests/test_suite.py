@@ -12,9 +12,10 @@ import yaml
 from PIL import Image
 
 from adco.errors import UserError
-from adco.records import Record
+from adco.records import Predictions, Record, load_record
 from adco.suite import cost
 from adco.suite.data import find_all, linked
+from adco.suite.results import publish
 from adco.suite.stages import Stage, load_suite, only
 from transfer import rate
 from transfer.protocols import PROTOCOLS
@@ -312,3 +313,13 @@ def test_the_rate_of_a_network_on_pictures(tmp_path, capsys):
     assert rate.main([*words, "--workers", "0"]) == 0
     assert float(capsys.readouterr().out) > 0
     assert rate.main([*words[:3], str(tmp_path / "absent")]) == 2
+
+
+def test_a_published_record_takes_its_predictions_along(tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "predictions.npz").write_bytes(b"boxes")
+    found = replace(record(60), predictions=Predictions("predictions.npz", "0" * 64, "boxes"))
+    target = tmp_path / "results" / "model" / "p-q.json"
+    publish(found, tmp_path / "work" / "record.json", target)
+    assert load_record(target) == replace(found, predictions=Predictions("p-q.npz", "0" * 64, "boxes"))
+    assert (target.parent / "p-q.npz").read_bytes() == b"boxes"
