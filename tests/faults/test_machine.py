@@ -35,13 +35,13 @@ from tests.faults.toy import one_line
     "bit-identical",
 )
 def test_the_disk_is_full_at_every_write(recipe, data, tmp_path, room_kib, seen):
-    toy.trainer(recipe, tmp_path / "whole", data).fit()
+    toy.trainer(recipe, tmp_path / "whole", data, "epochs=1").fit()
     seen.tries, seen.survived, seen.lost_steps = len(room_kib), 0, 0
     for kib in room_kib:
         with mounted(tmp_path / "small", "size=2m") as disk:
             filler, free = disk / "filler", os.statvfs(disk)
             filler.write_bytes(bytes(free.f_bavail * free.f_frsize - 1024 * kib))
-            code, said = toy.tool(recipe, disk / "run", data)
+            code, said = toy.tool(recipe, disk / "run", data, "epochs=1")
             if code:
                 assert code == 2
                 assert "cannot be written (No space left on device)" in one_line(said)
@@ -51,7 +51,7 @@ def test_the_disk_is_full_at_every_write(recipe, data, tmp_path, room_kib, seen)
             kept = checkpoint.newest_intact(disk / "run")
             assert (kept.name if kept else None) == (finished[-1] if finished else None)
             filler.unlink()
-            assert toy.tool(recipe, disk / "run", data, "--resume")[0] == 0
+            assert toy.tool(recipe, disk / "run", data, "epochs=1", "--resume")[0] == 0
             assert toy.identical(toy.weights(tmp_path / "whole"), toy.weights(disk / "run"))
         seen.survived += 1
 

@@ -17,6 +17,7 @@ import pytest
 
 from adco import checkpoint, loader
 from adco.errors import Failure, UserError
+from adco.recipe_files import load_recipe
 from adco.trainer import Trainer
 from tests.faults import toy
 from tests.faults.table import fault
@@ -34,11 +35,11 @@ KILLS = [pytest.param(4, id="4"), pytest.param(100, id="100", marks=pytest.mark.
 )
 def test_killed_at_random_moments(recipe, data, tmp_path, kills, seen):
     whole, part, chance = tmp_path / "whole", tmp_path / "part", random.Random(kills)
-    options = data, f"epochs={3 * kills}"
-    toy.trainer(recipe, whole, *options).fit()
+    tiny = load_recipe(recipe, [data, f"epochs={2 * kills}"])
+    toy.trainer(tiny, whole).fit()
     seen.tries, seen.survived, seen.lost_steps, newest, again, writing = kills, 0, 0, 0, 0, 0
     for kill in range(kills):
-        life = toy.start(toy.live, recipe, str(part), options, str(tmp_path / "steps"))
+        life = toy.start(toy.live, tiny, part, tmp_path / "steps")
         wait_for_a_new_checkpoint(part, newest, life)
         time.sleep(0.1 * chance.random())
         while kill % 2 and not list(part.glob(".checkpoint_*.tmp")):
@@ -53,7 +54,7 @@ def test_killed_at_random_moments(recipe, data, tmp_path, kills, seen):
         seen.lost_steps += max(0, newest - step)
         newest, again = step, max(again, (tmp_path / "steps").stat().st_size - step)
         seen.survived += 1
-    last = toy.start(toy.live, recipe, str(part), options, str(tmp_path / "steps"))
+    last = toy.start(toy.live, tiny, part, tmp_path / "steps")
     last.join()
     assert last.exitcode == 0
     assert toy.identical(toy.weights(whole), toy.weights(part))

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from adco import checkpoint, distributed
+from adco.config import Recipe
 from adco.recipe_files import load_recipe
 from adco.trainer import Trainer
 from tools import train_adco
@@ -48,16 +49,17 @@ def backbone(arch: str = "", stem: str = "") -> nn.Module:
 
 @contextlib.contextmanager
 def small() -> Iterator[None]:
-    """The toy instead of the ResNet; one thread."""
+    """The toy instead of the ResNet, one thread, and git is not asked for the commit."""
     torch.set_num_threads(1)
-    with mock.patch("adco.encoder.build_resnet", backbone):
+    with mock.patch("adco.encoder.build_resnet", backbone), mock.patch("adco.trainer.commit", lambda: "toy"):
         yield
 
 
-def trainer(recipe: Path | str, output: Path, *overrides: str, resume: bool = False, force: bool = False) -> Trainer:
+def trainer(recipe: Path | str | Recipe, output: Path, *overrides: str, resume: bool = False) -> Trainer:
     """A trainer of the toy."""
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe), overrides)
     with small():
-        return Trainer(load_recipe(str(recipe), overrides), output, CPU, resume, force)
+        return Trainer(loaded, output, CPU, resume)
 
 
 def tool(recipe: Path | str, output: Path, *arguments: str) -> tuple[int, str]:
@@ -67,10 +69,10 @@ def tool(recipe: Path | str, output: Path, *arguments: str) -> tuple[int, str]:
     return code, errors.getvalue().strip()
 
 
-def live(recipe: str, output: str, overrides: tuple[str, ...], steps: str) -> None:
+def live(recipe: Recipe, output: Path, steps: Path) -> None:
     """A life of the run: resumed, and if nobody kills it, to the end. `steps` gets a byte for every step done."""
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    run = trainer(recipe, Path(output), *overrides, resume=True)
+    run = trainer(recipe, output, resume=True)
     note, step = os.open(steps, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), run.train_step
     os.write(note, b"." * run.step)
 
