@@ -39,7 +39,7 @@ SHORTER = {
     "docs/examples/nearest_mean.py": SMALL_PX,
     "transfer/knn.py": SMALL_PX,
     "transfer/linear.py": SMALL_PX,
-    "transfer/voc07.py": SMALL_PX,
+    "transfer/voc07.py": [*SMALL_PX, "--shots", "1", "--shots", "2"],
     "transfer/imagenet.py": CLASSIFIERS,
     "transfer/places205.py": CLASSIFIERS,
     "tools/benchmark.py": ["--dry-run", "--no-measure"],
