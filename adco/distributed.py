@@ -206,6 +206,7 @@ def _one_voice(store: dist.Store, rank: int, world_size: int) -> Iterator[None]:
         elif isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST):
             found = Failure("")
         else:
+            error.told = False
             raise
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others at once; there is a line to say first
         found.told, lost = rank != 1, [0]  # for where the store lived in a rank 0 that is dead

@@ -28,8 +28,8 @@ class Requeue(Exception):
 
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Sequence[str] | None], int]:
     """Turn `main(argv)` into a tool: exit 0; on an error one line on stderr and 2 for a UserError or a file that the
-    system refuses, 1 for a Failure or any other exception, 75 for Requeue, 130 for Ctrl-C. An error with an attribute
-    `told` has been printed by another rank."""
+    system refuses, 1 for a Failure or any other exception, 75 for Requeue, 130 for Ctrl-C. An error whose
+    attribute `told` is true has been printed by another rank."""
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +48,8 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Seq
             return CLOSED
         except Exception as error:
             line, code = _explained(error)
-            if not getattr(error, "told", False):
+            alone = os.environ.get("LOCAL_RANK", "0") == "0"  # before ranks have met, a machine's first one speaks
+            if not getattr(error, "told", not alone):
                 print(line, file=sys.stderr)
             return code
 

@@ -77,16 +77,19 @@ def test_a_lost_rank_is_named_and_ends_the_others(recipe, data, tmp_path, sent, 
     assert checkpoint.newest_intact(run)
 
 
-@pytest.mark.parametrize("mistake", ["batch=7", "data.max_bad_share=0"])
+WORDS = {"optimiser.lr=3": "unknown key", "batch=7": "batch=7 does not divide", "data.max_bad_share=0": "004.png"}
+
+
+@pytest.mark.parametrize("mistake", WORDS)
 @fault(
     "told-once",
     "Training",
-    "a mistake that all ranks see (batch), or that one rank meets while it trains (a broken picture)",
+    "a mistake that all ranks see, before or after they meet, or that one meets while it trains (a broken picture)",
     "one line for all ranks, exit code 2 from the one that tells it, no hang",
 )
 def test_an_error_is_told_once(recipe, data, tmp_path, pictures, mistake):
     root = shutil.copytree(pictures / "train", tmp_path / "pictures")
-    if mistake != "batch=7":
+    if mistake == "data.max_bad_share=0":
         (root / "class1" / "004.png").write_bytes(b"")
     arguments = "--config-file", recipe, "--output-dir", str(tmp_path / "run"), f"data.root={root}", mistake
     processes = start_ranks(2, tmp_path, 30.0, *arguments)
@@ -96,7 +99,7 @@ def test_an_error_is_told_once(recipe, data, tmp_path, pictures, mistake):
     assert 2 in codes and set(codes) <= {1, 2}
     (line,) = said(tmp_path)
     assert line.startswith("error: ")
-    assert ("batch=7 does not divide" if mistake == "batch=7" else "004.png") in line
+    assert WORDS[mistake] in line
 
 
 def torchrun(restarts: int, log: Path, *arguments: str) -> subprocess.Popen:
