@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -292,21 +294,30 @@ TINY = {
 
 
 @pytest.mark.slow
-def test_a_small_plan_runs_to_its_end_and_again_in_a_moment(data, tmp_path, capsys, monkeypatch):
+def test_a_small_plan_killed_at_once_runs_to_its_end_and_again_in_a_moment(data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(evidence.ROOT)
     path = tmp_path / "plan.yaml"
     path.write_text(json.dumps(PLAN | TINY))
     words = ["--plan", str(path), "--data", str(data), "--output-dir", str(tmp_path / "out"), "--device", "cpu"]
     words += ["--results", str(tmp_path / "results"), "--only", "lead-1-seeds", "figure2"]
+    done = tmp_path / "out" / "grid" / "adco-0" / "record.json"
+    first = subprocess.Popen([sys.executable, "benchmarks/evidence.py", *words], stdout=subprocess.DEVNULL)
+    while not done.is_file():
+        assert first.poll() is None
+        time.sleep(0.2)
+    first.kill()
+    first.wait()
+    before = done.read_bytes()
+    time.sleep(2)  # the leashes end what it had started
     assert evidence.main(words) == 0, capsys.readouterr().out
+    assert done.read_bytes() == before  # what had ended was not done again
     record = load_record(tmp_path / "results" / "figure1" / "lead-1-seeds.json")
     assert set(record.scores) == {"lead/knn@2ep"} | {"lead/linear@2ep"}
     rows = load_record(tmp_path / "results" / "figure1" / "adco-s0-knn.json").settings["curve"]
     assert [row["epoch"] for row in rows] == [1, 2]
     assert all(low <= row["top1"] <= high for row in rows for low, high in [row["interval95"]])
     assert (tmp_path / "results" / "figure2" / "bank.json").is_file()
-    before = capsys.readouterr().out
-    assert "everything was run" in before
+    assert "everything was run" in capsys.readouterr().out
     assert evidence.main(words) == 0
     assert "started" not in capsys.readouterr().out
 
