@@ -14,13 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from adco import report
+from adco import model_zoo, report
 from adco.errors import UserError, command
 from adco.files import output_folder, write_text
-from adco.model_zoo import as_markdown
-from adco.records import load_record
-
-BEGIN, END = "<!-- measured rows: tools/report.py writes them -->\n", "<!-- end of measured rows -->\n"
 
 EXAMPLES = """\
 examples:
@@ -28,6 +24,9 @@ examples:
   # name the models, add their pretraining, and draw what two detectors find on the same images
   python tools/report.py random=out/random adco=out/adco output/adco --detections random=out/random/voc \\
       --detections adco=out/adco/voc -o report
+  # may these two be compared? why not? is the difference more than chance?
+  python tools/report.py --compare results/adco/knn.json results/moco/knn.json
+  python tools/report.py --compare adco-4/AdCo/sample_AP adco-4/SwAV/mAP
   python tools/report.py --zoo MODEL_ZOO.md
 """
 
@@ -36,12 +35,16 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     if args.zoo:
-        write_text(args.zoo, with_measured_rows(args.zoo, args.results))
+        write_text(args.zoo, model_zoo.page(args.results))
         print(f"wrote {args.zoo}")
+        return 0
+    if args.compare:
+        print("\n".join(report.compared(*args.compare)))
         return 0
     if not args.sources:
         raise UserError("no RESULTS; give folders with records, for example: tools/report.py results -o report")
-    out, study = output_folder(args.output), report.gather(args.sources)
+    study = report.gather(args.sources)
+    out = output_folder(args.output)
     pictures = detections(args.detections, args.images, args.min_score)
     told = f"Boxes: green the truth, orange found with a score of at least {args.min_score}; evenly chosen test images."
     made = report.build(study, out, args.title, args.lead, not args.no_papers, pictures, told)
@@ -69,7 +72,12 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--images", type=int, default=4, help="test images to draw on (default: %(default)s)")
     parser.add_argument("--min-score", type=float, default=0.3, help="of a drawn detection (default: %(default)s)")
-    parser.add_argument("--zoo", type=Path, metavar="FILE", help="instead, rewrite the measured rows of MODEL_ZOO.md")
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"),
+        help="instead, say whether two numbers may be compared and how sure their difference is: each a record's file, "
+        "or TABLE/METHOD/METRIC of a published one, as adco-4/SwAV/mAP",
+    )  # fmt: skip
+    parser.add_argument("--zoo", type=Path, metavar="FILE", help="instead, write MODEL_ZOO.md")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="MODEL/RECORD.json below it, for --zoo")
     return parser
 
@@ -91,20 +99,6 @@ def _png(image) -> bytes:
     with io.BytesIO() as file:
         image.save(file, format="PNG", optimize=True)
         return file.getvalue()
-
-
-def with_measured_rows(zoo: Path, results: Path) -> str:
-    """The text of `zoo` with the rows between its two markers made anew from the records below `results`."""
-    paths = sorted(results.glob("*/*.json"))
-    if not paths:
-        raise UserError(f"{results}: no records; expected MODEL/RECORD.json below it")
-    text = zoo.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise UserError(f"{zoo}: expected one line {BEGIN.strip()!r} and one {END.strip()!r}")
-    records = {path.relative_to(results.parent).as_posix(): load_record(path) for path in paths}
-    records = {path: record for path, record in records.items() if not record.protocol.startswith("benchmark/")}
-    before, rest = text.split(BEGIN)
-    return before + BEGIN + as_markdown(records) + END + rest.split(END)[1]
 
 
 if __name__ == "__main__":

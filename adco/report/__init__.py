@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from adco.report import costs, leads, measured, papers, pictures, sources
+from adco.report import costs, differences, leads, measured, papers, pictures, sources
+from adco.report.differences import compared
 from adco.report.parts import Figure, Report, Section
 from adco.report.render import write
 from adco.report.study import Study, gather
 from adco.report.terminal import as_text, table_rows
 
-__all__ = ["Figure", "Report", "Study", "as_text", "build", "gather", "table_rows", "write"]
+__all__ = ["Figure", "Report", "Study", "as_text", "build", "compared", "gather", "table_rows", "write"]
 
 
 def build(
@@ -31,7 +32,8 @@ def build(
     """
     found: list[Section | None] = [
         measured.section(study, out),
-        leads.section(study, out),
+        differences.section(study, with_papers),
+        leads.section(study, out, with_papers),
         pictures.bank_section(study),
         papers.section(study, out) if with_papers else None,
         costs.section(study, out, papers.gpu_hours()) if with_papers else None,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
@@ -15,6 +16,10 @@ from adco.backbone import build_resnet
 from adco.config import Encoder, Recipe
 from adco.encoder import mlp_head
 from adco.methods import build_method
+from adco.methods.base import Method
+
+MOVING = "method", "views", "encoder", "contrast", "bank", "mix", "swap"  # parts of a recipe that move the counts
+_COUNTED: dict[str, tuple[Parameters, Work | None]] = {}
 
 
 @dataclass(frozen=True)
@@ -44,22 +49,30 @@ class Work:
         return self.query + self.key + self.bank
 
 
-def parameters_of(recipe: Recipe) -> Parameters:
-    """Counted on the method's own modules, without memory for their weights."""
-    method = _on_meta(recipe)
-    encoder = method.encoder
+def counted(recipe: Recipe) -> tuple[Parameters, Work | None]:
+    """Parameters of the method's own modules, and the work of a step for one image (None: fvcore is not installed).
+
+    What cannot move them (seed, data, schedules) is not looked at, so runs of one recipe are counted once.
+    """
+    key = json.dumps([asdict(recipe)[name] for name in MOVING])
+    if key not in _COUNTED:
+        _COUNTED[key] = _count_all(recipe)
+    return _COUNTED[key]
+
+
+def _count_all(recipe: Recipe) -> tuple[Parameters, Work | None]:
+    with torch.device("meta"):  # no memory for the weights
+        method = build_method(recipe)
     bank = recipe.bank.size * recipe.encoder.dim if method.bank is not None else 0
-    parts = (sum(p.numel() for p in part.parameters()) if part else 0 for part in _parts(encoder))
-    return Parameters(*parts, bank)
+    modules = method.encoder.backbone, method.encoder.head, method.encoder.tail
+    parts = (sum(p.numel() for p in module.parameters()) if module else 0 for module in modules)
+    there = importlib.util.find_spec("fvcore") is not None
+    return Parameters(*parts, bank), _work(recipe, method) if there else None
 
 
-def work_of(recipe: Recipe) -> Work | None:
-    """Multiply-adds of a step for one image; None where fvcore is not installed."""
-    if importlib.util.find_spec("fvcore") is None:
-        return None
-    method, sizes = _on_meta(recipe), [view.px for view in recipe.views]
+def _work(recipe: Recipe, method: Method) -> Work:
     tail = _count(method.encoder.tail, torch.zeros(1, recipe.encoder.dim)) if method.encoder.tail else 0
-    forward = [encoder_work(recipe.encoder, px) for px in sizes]
+    forward = [encoder_work(recipe.encoder, view.px) for view in recipe.views]
     query = sum(3 * (forward[view] + tail) for view in method.query_views)
     key = sum(forward[view] for view in method.key_views) if method.key_encoder is not None else 0
     return Work(query, key, _bank_work(recipe, len(method.query_views), len(method.key_views)))
@@ -101,15 +114,6 @@ def _bank_work(recipe: Recipe, queries: int, keys: int) -> float:
         "moco": 2 * queries * rows,
         "mochi": queries * (3 * rows + mixtures),
     }.get(recipe.method, 0)
-
-
-def _on_meta(recipe: Recipe):
-    with torch.device("meta"):
-        return build_method(recipe)
-
-
-def _parts(encoder: nn.Module) -> tuple[nn.Module | None, ...]:
-    return encoder.backbone, encoder.head, encoder.tail
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -54,11 +55,12 @@ def recipe_table(hours: Mapping[str, float]) -> Table:
         Column("bank's share", "step, one image"),
         *(Column(name, "parameters, millions") for name in ("backbone", "head", "tail", "bank")),
     ]
-    base, rows = cost.work_of(load_recipe("moco_r50_200ep")), []
+    (_, base), rows = _published_counts("moco_r50_200ep"), []
     for name, file in RECIPES.items():
-        recipe = load_recipe(file)
-        work, counted = cost.work_of(recipe), cost.parameters_of(recipe)
-        rows.append((Cell(name, note=file), _hours(hours.get(file)), MISSING, *_work(work, base), *_millions(counted)))
+        parameters, work = _published_counts(file)
+        rows.append(
+            (Cell(name, note=file), _hours(hours.get(file)), MISSING, *_work(work, base), *_millions(parameters))
+        )
     notes = (
         "tail: BYOL's and SimSiam's predictor, SwAV's prototypes. bank: rows that are trained, of MoCo v2 and MoCHi "
         "a queue that is not. The paper's hardware: table 2.",
@@ -67,6 +69,11 @@ def recipe_table(hours: Mapping[str, float]) -> Table:
     return Table(
         "cost-recipes", "Arithmetic and parameters of the published recipes", columns, rows, caption, notes=notes
     )
+
+
+@functools.cache
+def _published_counts(file: str) -> tuple[cost.Parameters, cost.Work | None]:
+    return cost.counted(load_recipe(file))
 
 
 def _hours(value: float | None) -> Cell:
@@ -127,7 +134,7 @@ def _run_row(run: Run, out: Path) -> tuple[Cell, ...]:
 
 
 def _facts(recipe: Recipe) -> tuple[Cell, ...]:
-    work, sizes = cost.work_of(recipe), sorted({view.px for view in recipe.views}, reverse=True)
+    (_, work), sizes = cost.counted(recipe), sorted({view.px for view in recipe.views}, reverse=True)
     px = (
         f"{len(recipe.views)} x {sizes[0]} px"
         if len(sizes) == 1

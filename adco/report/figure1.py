@@ -128,7 +128,7 @@ def figure(groups: Sequence[Group], protocol: str, told: str) -> Figure:
     seeds = ", ".join(f"{group.name} {len(group.curves[protocol])}" for group in having)
     caption = f"{told} Line: mean over seeds; band: from the lowest to the highest seed. Seeds: {seeds}."
     panel = Panel(f"{name_of(protocol)} over epochs. {alt}.", *charts)
-    legend = [(one.name, one.slot, one.dashed) for one in series]
+    legend = [(one.name, one.slot, "dashed" if one.dashed else "line") for one in series]
     return Figure(
         f"figure-1-{slug(protocol)}", f"Figure 1: {name_of(protocol)} over epochs", caption, [panel], legend, named=True
     )

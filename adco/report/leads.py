@@ -5,21 +5,43 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, variance
 
-from scipy.stats import t as student
-
-from adco.report.figure1 import METHODS, OWN, Group, curves_of, figure, groups_of, name_of
-from adco.report.measured import data_in_words, link, score_cell, slug
-from adco.report.parts import MISSING, Cell, Column, Figure, Section, Table, measured
+from adco.compare import over_trials
+from adco.published import Published, load_published
+from adco.records import Score
+from adco.report.figure1 import METHODS, NARROW, OWN, WIDE, Group, curves_of, figure, groups_of, name_of
+from adco.report.measured import data_in_words, link, score_cell, slug, verdict
+from adco.report.parts import MISSING, Cell, Column, Figure, Panel, Section, Table, measured
 from adco.report.study import Item, Study
+from adco.report.svg import Point, Series, line_chart
 
 EARLY = 10, 20, 50  # epochs
+PRINTED = "adco-1", "adco-3", "adco-text"  # published tables with points of figure 1
+LOW = (WIDE[0], 280), (NARROW[0], 260)
 
 
-def section(study: Study, out: Path) -> Section:
+def published_figure(rows: Sequence[Published]) -> Figure:
+    """What the paper's text and tables say of its figure 1 in numbers: its curve itself is only drawn there."""
+    series = []
+    for method, slot in (METHODS["adco"], METHODS["moco"]):
+        same = [n for n in rows if n.method == method and n.table in PRINTED and not (n.multicrop or n.symmetric)]
+        values = sorted({(n.epochs, n.value) for n in same if n.metric == "top1" and n.negatives in (None, 65536)})
+        series.append(Series(method, [Point(x, y, y, y) for x, y in values], slot, lone=True))
+    told = "; ".join(f"{one.name}: " + ", ".join(f"{p.y:g} at {p.x:g} epochs" for p in one.points) for one in series)
+    charts = [line_chart(series, size, "epochs of pretraining", "linear top-1 (%)", size == LOW[0]) for size in LOW]
+    caption = (
+        f"{told}. ResNet-50, ImageNet, single crop, K = 65536. AdCo's under imagenet-linear/adco, MoCo v2's quoted "
+        "from elsewhere, under its own protocol; at 10 epochs the text puts MoCo v2 “almost 5%” below."
+    )
+    legend = [(one.name, one.slot, "line") for one in series]
+    title = "Figure 1 as published: the points that are given as numbers"
+    return Figure(
+        "figure-1-published", title, caption, [Panel(f"Published points. {told}.", *charts)], legend, named=True
+    )
+
+
+def section(study: Study, out: Path, papers: bool = False) -> Section:
     """Figure 1 for each protocol with its table; nothing of it is on the scale of the paper's own figure."""
     curves = curves_of(study)
     groups, told, blocks = groups_of(curves), recorded_lead(study, out), []
@@ -34,31 +56,8 @@ def section(study: Study, out: Path) -> Section:
     if not blocks:
         missing = "No run with an accuracy over epochs is among the results: a metrics.jsonl whose rows have knn_top1."
         blocks = [Figure("figure-1", "Figure 1: accuracy over epochs", "", missing=missing)]
-    blocks += [*told, *short_runs(study, out)]
+    blocks += [*told, published_figure(load_published()) if papers else None, *short_runs(study, out)]
     return Section("epochs", "Accuracy over epochs", [], [block for block in blocks if block])
-
-
-@dataclass(frozen=True)
-class Lead:
-    """A mean difference in points and its 95% interval (Welch); None where a side has one seed."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    seeds: tuple[int, int]
-
-
-def lead(ours: Sequence[float], theirs: Sequence[float]) -> Lead:
-    """The difference of two means over seeds, with Welch's t interval."""
-    mean, seeds = fmean(ours) - fmean(theirs), (len(ours), len(theirs))
-    if min(seeds) < 2:
-        return Lead(mean, None, None, seeds)
-    parts = [variance(side) / len(side) for side in (ours, theirs)]
-    if not sum(parts):
-        return Lead(mean, mean, mean, seeds)
-    freedom = sum(parts) ** 2 / sum(part**2 / (n - 1) for part, n in zip(parts, seeds, strict=True))
-    half = float(student.ppf(0.975, freedom)) * sum(parts) ** 0.5
-    return Lead(mean, mean - half, mean + half, seeds)
 
 
 def lead_table(groups: Sequence[Group], protocol: str) -> Table | None:
@@ -71,13 +70,22 @@ def lead_table(groups: Sequence[Group], protocol: str) -> Table | None:
             continue
         shared = set.intersection(*(set(curve) for curve in ours.curves[protocol] + theirs.curves[protocol]))
         for epoch in sorted({e for e in EARLY if e in shared} | ({max(shared)} if shared else set())):
-            ahead = lead([c[epoch] for c in ours.curves[protocol]], [c[epoch] for c in theirs.curves[protocol]])
-            difference = measured(ahead.mean, low=ahead.low, high=ahead.high)
-            words = "one seed: no interval" if ahead.low is None else verdict(ahead.low, ahead.high)
-            cells = Cell(f"{ours.name} − {theirs.name}"), Cell(f"{epoch:g}", value=epoch), difference
-            rows.append((*cells, Cell(f"{ahead.seeds[0]}, {ahead.seeds[1]}"), Cell(words)))
+            sides = [Score.over_trials([c[epoch] for c in group.curves[protocol]]) for group in (theirs, ours)]
+            seeds = f"{sides[1].trials}, {sides[0].trials}"
+            cells = Cell(f"{ours.name} − {theirs.name}"), Cell(f"{epoch:g}", value=epoch)
+            rows.append((*cells, *_difference(*sides, seeds)))
     caption = f"Difference of the mean {name_of(protocol)} in points. 95% interval: Welch's t over the seeds."
     return _lead_table(slug(protocol), rows, caption)
+
+
+def _difference(theirs: Score, ours: Score, seeds: str) -> tuple[Cell, Cell, Cell]:
+    """The points, the seeds of each side, and how it reads."""
+    try:
+        found = over_trials(theirs, ours, "top1")
+    except ValueError:
+        return measured(ours - theirs), Cell(seeds), Cell("one seed: no interval")
+    points = measured(found.difference, low=found.low, high=found.high)
+    return points, Cell(seeds), Cell(verdict(found.low, found.high))
 
 
 def recorded_lead(study: Study, out: Path) -> list[Table]:
@@ -105,13 +113,6 @@ def _lead_table(key: str, rows: Sequence[Sequence[Cell]], caption: str) -> Table
     columns = [Column("difference of", numeric=False), Column("epoch"), Column("points"), Column("seeds")]
     columns.append(Column("reading", numeric=False))
     return Table(f"lead-{key}", "Does AdCo lead early?", columns, rows, caption) if rows else None
-
-
-def verdict(low: float, high: float) -> str:
-    """How an interval of a difference reads."""
-    if low <= 0 <= high:
-        return "not told apart from zero"
-    return "ahead" if low > 0 else "behind"
 
 
 def short_runs(study: Study, out: Path) -> list[Table]:

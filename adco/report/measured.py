@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from adco.compare import column_key
 from adco.records import Data
 from adco.report.parts import MISSING, Cell, Column, Section, Table, measured
 from adco.report.study import Item, Study, judges
@@ -47,10 +48,11 @@ def section(study: Study, out: Path) -> Section | None:
     return Section("measured", "Measured by this code", [lead], blocks) if blocks else None
 
 
-def _order(item: Item) -> tuple[int, str, str]:
-    family, data = item.record.protocol.split("/")[0], item.record.data
+def _order(item: Item) -> tuple[int, str, str, bool, str]:
+    """What the records of one table share: the benchmark and the data."""
+    family, key = item.record.protocol.split("/")[0], column_key(item.record)
     place = list(FAMILIES).index(family) if family in FAMILIES else len(FAMILIES)
-    return place, family, data.fingerprint or data.name
+    return place, family, key.data, key.official, key.fingerprint
 
 
 def benchmark_table(items: Sequence[Item], models: Sequence[str], out: Path) -> Table:
@@ -128,6 +130,13 @@ def _boxed(parts: object) -> int | None:
 def link(path: Path, out: Path) -> str:
     """The way from the report's folder to a record."""
     return Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
+
+
+def verdict(low: float, high: float) -> str:
+    """How an interval of a difference reads."""
+    if low <= 0 <= high:
+        return "not told apart from zero"
+    return "ahead" if low > 0 else "behind"
 
 
 def slug(text: str) -> str:

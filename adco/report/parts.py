@@ -59,7 +59,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """rows: one tuple of cells a row, as many as columns; the first cell is the row's head. notes: below the table."""
+    """rows: one tuple of cells a row, as many as columns; the first cell is the row's head. notes: below the table.
+
+    prose: cells hold sentences, whose lines may break
+    """
 
     key: str
     title: str
@@ -68,6 +71,7 @@ class Table:
     caption: str = ""
     code: str = ""
     notes: Sequence[str] = ()
+    prose: bool = False
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -90,7 +94,8 @@ class Panel:
 class Figure:
     """Panels over one caption. missing: why there is nothing to see.
 
-    legend: (label, slot of the palette, dashed) of each series; named: the wide drawing names its series itself
+    legend: (label, slot of the palette, look: `line`, `dashed`, `bar` or `hollow`) of each series; named: the wide
+        drawing names its series itself
     columns: how many panels side by side where the page is wide
     """
 
@@ -98,7 +103,7 @@ class Figure:
     title: str
     caption: str
     panels: Sequence[Panel] = ()
-    legend: Sequence[tuple[str, int, bool]] = ()
+    legend: Sequence[tuple[str, int, str]] = ()
     missing: str = ""
     named: bool = False
     columns: int = 1

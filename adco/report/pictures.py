@@ -15,7 +15,7 @@ from adco.report.study import Item, Study, judges
 from adco.report.svg import Point, Series, bar_chart
 
 CLASS = re.compile(r"(?:(?P<part>.*)/)?AP[/-](?P<name>[^/]+)")
-MOST = 4  # models whose classes are drawn in one figure
+MOST = 3  # models whose classes are drawn in one figure
 
 
 def bank_section(study: Study) -> Section:
@@ -77,12 +77,22 @@ def detection_figure(pictures: Mapping[str, Sequence[tuple[str, bytes]]], told: 
 
 
 def class_figures(study: Study) -> list[Figure]:
-    """AP by class with intervals, a figure for each protocol and data set where records have it."""
-    found = defaultdict(dict)
+    """AP by class with intervals: for each benchmark and data set, under the protocol that judged the most models."""
+    found = defaultdict(lambda: defaultdict(dict))
     for item in study.items:
         if judges(item.record) and class_scores(item):
-            found[item.record.protocol, item.record.data.fingerprint].setdefault(item.model, item)
-    return [_class_figure(list(items.values())) for _, items in sorted(found.items())]
+            benchmark = item.record.protocol.split("/")[0], item.record.data.fingerprint
+            found[benchmark][item.record.protocol].setdefault(item.model, item)
+    most = [max(protocols.values(), key=len) for _, protocols in sorted(found.items())]
+    return [_class_figure(list(items.values())) for items in most]
+
+
+def _apart(items: Sequence[Item]) -> list[Item]:
+    """At most MOST items, of different methods as far as there are any: the best of each, then the next best."""
+    ranked = sorted(items, key=lambda item: -item.record.scores.get("mAP", item.record.scores.get("AP", 0)))
+    first = {item.record.checkpoint.pretrained.method or item.model: item for item in reversed(ranked)}
+    chosen = [item for item in ranked if item in first.values()]
+    return (chosen + [item for item in ranked if item not in chosen])[:MOST]
 
 
 def class_scores(item: Item) -> dict[str, str]:
@@ -96,8 +106,7 @@ def class_scores(item: Item) -> dict[str, str]:
 
 
 def _class_figure(items: Sequence[Item]) -> Figure:
-    first, more = items[0], items[MOST:]
-    items = sorted(items[:MOST], key=lambda item: -item.record.scores.get("mAP", item.record.scores.get("AP", 0)))
+    first, more, items = items[0], len(items) - MOST, _apart(items)
     names = sorted(class_scores(first), key=lambda name: -items[0].record.scores.get(class_scores(first)[name], 0))
     series, spread = [], False
     for slot, item in enumerate(items, 1):
@@ -113,8 +122,8 @@ def _class_figure(items: Sequence[Item]) -> Figure:
     title = f"AP by class: {FAMILIES.get(first.record.protocol.split('/')[0], '')} {first.record.protocol}"
     caption = f"{data_in_words(first.record.data)}. "
     caption += "Whiskers: 95% intervals of the records." if spread else "No intervals by class in these records."
-    caption += f" {len(more)} more models are not drawn." if more else ""
+    caption += f" {more} more models are not drawn." if more > 0 else ""
     best = ", ".join(f"{one.name} {names[0]} {one.points[0].y:.1f}" for one in series if one.points)
     alt = f"{title}: {len(names)} classes, sorted by the first model. First class: {best}."
-    legend = [(one.name, one.slot, False) for one in series]
+    legend = [(one.name, one.slot, "hollow" if number % 2 else "bar") for number, one in enumerate(series)]
     return Figure(f"classes-{slug(first.record.protocol)}", title, caption, [Panel(alt, *charts)], legend)

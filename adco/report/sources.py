@@ -86,4 +86,6 @@ def _short(commit: str) -> str:
 def _broken(study: Study, out: Path) -> Table:
     columns = [Column("file", numeric=False), Column("why it could not be read", numeric=False)]
     rows = [(Cell(link(path, out)), Cell(reason)) for path, reason in study.broken]
-    return Table("unreadable", "Files that could not be read", columns, rows, "Nothing of them is in this report.")
+    return Table(
+        "unreadable", "Files that could not be read", columns, rows, "Nothing of them is in this report.", prose=True
+    )

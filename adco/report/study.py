@@ -14,7 +14,7 @@ from adco.errors import UserError
 from adco.monitor import read_metrics
 from adco.records import Record, load_record
 
-RECORD_KEYS = {"protocol", "schema"}  # a JSON file with one of them means to be a record
+RECORD_KEYS = {"protocol", "scores"}  # a JSON file with one of them means to be a record
 PASSED_OVER = {"features", "inference", "tensorboard", "world"}  # caches, predictions, logs, generated pictures
 
 

@@ -102,24 +102,13 @@ def bar_chart(names: Sequence[str], series: Sequence[Series], width: int, unit: 
     return _svg(width, height, parts)
 
 
-def strip(value: float, low: float, high: float, across: tuple[float, float], marked: float | None = None) -> str:
-    """A dot on its interval, on the scale `across` that the rows of a table share; marked: a hairline (zero)."""
-    x = Axis(*across, 5, 115)
-    hair = f'<path class="level" d="M{x(marked)} 1V15"/>' if marked is not None else ""
-    body = f'<path class="whisker" d="M{x(low)} 8H{x(high)}M{x(low)} 5V11M{x(high)} 5V11"/>' if high > low else ""
-    return (
-        f'<svg class="strip" viewBox="0 0 120 16" width="120" height="16" aria-hidden="true">{hair}{body}'
-        f'<circle class="dot" cx="{x(value)}" cy="8" r="3.2"/></svg>'
-    )
-
-
-def swatch(slot: int, dashed: bool) -> str:
-    """A legend's sample of a line and its marker."""
-    dash = ' stroke-dasharray="5 3"' if dashed else ""
-    return (
-        f'<svg class="swatch" viewBox="0 0 30 12" width="30" height="12" aria-hidden="true">'
-        f'<path class="line s{slot}" d="M1 6H29"{dash}/>{_marker(15, 6, slot)}</svg>'
-    )
+def swatch(slot: int, look: str) -> str:
+    """A legend's sample: a `line` with its marker, a `dashed` one, a `bar` or a `hollow` one."""
+    dash = ' stroke-dasharray="5 3"' if look == "dashed" else ""
+    drawn = f'<path class="line s{slot}" d="M1 6H29"{dash}/>{_marker(15, 6, slot)}'
+    if look in ("bar", "hollow"):
+        drawn = f'<rect class="bar {look} s{slot}" x="1" y="2" width="26" height="8"/>'
+    return f'<svg class="swatch" viewBox="0 0 30 12" width="30" height="12" aria-hidden="true">{drawn}</svg>'
 
 
 def _grid(x: Axis, y: Axis, width: int, height: int, right: float, x_label: str, y_label: str) -> list[str]:
