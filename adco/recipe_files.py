@@ -29,10 +29,15 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     the wrong type, or out of range.
     """
     path = _find(path)
-    filled = OmegaConf.to_container(_typed(path, _read(path, ())))
-    for override in overrides:
-        _override(filled, override)
+    filled = changed(OmegaConf.to_container(_typed(path, _read(path, ()))), overrides)
     return as_recipe("command line" if overrides else path, filled)
+
+
+def changed(content: dict, overrides: Sequence[str]) -> dict:
+    """The content of a recipe, changed in place by `key.sub=value` overrides. Raises UserError."""
+    for override in overrides:
+        _override(content, override)
+    return content
 
 
 def as_recipe(source: Path | str, content: dict) -> Recipe:
