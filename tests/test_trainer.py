@@ -16,7 +16,7 @@ import torch
 
 from adco import checkpoint
 from adco.backbone import load_backbone
-from adco.errors import UserError
+from adco.errors import Failure, UserError
 from adco.monitor import Log, read_metrics
 from adco.recipe_files import load_recipe
 from adco.records import load_record
@@ -336,7 +336,7 @@ def test_a_diverged_run_stops_and_keeps_the_last_good_checkpoint(tiny, tmp_path)
     run.fit()
     run.method.encoder.head[0].weight.data.fill_(float("nan"))
     run.step, run.steps = 8, 12
-    with pytest.raises(UserError, match="the loss is nan at step"):
+    with pytest.raises(Failure, match="the loss is nan at step 8; its pictures are named in diverged_00000008.json"):
         run.fit()
     assert checkpoint.newest_intact(tmp_path / "run").name == "checkpoint_00000008.pth"
 

@@ -103,7 +103,7 @@ def _row(entry: Fault) -> str:
     if path.is_file():
         record = load_record(path)
         scores = dict(record.scores)
-        cells = [f"{scores.pop(name, ''):,}" if name in scores else "" for name in ("tries", "survived", "lost_steps")]
+        cells = [f"{scores.pop(name):,.0f}" if name in scores else "" for name in ("tries", "survived", "lost_steps")]
         figures = ", ".join(f"{name} {value:,.6g}" for name, value in sorted(scores.items()))
         cells.append(f"{figures} [json](../results/faults/{path.name})".strip())
     return f"| {' | '.join([entry.done, entry.must, *cells])} |"
