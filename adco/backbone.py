@@ -8,6 +8,8 @@ its layout names it, everything else that does not fit is an error.
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +22,8 @@ from adco.errors import UserError
 from adco.files import sha256_of
 from adco.layouts import LAYOUTS, SOURCES, Layout
 from adco.weightfiles import read_weights
-from adco.zoo import resolve
+from adco.zoo import find, is_zoo, resolve
+from adco.zoo_manifest import Model
 
 ARCHITECTURES = (
     "resnet18",
@@ -44,6 +47,7 @@ class Backbone:
     state: torchvision names -> CPU tensors, without `num_batches_tracked` and `fc` (265 tensors for resnet50)
     source: the layout that was recognised, or `random`
     dropped: names of the tensors that were left out -> why; the layout names every one
+    pretraining: method, epochs and recipe, as far as the zoo or the file knows them
     """
 
     arch: str
@@ -53,6 +57,7 @@ class Backbone:
     name: str
     sha256: str
     dropped: Mapping[str, str] = field(default_factory=dict)
+    pretraining: Mapping[str, object] = field(default_factory=dict)
 
     def module(self) -> nn.Module:
         """A torchvision ResNet in eval mode with these weights and `fc` replaced by identity."""
@@ -62,7 +67,8 @@ class Backbone:
 
     def describe(self) -> dict[str, object]:
         """What a result record says of the checkpoint."""
-        return {"name": self.name, "sha256": self.sha256, "arch": self.arch, "stem": self.stem, "source": self.source}
+        facts = {"name": self.name, "sha256": self.sha256, "arch": self.arch, "stem": self.stem, "source": self.source}
+        return facts | dict(self.pretraining)
 
 
 def load_backbone(path: str | Path, source: str | None = None) -> Backbone:
@@ -76,8 +82,9 @@ def load_backbone(path: str | Path, source: str | None = None) -> Backbone:
         raise UserError(f"source {source!r} is not known; choose one of {', '.join(SOURCES)}")
     if str(path).startswith("random:"):
         return _random_backbone(str(path))
-    path = resolve(path)
-    layout, tensors = _recognise(path, read_weights(path), source)
+    given, path = str(path), resolve(path)
+    content = read_weights(path)
+    layout, tensors = _recognise(path, content, source)
     names, dropped, strangers = layout.split(tensors)
     if strangers:
         raise UserError(f"{path}: tensors that the {layout.name} layout does not have: {', '.join(strangers[:6])}")
@@ -88,7 +95,8 @@ def load_backbone(path: str | Path, source: str | None = None) -> Backbone:
         raise UserError(
             f"{path}: {layout.name}'s 3x3 stem pads by 2, ours by 1: its outputs would differ; not supported"
         )
-    return Backbone(arch, stem, state, layout.name, path.name, sha256_of(path), dropped)
+    known = _known_of(find(given)) if is_zoo(given) else _trained_by(content)
+    return Backbone(arch, stem, state, layout.name, path.name, sha256_of(path), dropped, known)
 
 
 def build_resnet(arch: str, stem: str = "imagenet") -> nn.Module:
@@ -172,6 +180,21 @@ def _recognise(path: Path, content: Mapping, source: str | None) -> tuple[Layout
     raise UserError(
         f"{path}: no ResNet found in it; top-level keys are {keys}, layouts known: {source or ', '.join(SOURCES)}"
     )
+
+
+def _known_of(model: Model) -> dict[str, object]:
+    facts = {"method": model.method, "epochs": model.epochs, "recipe": model.recipe}
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def _trained_by(content: Mapping) -> dict[str, object]:
+    """What a checkpoint of ours says of its recipe: method, epochs, and a hash of all its keys; {} of others."""
+    recipe = content.get("recipe")
+    if not isinstance(recipe, Mapping) or not isinstance(recipe.get("method"), str):
+        return {}
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()
+    epochs = {"epochs": recipe["epochs"]} if type(recipe.get("epochs")) is int else {}
+    return {"method": recipe["method"], "recipe": f"sha256:{digest[:16]}"} | epochs
 
 
 def _tensors_at(content: Mapping, entry: tuple[str, ...]) -> dict[str, Tensor]:

@@ -271,6 +271,11 @@ class Trainer:
                 f"{self.output}: already holds a run; add --resume to go on, or choose another --output-dir"
             )
 
+    def _about(self, path: Path) -> dict[str, object]:
+        """What the record says of the checkpoint that this run came to."""
+        encoder, facts = self.recipe.encoder, {"method": self.recipe.method, "epochs": self.recipe.epochs}
+        return facts | {"name": path.name, "sha256": sha256_of(path), "arch": encoder.arch, "stem": encoder.stem}
+
     def _finish(self) -> Path:
         path = checkpoint.newest_intact(self.output)
         if not self.main:
@@ -280,7 +285,7 @@ class Trainer:
         Record(
             protocol=f"pretrain/{self.recipe.method}",
             scores=scores,
-            checkpoint={"name": path.name, "sha256": sha256_of(path), "arch": self.recipe.encoder.arch},
+            checkpoint=self._about(path),
             data={"name": self.index.root.parent.name, "images": len(self.index), "unreadable": len(self.bad.reasons)},
             settings=asdict(self.recipe),
             duration_seconds=self.seconds,

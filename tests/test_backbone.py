@@ -243,3 +243,13 @@ def test_random_weights_are_a_function_of_the_seed():
 def test_names_that_mean_nothing_are_refused(name):
     with pytest.raises(UserError, match=name.split(":")[1] if ":" in name else name):
         load_backbone(name)
+
+
+def test_a_checkpoint_of_ours_says_how_it_was_trained(tmp_path):
+    state = load_backbone("random:resnet18").state
+    recipe = {"method": "moco", "epochs": 7, "batch": 64}
+    for file, content in (("ours.pth", {"recipe": recipe, "state_dict": state}), ("theirs.pth", {"state_dict": state})):
+        torch.save(content, tmp_path / file)
+    ours, theirs = (load_backbone(tmp_path / file).describe() for file in ("ours.pth", "theirs.pth"))
+    assert (ours["method"], ours["epochs"]) == ("moco", 7) and ours["recipe"].startswith("sha256:")
+    assert not {"method", "epochs", "recipe"} & theirs.keys()
