@@ -291,6 +291,7 @@ def test_a_detectors_smaller_config_bears_the_protocols_name(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_real_stages_on_the_sample_world_killed_midway_and_finished(tmp_path):
     """Every stage of table 4 at 32 to 64 px, one epoch or a few iterations; SIGKILL after the first stages."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -315,7 +316,7 @@ def test_real_stages_on_the_sample_world_killed_midway_and_finished(tmp_path):
     line = tool("benchmark", "--checkpoint", "random:resnet18", "--suite", str(suite), "--data-root", str(world),
                 "--output-dir", str(out), "--workers", "0", "--no-measure")  # fmt: skip
     run = subprocess.Popen(line, env=environment)
-    deadline = time.time() + 300
+    deadline = time.time() + 1200
     states = out / "jobs" / "jobs.json"
     while time.time() < deadline:
         known = json.loads(states.read_text()) if states.exists() else {}
