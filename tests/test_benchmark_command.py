@@ -290,6 +290,26 @@ def test_a_detectors_smaller_config_bears_the_protocols_name(tmp_path):
     assert commands._config(plain) == ROOT / "detection" / "configs" / "pascal_voc_R_50_C4_24k_adco.yaml"
 
 
+def test_a_conversion_that_fails_is_named_with_its_reason_and_an_old_result_does_not_stand_for_the_new(tmp_path):
+    from adco.jobs import Outcome
+    from adco.suite.results import collect
+    from adco.suite.stages import load_suite
+    from adco.suite.subjects import Subject
+
+    subject = Subject("random:resnet18", "random", "random", "random:resnet18:0", "resnet18", "imagenet")
+    task = plan.Task(subject, load_suite("quick").stages[-1], ("detection/x",), tmp_path / "work")
+    place = plan.Place(tmp_path)
+    old = place.results / "random" / "detection-x.json"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    convert = Outcome("failed", "exit code 2: error: no")
+    outcomes = {"random--convert": convert, task.name: Outcome("skipped", "random--convert failed")}
+    assert collect([task], outcomes, place) == {
+        "random--convert": "failed: exit code 2: error: no", task.name: "skipped: random--convert failed",
+    }  # fmt: skip
+    assert not old.exists()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_real_stages_on_the_sample_world_killed_midway_and_finished(tmp_path):

@@ -47,7 +47,7 @@ def _conversion(subject: Subject, place: Place) -> Job:
 
 
 def _converted(subject: Subject, place: Place) -> Path:
-    return place.work / subject.label / f"detectron2-{subject.sha256[:8]}-{code_version('detection/')[:8]}.pkl"
+    return place.work / subject.label / f"detectron2-{code_version('detection/')[:8]}.pkl"
 
 
 def _transfer_words(task: Task, place: Place) -> tuple[str, ...]:

@@ -16,9 +16,11 @@ from adco.suite.plan import Place, Task
 def collect(tasks: Sequence[Task], outcomes: Mapping[str, Outcome], place: Place) -> dict[str, str]:
     """Put each good stage's records into results/LABEL/PROTOCOL.json, and take out what they no longer stand for.
 
-    Returns stage -> what is wrong, for those that failed, were left or skipped, or wrote other records than planned.
+    Returns stage or conversion -> what is wrong, for those that failed, were left or skipped, or wrote other records
+    than planned.
     """
-    wrong = {}
+    stages = {task.name for task in tasks}
+    wrong = {name: f"failed: {o.why}" for name, o in outcomes.items() if name not in stages and o.status == "failed"}
     for task in tasks:
         if task.why_not:
             continue
