@@ -12,6 +12,7 @@ from adco.errors import UserError
 from adco.published import Published, load_published
 from adco.records import Record, load_record
 from adco.report.measured import SCORES, headline_scores, score_label, verdict
+from adco.report.papers import HEADS
 from adco.report.parts import Cell, Column, Section, Table, measured
 from adco.report.study import Item, Study, judges
 
@@ -79,7 +80,7 @@ def published_table(rows: Sequence[Published]) -> Table:
             continue
         reasons = tuple(why_not_comparable(one, other))
         if reasons:
-            column = f"{one.source}: {one.data} {score_label(_printed(one))}"
+            column = f"{one.source}: {one.data} {HEADS.get(_printed(one)) or score_label(_printed(one))}"
             found[column, reasons].append(f"{_short(one)} against {_short(other)}")
     columns = [Column("printed in", numeric=False), Column("numbers", numeric=False), Column("why", numeric=False)]
     cells = [
