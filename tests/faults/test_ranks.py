@@ -43,7 +43,7 @@ def said(folder: Path) -> list[str]:
 
 
 def wait_for_step(folder: Path, step: int, alive: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while (newest := max(folder.glob("*.sha256"), default=None)) is None or int(newest.name[11:19]) < step:
         assert alive(), "ended before it could be disturbed"
         assert time.monotonic() < deadline
@@ -109,25 +109,26 @@ def torchrun(restarts: int, log: Path, *arguments: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # torchrun starts six processes one after another that import torch
 @fault(
     "rank-killed-under-torchrun",
     "Training",
-    "SIGKILL to a rank under torchrun, at random moments, rank 0 and rank 1 in turn, --max-restarts 6",
+    "SIGKILL to a rank under torchrun, at random moments, rank 0 and rank 1 in turn, --max-restarts 2",
     "torchrun starts all anew, they go on from the last checkpoint, the end is bit-identical",
 )
 def test_torchrun_starts_the_ranks_anew(recipe, data, tmp_path, seen):
-    arguments = "--config-file", recipe, data, "epochs=60"
-    assert torchrun(0, tmp_path / "log", *arguments, "--output-dir", str(tmp_path / "whole")).wait(300) == 0
+    arguments = "--config-file", recipe, data, "epochs=15"
+    assert torchrun(0, tmp_path / "log", *arguments, "--output-dir", str(tmp_path / "whole")).wait(400) == 0
     part, chance = tmp_path / "part", random.Random(0)
-    process = torchrun(6, tmp_path / "log", *arguments, "--output-dir", str(part))
-    seen.tries, seen.survived, seen.lost_steps = 6, 0, 0
-    for kill in range(6):
+    process = torchrun(2, tmp_path / "log", *arguments, "--output-dir", str(part))
+    seen.tries, seen.survived, seen.lost_steps = 2, 0, 0
+    for kill in range(2):
         wait_for_step(part, 3 + 20 * kill, lambda: process.poll() is None)
         time.sleep(0.2 * chance.random())
         workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
         os.kill(int(workers.split()[kill % 2]), signal.SIGKILL)
         seen.survived += 1
-    assert process.wait(300) == 0
+    assert process.wait(400) == 0
     assert toy.identical(toy.weights(tmp_path / "whole"), toy.weights(part))
 
 
