@@ -8,8 +8,6 @@ its layout names it, everything else that does not fit is an error.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from adco.errors import UserError
 from adco.files import sha256_of
 from adco.layouts import LAYOUTS, SOURCES, Layout
+from adco.resume import recipe_name
 from adco.weightfiles import read_weights
 from adco.zoo import find, is_zoo, resolve
 from adco.zoo_manifest import Model
@@ -188,13 +187,12 @@ def _known_of(model: Model) -> dict[str, object]:
 
 
 def _trained_by(content: Mapping) -> dict[str, object]:
-    """What a checkpoint of ours says of its recipe: method, epochs, and a hash of all its keys; {} of others."""
+    """What a checkpoint of ours says of its recipe: method, epochs, and which one it is; {} of others."""
     recipe = content.get("recipe")
     if not isinstance(recipe, Mapping) or not isinstance(recipe.get("method"), str):
         return {}
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()
     epochs = {"epochs": recipe["epochs"]} if type(recipe.get("epochs")) is int else {}
-    return {"method": recipe["method"], "recipe": f"sha256:{digest[:16]}"} | epochs
+    return {"method": recipe["method"], "recipe": recipe_name(recipe)} | epochs
 
 
 def _tensors_at(content: Mapping, entry: tuple[str, ...]) -> dict[str, Tensor]:

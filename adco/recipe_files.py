@@ -66,15 +66,15 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict:
         raise UserError(f"{path}: base: {error}") from None
     if base.resolve() in above:
         raise UserError(f"{path}: base: {base.name} is built on this recipe; a base must stand on its own")
-    return _over(_read(base, above), content)
+    return over(_read(base, above), content)
 
 
-def _over(base: dict, change: dict) -> dict:
+def over(base: dict, change: dict) -> dict:
     """`base` with the values of `change` in place of its own, mapping by mapping."""
     merged = {**base, **change}
     for key in base.keys() & change.keys():
         if isinstance(base[key], dict):
-            merged[key] = _over(base[key], change[key])
+            merged[key] = over(base[key], change[key])
     return merged
 
 

@@ -1,11 +1,16 @@
-"""What may differ between a checkpoint's recipe or pictures and those that resume it."""
+"""Which recipe a checkpoint has: what may differ from those that resume it, and its name."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 from adco import checkpoint
 from adco.errors import UserError
+from adco.plain_yaml import read_yaml
+from adco.recipe_files import RECIPES, load_recipe, over
 
 # where the work is done, not what it computes; everything else changes the result
 FREE_TO_CHANGE = (
@@ -37,6 +42,18 @@ def changed_fields(old: dict, new: dict) -> list[str]:
     keys = [*after, *(key for key in before if key not in after)]
     changed = [key for key in keys if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE)]
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in changed]
+
+
+def recipe_name(recipe: dict) -> str:
+    """The recipe of this project that a checkpoint was trained with, whatever the seed; a hash of its keys if none."""
+    for path in sorted(RECIPES.glob("*.yaml")):
+        content = read_yaml(path, "recipe")
+        written = {key: value for key, value in content.items() if key not in ("base", "seed", "views")}
+        if changed_fields(recipe, over(recipe, written)):  # most are told apart by this, which is fast
+            continue
+        if not changed_fields({**asdict(load_recipe(path)), "seed": None}, {**recipe, "seed": None}):
+            return path.stem
+    return f"sha256:{hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()[:16]}"
 
 
 def _flat(tree: dict | list, prefix: str = "") -> dict[str, object]:

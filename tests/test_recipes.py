@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from unittest import mock
 
 import pytest
@@ -15,6 +15,7 @@ from adco.methods import build_method
 from adco.methods.base import Moment
 from adco.optim import build_optimizer
 from adco.recipe_files import RECIPES, load_recipe
+from adco.resume import recipe_name
 from tests.test_many_ranks import tiny_backbone
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -137,3 +138,10 @@ def test_every_recipe_takes_a_step(name):
     for rows in (step.queries, step.keys):
         assert rows.shape == (8, 6)
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(8))
+
+
+def test_a_checkpoint_knows_which_recipe_it_has():
+    for name in ("adco_r50_200ep", "caco_r50_200ep_b4096", "mochi_r18_imagenette"):
+        assert recipe_name(asdict(load_recipe(name, ["seed=7", "data.root=elsewhere", "data.workers=3"]))) == name
+    changed = recipe_name(asdict(load_recipe("adco_r50_200ep", ["contrast.tau=0.2"])))
+    assert changed.startswith("sha256:") and changed != recipe_name({"method": "adco"})

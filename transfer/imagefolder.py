@@ -54,15 +54,22 @@ def read_folders(data: Path) -> tuple[ImageIndex, ImageIndex]:
 
 def labelled_features(job: Job, data: Path, folders: tuple[ImageIndex, ImageIndex], feature: Feature) -> Labelled:
     """Extract one feature of both splits."""
-    splits, content, computed, seconds = [], {"name": data.resolve().name}, 0, 0.0
+    splits, content, computed, seconds = [], described(data, folders), 0, 0.0
     for index, name in zip(folders, ("train", "val"), strict=True):
         done = job.extract(Pictures(index.root, index.paths, name), [feature])
         names = tuple(index.paths[row] for row in done.kept)
         splits.append(Split(done.rows[feature], np.array(index.labels)[done.kept], names))
         content |= {f"{name}_images": len(done.kept), f"{name}_unreadable": skipped(done)}
         computed, seconds = computed + done.computed, seconds + done.seconds
-    content |= {"classes": len(folders[0].classes), "fingerprint": fingerprint(folders)}
     return Labelled(*splits, folders[0].classes, content, computed, seconds)
+
+
+def described(data: Path, folders: tuple[ImageIndex, ImageIndex]) -> dict[str, object]:
+    """What a record says of the data; ILSVRC2012 by its classes and both counts, whatever the folder is called."""
+    train, val = folders
+    official = (len(train.classes), len(train), len(val)) == (1000, 1_281_167, 50_000)
+    name = "ImageNet" if official else data.resolve().name
+    return {"name": name, "official": official, "classes": len(train.classes), "fingerprint": fingerprint(folders)}
 
 
 def fingerprint(folders: tuple[ImageIndex, ImageIndex]) -> str:

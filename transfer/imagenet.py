@@ -22,7 +22,7 @@ from adco.images import ImageIndex
 from transfer.classify import chosen, listed, run_recipe
 from transfer.cli import add_protocols, add_training, make_parser, require_paths
 from transfer.features import Pictures
-from transfer.imagefolder import fingerprint, read_folders
+from transfer.imagefolder import described, read_folders
 from transfer.labels import drawn_list, list_sha256, only, read_list
 from transfer.recipes import IMAGENET, SEMI_PERCENT
 from transfer.train_data import Labelled
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_paths(args)
     folders = read_folders(args.data)
     train, val = folders
-    about = {"name": args.data.resolve().name, "classes": len(train.classes), "fingerprint": fingerprint(folders)}
+    about = described(args.data, folders)
     for name, recipe in wanted:
         part, more = few_labels(args, name, train) if name in SEMI_PERCENT else (train, {})
         counts = {"train_images": len(part), "val_images": len(val)}
