@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stage in stages:
             print(_line(stage))
         return 0
+    if args.collect:
+        print(f"records: {collect(stages, args.results)} in {args.results}")
+        return 0
     _prepare(place)
     jobs = runnable(stages)
     devices = tuple(str(number) for number in range(args.gpus)) * args.jobs if place.device == "cuda" else ()
@@ -68,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rate", type=float, help="images a second of single-crop AdCo (default: of the runs there are)")
     add("--plan", type=Path, default=PLAN, metavar="FILE.yaml", help="another plan than benchmarks/evidence.yaml")
     add("--list", action="store_true", help="print the jobs and their expected minutes, run nothing")
+    add("--collect", action="store_true", help="copy the records that there are, also of a plan at work; run nothing")
     return parser
 
 

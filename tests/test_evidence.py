@@ -281,6 +281,12 @@ def test_the_list_names_jobs_and_minutes_and_writes_nothing(data, tmp_path, caps
     assert "lead" not in out
     assert not (tmp_path / "out").exists()
     assert evidence.main([*words, "--only", "nonsense"]) == 2
+    path = tmp_path / "out" / "grid" / "moco-1" / "record.json"
+    written = Record("pretrain/moco", {"knn_top1": 33.0}, {}, {"name": "x"}).write(path)
+    results = tmp_path / "results"
+    assert evidence.main([*words[1:], "--collect", "--results", str(results)]) == 0
+    assert "records: 1 in" in capsys.readouterr().out
+    assert (results / "grid" / "moco-1.json").read_text() == written.read_text()
 
 
 TINY = {
