@@ -150,7 +150,7 @@ def test_every_published_number_stands_once_under_its_own_protocol(found, tmp_pa
 
 
 def test_nothing_of_ours_stands_beside_a_paper_unless_it_is_the_same_thing(tmp_path):
-    whole = {"name": "ImageNet", "official": True, "fingerprint": "f", "train_images": 1281167, "val_images": 50000, "classes": 1000}
+    whole = {"name": "ImageNet", "official": True, "fingerprint": "f", "train_images": 1281167, "val_images": 50000}
     made = record("imagenet-linear/adco", {"top1": Score(68.4)}, data=whole)
     made = replace(made, checkpoint=replace(made.checkpoint, recipe="adco_r50_200ep"))
     number = next(n for n in load_published() if n.recipe == "adco_r50_200ep" and n.table == "adco-1")

@@ -35,6 +35,7 @@ addEventListener("load", () => {
     overflow: document.documentElement.scrollWidth - innerWidth,
     paper: getComputedStyle(document.body).backgroundColor,
     charts: [...document.querySelectorAll(".chart")].filter((c) => c.getBoundingClientRect().width > 0).length,
+    faults,
     links: [...document.querySelectorAll("nav a")].every((a) => document.querySelector(a.getAttribute("href"))),
     asked: performance.getEntriesByType("resource").map((entry) => entry.name),
     tables,
@@ -47,6 +48,11 @@ addEventListener("load", () => {
 });
 </script></body>
 """
+EARS = """<head><script>
+const faults = [];
+addEventListener("error", (event) => faults.push(event.message || event.target.src), true);
+console.error = (...words) => faults.push(words.join(" "));
+</script>"""
 FRAME = """<!doctype html><script id="probe" type="application/json"></script>
 <script>
 addEventListener("message", (event) => {{ document.getElementById("probe").textContent = event.data; }});
@@ -62,7 +68,7 @@ def page(tmp_path_factory) -> Path:
     study = report.gather([str(make_results(root / "results"))])
     made, *_ = report.write(report.build(study, root / "report"), root / "report")
     probed = made.with_name("probed.html")
-    probed.write_text(made.read_text().replace("</body>", PROBE))
+    probed.write_text(made.read_text().replace("</body>", PROBE).replace("<head>", EARS))
     return made
 
 
@@ -89,6 +95,7 @@ def test_nothing_is_asked_for_nothing_overflows_and_tables_are_whole(page, tmp_p
     told, errors = look(page, tmp_path / "profile", width)
     assert told["inner"] == width
     assert told["overflow"] <= 0
+    assert told["faults"] == []
     assert "CONSOLE" not in errors
     assert told["asked"] == []
     assert told["links"]
@@ -107,12 +114,12 @@ def test_nothing_is_asked_for_nothing_overflows_and_tables_are_whole(page, tmp_p
 def test_a_page_that_asks_for_something_or_is_too_wide_would_be_caught(page, tmp_path):
     wrong = page.parent / "wrong" / "report.html"
     wrong.parent.mkdir()
-    fault = '<img src="http://example.com/x.png" alt="x" style="width: 3000px"></body>'
+    fault = '<img src="http://example.com/x.png" alt="x"><div style="width: 3000px">x</div></body>'
     probed = page.with_name("probed.html").read_text()
     wrong.with_name("probed.html").write_text(probed.replace("</body>", fault))
-    told, errors = look(wrong, tmp_path / "profile", 390)
+    told, _ = look(wrong, tmp_path / "profile", 390)
     assert told["asked"] == ["http://example.com/x.png"]
-    assert "CONSOLE" in errors
+    assert told["faults"] == ["http://example.com/x.png"]
     assert told["overflow"] > 0
 
 
