@@ -107,6 +107,7 @@ def _train(rank: int, ranks: int, port: int, recipe: str, folder: str, data: str
     """One rank, until rank 0's time is over; its samples go to a file."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    multiprocessing.set_start_method("fork", force=True)  # as in a run of its own; a spawned process spawns
     samples: list[Sample] = []
     with distributed.started(toy.CPU), suppress(Requeue), toy.small():
         run = toy.trainer(recipe, Path(folder) / "run", data, *EVERYTHING)
