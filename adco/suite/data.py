@@ -88,9 +88,10 @@ def sample_of(found: Found, count: int) -> list[str]:
 
 def _below(root: Path) -> Iterator[Path]:
     level = [root]
+    yield from level
     for _ in range(DEPTH):
-        yield from level
         level = [Path(entry.path) for folder in level for entry in sorted(_folders(folder), key=lambda e: e.name)]
+        yield from level
 
 
 def _folders(folder: Path) -> list[os.DirEntry]:
