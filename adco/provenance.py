@@ -6,7 +6,9 @@ import ast
 import functools
 import hashlib
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +82,11 @@ def _imports(path: Path, root: Path) -> Iterator[str]:
                 place = "/".join(parts[:depth])
                 if (root / place).is_dir() or (root / f"{place}.py").is_file():
                     yield place
+
+
+def command_line() -> str:
+    """The command of this process, as it can be copied from the project's root: paths below that are relative to it."""
+    return shlex.join(word.removeprefix(f"{ROOT}/") for word in sys.argv)
 
 
 def hardware() -> str:

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -28,7 +26,7 @@ from scipy.stats import t as student
 
 from adco.errors import UserError
 from adco.files import write_text
-from adco.provenance import code_version, commit, hardware, versions
+from adco.provenance import code_version, command_line, commit, hardware, versions
 from adco.typed import build, plain
 
 SCHEMA = 2
@@ -148,7 +146,7 @@ class Record:
     versions: dict[str, str] = field(default_factory=versions)
     commit: str = field(default_factory=commit)
     code: str | None = None
-    command: str = field(default_factory=lambda: shlex.join(sys.argv))
+    command: str = field(default_factory=command_line)
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     predictions: Predictions | None = None
     schema: int = SCHEMA

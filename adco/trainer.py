@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -29,6 +28,7 @@ from adco.methods import Method, build_method
 from adco.methods.base import Moment, Step
 from adco.monitor import KnnProbe, Log, Rate, read_metrics
 from adco.progress import progress
+from adco.provenance import command_line
 from adco.records import Record, commit
 from adco.resume import reopened
 from adco.sources import open_images
@@ -79,7 +79,7 @@ class Trainer:
         Asked to stop, write one after the running step and raise KeyboardInterrupt (Ctrl-C) or Requeue (SIGTERM, USR1).
         """
         if self.main:
-            header = f"# commit: {self.commit}\n# command: {shlex.join(sys.argv)}\n"
+            header = f"# commit: {self.commit}\n# command: {command_line()}\n"
             write_text(self.output / "recipe.yaml", header + self.recipe.to_yaml())
         begun, before, batch_images = time.perf_counter(), self.seconds, self.recipe.batch
         with (

@@ -11,7 +11,7 @@ import pytest
 
 from adco import provenance
 from adco.errors import UserError
-from adco.provenance import code_version, source_files
+from adco.provenance import code_version, command_line, source_files
 from adco.records import Checkpoint, Predictions, Record, Score, load_record, why_not_reusable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -171,3 +171,9 @@ def test_a_dirty_tree_is_not_taken_for_its_commit():
     files = {path.relative_to(ROOT).as_posix() for path in source_files(("transfer",))}
     assert {name for name in tracked.split() if (ROOT / name).is_file()} <= files or not tracked
     assert {"adco/knn.py", "adco/backbone.py"} <= files and "adco/model_zoo.py" not in files
+
+
+def test_a_command_can_be_copied_from_the_projects_root(monkeypatch):
+    root = Path(__file__).resolve().parent.parent
+    monkeypatch.setattr("sys.argv", [f"{root}/transfer/knn.py", "--data", f"{root}/output/my data", "--k", "20"])
+    assert command_line() == "transfer/knn.py --data 'output/my data' --k 20"
