@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adco.errors import Failure, UserError
 from adco.files import atomic_write, sha256_of, write_text
+from adco.weightfiles import load_torch
 
 SCHEMA = 2
 _NAME = re.compile(r"checkpoint_(\d{8})\.pth")
@@ -113,7 +114,7 @@ def intact(path: Path) -> bool:
 
 def load(path: Path) -> State:
     """Read a checkpoint onto the CPU, tensors and plain containers only. Raises UserError for another schema."""
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = load_torch(path)
     found = content.pop("schema", None)
     if found != SCHEMA:
         raise UserError(f"{path}: checkpoint schema {found}, expected {SCHEMA}; use the version that wrote it")

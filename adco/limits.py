@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+
 from adco.errors import UserError
 
 METHODS = ("adco", "caco", "moco", "mochi", "simclr", "byol", "simsiam", "swav")
@@ -47,6 +51,8 @@ def check_recipe(recipe) -> None:
             found = getattr(found, part)
         return found
 
+    for key, number in _numbers(asdict(recipe)):
+        _need(key, number, math.isfinite(number), "a finite number")
     for key, options in CHOICES.items():
         if value(key) not in options:
             raise UserError(f"recipe: {key}={value(key)!r} is not known; choose one of {', '.join(options)}")
@@ -111,6 +117,15 @@ def _check_view(name: str, view) -> None:
     _need(f"{name}.jitter", view.jitter, strengths, "four strengths in [0, 1], the hue's in [0, 0.5]")
     for key in ("jitter_p", "gray_p", "blur_p", "solarize_p", "flip_p"):
         _need(f"{name}.{key}", getattr(view, key), 0 <= getattr(view, key) <= 1, "in [0, 1]")
+
+
+def _numbers(tree: dict | list, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a recipe with its key."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(value, (dict, list)):
+            yield from _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, float):
+            yield f"{prefix}{key}", value
 
 
 def _need(key: str, value: object, fine: bool, expected: str) -> None:

@@ -13,7 +13,6 @@ Backends, one meaning (`resolve_backend` chooses):
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import weakref
 from collections import deque
@@ -32,6 +31,7 @@ from adco.config import View
 from adco.errors import UserError, one_line
 from adco.images import ImageIndex, UnreadableImage, decode
 from adco.reference import reference_view
+from adco.stopping import leave_ctrl_c
 
 THREADS_FOR_A_GPU = 8  # from here on threads make whole views faster than a GPU trains on them
 AHEAD = 3  # batches being made while one is used
@@ -179,7 +179,7 @@ def _data_loader(dataset: ViewDataset, wanted: Iterable[Request], workers: int, 
         pin_memory=device.type == "cuda",
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_ctrl_c_to_the_trainer,
+        worker_init_fn=leave_ctrl_c,
     )
 
 
@@ -296,7 +296,3 @@ def _say_once(text: str) -> None:
     if text not in _said and os.environ.get("RANK", "0") == "0":
         print(f"note: {text}", file=sys.stderr)
     _said.add(text)
-
-
-def _leave_ctrl_c_to_the_trainer(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -108,6 +108,7 @@ def test_mistakes_in_a_base_are_named_in_one_line(recipe_file, tmp_path, text, p
         ("", ["bank.init=guess"], ["bank.init='guess'", "choose one of encode, train_and_fill"]),
         ("", ["method=mocha"], ["method='mocha'", "adco"]),
         ("", ["contrast.tau=0"], ["contrast.tau=0", "above 0"]),
+        ("", ["optimizer.lr=.inf"], ["optimizer.lr=inf", "a finite number"]),
         ("", ["views.0.scale=[0.9,0.2]"], ["views.0.scale", "low <= high"]),
         ("", ["optimizer.warmup_epochs=3", "epochs=2"], ["optimizer.warmup_epochs=3", "from 0 to epochs=2"]),
         ("", ["data.max_bad_share=1.5"], ["data.max_bad_share=1.5"]),

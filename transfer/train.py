@@ -27,6 +27,7 @@ from adco.files import atomic_write
 from adco.images import BadImages
 from adco.optim import LARS
 from adco.progress import progress
+from adco.weightfiles import load_torch
 from transfer.features import Decoded, collate, pooled_map, weights_sha256
 from transfer.recipes import Recipe
 from transfer.train_data import Labelled, TrainingPictures, renormalised, requests, to_network, training_batches
@@ -275,7 +276,7 @@ def resume(path: Path, key: str, network: Network, optimiser, run: Trained) -> i
     if not path.is_file():
         return 0
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_torch(path)
     except Exception as error:  # torch raises half a dozen kinds for a broken file
         raise UserError(f"{path}: damaged ({type(error).__name__}); remove it to train from the start") from error
     if content.get("key") != key:
