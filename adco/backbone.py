@@ -51,7 +51,7 @@ class Backbone:
 
     arch: str
     stem: str
-    state: dict[str, Tensor]
+    state: dict[str, Tensor] = field(repr=False)
     source: str
     name: str
     sha256: str
