@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from threading import RLock
 
 from tqdm import tqdm
+
+tqdm.set_lock(RLock())  # the usual one is shared with forked processes; one killed while it draws would keep it
 
 
 def progress(total: int, title: str, unit: str, initial: int = 0, shown: bool = True) -> tqdm:
