@@ -113,3 +113,13 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def between(page: Path, begin: str, end: str, text: str) -> str:
+    """The page with `text` between its lines `begin` and `end`. Raises UserError unless each is there once."""
+    lines = page.read_text().splitlines(keepends=True) if page.is_file() else []
+    places = [number for number, line in enumerate(lines) if line.rstrip("\n") in (begin, end)]
+    if [lines[number].rstrip("\n") for number in places] != [begin, end]:
+        raise UserError(f"{page}: expected one line {begin!r} and one {end!r} after it")
+    first, last = places
+    return "".join(lines[: first + 1]) + text + "".join(lines[last:])

@@ -9,7 +9,17 @@ from pathlib import Path
 from adco.compare import why_not_comparable
 from adco.config import Recipe
 from adco.errors import UserError
-from adco.model_zoo_tables import Notes, cell, family_of, headlines, measured, models_table, printed, table
+from adco.model_zoo_tables import (
+    Notes,
+    cell,
+    family_of,
+    headlines,
+    linked,
+    measured,
+    models_table,
+    printed,
+    table,
+)  # fmt: skip
 from adco.published import Published, load_published, of_zoo
 from adco.recipe_files import RECIPES, load_recipe
 from adco.records import Record, Score, load_record
@@ -20,7 +30,7 @@ BANKED = ("adco", "caco", "moco", "mochi")  # methods with adversaries or a queu
 INTRO = """\
 # Model zoo
 
-This file is made by `python tools/report.py --zoo MODEL_ZOO.md`; a test fails when it is stale.
+This file is made by `python tools/report.py --zoo MODEL_ZOO.md --readme README.md`; a test fails when it is stale.
 
 ## How to read it
 
@@ -71,6 +81,27 @@ def page(results: Path) -> str:
         notes.lines(),
     ]
     return "\n".join(parts)
+
+
+README_TABLE = ("<!-- table: tools/report.py --zoo writes it -->", "<!-- end of table -->")
+README_COLUMNS = {  # protocol, metric -> header
+    ("knn/k20-t0.07@64px", "top1"): "kNN",
+    ("linear/cached-features@64px", "top1"): "linear",
+    ("imagenet-semi/swav-10pct-batch64@64px", "top1"): "10% of the labels",
+    ("voc07-svm/vissl@96px", "mAP"): "VOC07 SVM, 600 pictures",
+}
+
+
+def readme_table(results: Path) -> str:
+    """What the package's own models reach, beside random weights: a row a folder of results, linked to its records."""
+    records, rows = read_results(results), {}
+    for path, record in records.items():
+        for metric in headlines(record):
+            if (column := (record.protocol, metric)) in README_COLUMNS:
+                row = rows.setdefault(path.split("/")[-2], dict.fromkeys(README_COLUMNS, "not run"))
+                row[column] = cell("", record.scores[metric], path).replace("<br>", ", ")
+    names = ("ResNet-18", *README_COLUMNS.values())
+    return "\n" + table(names, [(linked(model), *row.values()) for model, row in rows.items()]) + "\n"
 
 
 def read_results(results: Path) -> dict[str, Record]:

@@ -223,6 +223,7 @@ class Trainer:
         losses, self.losses = distributed.gather(torch.stack(self.losses)[None]).mean(dim=0), []
         bad = losses.isfinite().logical_not().nonzero()
         if len(bad):
+            self.writer.wait()  # a checkpoint that is being written counts as the last good one
             first = self.step - len(losses) + int(bad[0])
             recipe, count, state = self.recipe, len(self.index), self._state()
             (request,) = requests(recipe.seed, count, recipe.batch, first, first + 1)

@@ -14,13 +14,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import yaml
 
-from adco.errors import UserError, command
-from adco.files import write_text
+from adco.errors import command
+from adco.files import between, write_text
 from adco.records import Record, Score, load_record
 
 HERE = Path(__file__).resolve().parent
 PLAN, PAGE, RESULTS = HERE / "evidence.yaml", HERE.parent / "docs/evidence.md", HERE.parent / "results/evidence"
-BEGIN, END = "<!-- tables: benchmarks/evidence_page.py writes them -->\n", "<!-- end of tables -->\n"
+BEGIN, END = "<!-- tables: benchmarks/evidence_page.py writes them -->", "<!-- end of tables -->"
 NOT_RUN = "not run"
 RANDOM = {"knn": "knn-k20-t0.07@64px.json", "linear": "linear-cached-features@64px.json"}  # of results/random_r18
 
@@ -31,16 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of records (results/evidence)")
     parser.add_argument("--page", type=Path, default=PAGE, help="the file whose tables are rewritten")
     args = parser.parse_args(argv)
-    text = args.page.read_text() if args.page.is_file() else ""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise UserError(f"{args.page}: expected one line {BEGIN.strip()!r} and one {END.strip()!r}")
     records = {path.relative_to(args.results).with_suffix("").as_posix(): load_record(path)
                for path in sorted(args.results.rglob("*.json"))}  # fmt: skip
     for kind, file in RANDOM.items():
         if (path := args.results.parent / "random_r18" / file).is_file():
             records[f"random/{kind}"] = load_record(path)
-    before, rest = text.split(BEGIN)
-    write_text(args.page, before + BEGIN + tables(yaml.safe_load(PLAN.read_text()), records) + END + rest.split(END)[1])
+    plan = yaml.safe_load(PLAN.read_text())
+    write_text(args.page, between(args.page, BEGIN, END, tables(plan, records)))
     print(f"wrote {args.page}: {len(records)} records")
     return 0
 

@@ -103,8 +103,8 @@ def check(words: tuple[str, ...]) -> None:
     if program == "uv":
         if rest[:1] == ["run"] and rest[1:] not in ([], ["..."]):
             check(tuple(rest[1:]))
-        elif rest[:1] not in (["run"], ["sync"]):
-            raise Wrong(f"uv {rest[:1]}: expected run or sync")
+        elif rest[:1] not in (["run"], ["sync"], ["tool"]):
+            raise Wrong(f"uv {rest[:1]}: expected run, sync or tool")
     elif program == "python":
         check_python(rest)
     elif program == "torchrun":
@@ -263,7 +263,8 @@ def check_span(span: str) -> None:
     """A code span that looks like a file of the project, or like a key of a recipe, must be one."""
     if re.fullmatch(rf"(?:{'|'.join(ROOMS)})/[\w./*{{}},-]+", span) and not re.search(r"\b[A-Z]+\b", span):
         for pattern in braced(span.rstrip("/")):
-            if not list(ROOT.glob(pattern)):
+            config = pattern.replace("detection/", "detection/configs/", 1)  # `detection/NAME` is a protocol by config
+            if not list(ROOT.glob(pattern)) and not list(ROOT.glob(f"{config}*.yaml")):
                 raise Wrong(f"`{span}`: no such file in the project")
     key = re.fullmatch(r"((?:views\.\d|[a-z]+)\.[a-z_]+)(?:=\S+)?", span)
     sections = {name.split(".")[0] for name in _all_keys() if "." in name}

@@ -89,7 +89,7 @@ def test_the_warnings_that_are_explained_are_those_there_are():
         ("python tools/train_adco.py --config-file adco_r50_200ep optimiser.lr=1", "did you mean optimizer"),
         ("python tools/train_adco.py --config-file adco_r50_200ep batch=1", "batch=1 is out of range"),
         ("torchrun --nproc_per_gpu 8 tools/train_adco.py --config-file adco_r50_200ep", "required|unrecognized|nproc"),
-        ("torchrun --nproc-per-node 8 tools/train_adco.py --config-file adco_r50_200ep --seeds 1", "--seeds 1"),
+        ("torchrun --nproc-per-node 8 tools/train_adco.py --config-file adco_r50_200ep --seeds 1", "--seeds"),
         ("python tools/train.py", "tools/train.py: no such file"),
         ("python -m adco.train", "no such module"),
         ("python transfer/voc07.py --checkpoint x --protocol pcl2", "--protocol pcl2: not one of"),

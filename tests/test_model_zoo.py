@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from adco.errors import UserError
-from adco.model_zoo import page, transfer_table
+from adco.files import between
+from adco.model_zoo import README_TABLE, page, readme_table, transfer_table
 from adco.model_zoo_tables import Notes, group_table, measured, printed, table
 from adco.published import load_published
 from adco.records import Record, Score
@@ -28,9 +29,21 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
 
 
-def test_the_committed_page_is_not_stale():
-    """python tools/report.py --zoo MODEL_ZOO.md"""
+def test_the_committed_pages_are_not_stale():
+    """python tools/report.py --zoo MODEL_ZOO.md --readme README.md"""
     assert page(ROOT / "results") == (ROOT / "MODEL_ZOO.md").read_text()
+    readme = ROOT / "README.md"
+    assert between(readme, *README_TABLE, readme_table(ROOT / "results")) == readme.read_text()
+
+
+def test_text_goes_between_its_two_lines_alone(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- x -->\nold\n<!-- y -->\nb\n")
+    assert between(page, "<!-- x -->", "<!-- y -->", "new\n") == "a\n<!-- x -->\nnew\n<!-- y -->\nb\n"
+    for broken in ("a\n", "<!-- y -->\n<!-- x -->\n", "<!-- x -->\n<!-- x -->\n<!-- y -->\n"):
+        page.write_text(broken)
+        with pytest.raises(UserError, match="page.md: expected one line '<!-- x -->'"):
+            between(page, "<!-- x -->", "<!-- y -->", "new\n")
 
 
 def test_cells_are_short_enough_to_be_read():

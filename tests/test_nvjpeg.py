@@ -1,5 +1,5 @@
-"""Decoding and cropping on the training device, tried with the CPU as the device: torchvision's decoder has one face for
-both. What nvJPEG itself does is tested where there is a GPU."""
+"""Decoding and cropping on the training device, tried with the CPU as the device: torchvision's decoder has one face
+for both. What nvJPEG itself does is tested where there is a GPU."""
 
 import shutil
 

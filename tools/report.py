@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from adco import model_zoo, report
 from adco.errors import UserError, command
-from adco.files import output_folder, write_text
+from adco.files import between, output_folder, write_text
 
 EXAMPLES = """\
 examples:
@@ -25,9 +25,10 @@ examples:
   python tools/report.py random=out/random adco=out/adco output/adco --detections random=out/random/voc \\
       --detections adco=out/adco/voc -o report
   # may these two be compared? why not? is the difference more than chance?
-  python tools/report.py --compare results/adco/knn.json results/moco/knn.json
+  python tools/report.py --compare results/adco_r18_imagenette/knn-k20-t0.07@64px.json \\
+      results/random_r18/knn-k20-t0.07@64px.json
   python tools/report.py --compare adco-4/AdCo/sample_AP adco-4/SwAV/mAP
-  python tools/report.py --zoo MODEL_ZOO.md
+  python tools/report.py --zoo MODEL_ZOO.md --readme README.md
 """
 
 
@@ -35,8 +36,12 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     if args.zoo:
-        write_text(args.zoo, model_zoo.page(args.results))
-        print(f"wrote {args.zoo}")
+        pages = {args.zoo: model_zoo.page(args.results)}
+        if args.readme:
+            pages[args.readme] = between(args.readme, *model_zoo.README_TABLE, model_zoo.readme_table(args.results))
+        for path, text in pages.items():
+            write_text(path, text)
+            print(f"wrote {path}")
         return 0
     if args.compare:
         print("\n".join(report.compared(*args.compare)))
@@ -78,6 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
         "or TABLE/METHOD/METRIC of a published one, as adco-4/SwAV/mAP",
     )  # fmt: skip
     parser.add_argument("--zoo", type=Path, metavar="FILE", help="instead, write MODEL_ZOO.md")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="with --zoo: its table of our own models, too")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="MODEL/RECORD.json below it, for --zoo")
     return parser
 

@@ -124,7 +124,7 @@ MISTAKES = {
     "tools.demo": [("--output-dir {file} --images 100", "text.txt"), ("--images x", "--images")],
     "tools.benchmark": [],
     "transfer.rate": [("", "--checkpoint"), ("--checkpoint random:resnet7 --data {pictures}", "resnet7")],
-    "transfer.knn": [("--k 0", "--k"), ("--temperature 0", "--temperature")],
+    "transfer.knn": [("--k 0", "--k"), ("--k 5 --temperature 0", "--temperature")],
     "transfer.linear": [],
     "transfer.imagenet": [
         ("--labels-list {tmp}/absent --protocol semi1", "list"),
@@ -166,6 +166,7 @@ def lines_of(tool: str) -> list[tuple[str, str]]:
     if tool not in DATA:
         return found + MISTAKES[tool]
     data = f"--data {DATA[tool]} "
+    few = " --k 5" if tool == "transfer.knn" else ""
     found += [(f"{data} {SHARED} {line}", word) for line, word in MISTAKES[tool]]
     found += [
         ("", "--checkpoint is required"),
@@ -178,7 +179,7 @@ def lines_of(tool: str) -> list[tuple[str, str]]:
         (data + SHARED + " --device warp", "warp"),
         (data + SHARED + " --workers -1", "--workers"),
         (data + SHARED + " --max-bad-share 2", "--max-bad-share"),
-        (data + "--checkpoint random:resnet18 --workers 0 --image-px 32 --output-dir {locked}/x", "locked"),
+        (data + f"--checkpoint random:resnet18 --workers 0 --image-px 32 --output-dir {{locked}}/x{few}", "locked"),
         ("--data {tmp}/absent " + SHARED, "absent"),
         ("--data {empty} " + SHARED, "nothing"),
         ("--data {file} " + SHARED, "text.txt"),
