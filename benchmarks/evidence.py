@@ -20,7 +20,7 @@ import yaml
 
 from adco.device import has_half_precision, resolve_device
 from adco.errors import command
-from adco.files import output_folder, write_text
+from adco.files import atomic_write, output_folder
 from adco.images import index_folder
 from adco.jobs import Outcome, run_jobs
 from benchmarks.evidence_plan import chosen_only, measured_rate, runnable
@@ -100,14 +100,16 @@ def _prepare(place: Place) -> None:
 
 
 def collect(stages: Sequence[Stage], results: Path) -> int:
-    """Copy every record that has been written to its name below `results`; how many there are."""
+    """Copy every record and picture that has been written to its name below `results`; how many there are."""
     found = 0
     for stage in stages:
         for name, path in stage.records.items():
             if path.is_file():
                 found += 1
-                if not (results / name).is_file() or (results / name).read_text() != path.read_text():
-                    write_text(results / name, path.read_text())
+                target, content = results / name, path.read_bytes()
+                if not target.is_file() or target.read_bytes() != content:
+                    with atomic_write(target) as file:
+                        file.write(content)
     return found
 
 

@@ -163,7 +163,7 @@ class _Maker:
         stage = self._stage(
             "figure2", "figure2", words, tuple(f"run-{run}" for run in runs), 4 * at["images"], [record]
         )
-        yield replace(stage, records={"figure2/bank.json": record})
+        yield replace(stage, records={"figure2/bank.json": record, "figure2/bank.png": path})
 
     def _downstream(self) -> Iterator[Stage]:
         at, data = self.plan["downstream"], self.place.data / "voc07_subset" / "VOCdevkit"
