@@ -338,7 +338,7 @@ def test_the_page_shows_what_was_run_and_says_not_run_of_the_rest(tmp_path):
     record.write(results / "grid" / "moco-0.json")
     Record("knn/k20", {"top1": 35.0}, {}, {"name": "x"}).write(tmp_path / "random_r18" / "knn-k20-t0.07@64px.json")
     page = tmp_path / "page.md"
-    page.write_text(f"prose\n{evidence_page.BEGIN}old{evidence_page.END}more\n")
+    page.write_text(f"prose\n{evidence_page.BEGIN}\nold\n{evidence_page.END}\nmore\n")
     words = ["--results", str(results), "--page", str(page)]
     assert evidence_page.main(words) == 0
     text = page.read_text()
