@@ -113,7 +113,7 @@ def _draw_all(out: Path, seed: int, wanted: list[Job], workers: int) -> Iterator
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context) as pool:
         with interrupts_ignored():  # by the processes that this starts, from their first moment on
-            drawn = pool.map(work, wanted, chunksize=32)
+            drawn = pool.map(work, wanted, chunksize=8)  # Ctrl-C waits for the pictures of a few chunks
         try:
             yield from drawn
         finally:
