@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from adco.errors import Requeue
 
@@ -49,13 +47,3 @@ class StopRequests:
 def leave_ctrl_c(_: int) -> None:
     """What a reading process does first: Ctrl-C is for the process that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def interrupts_ignored() -> Iterator[None]:
-    """Ctrl-C is ignored meanwhile, and for good by the processes that are started meanwhile. Main thread only."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +25,6 @@ from tqdm import tqdm
 from adco.errors import UserError
 from adco.files import output_folder, write_text
 from adco.sample.layouts import FOLDERS, Job, draw, jobs, make_folders, write_lists
-from adco.stopping import interrupts_ignored
 
 SCHEMA = 1  # raise it when the same seed gives other bytes than before
 MARKER, UNFINISHED = "sample.json", "sample.unfinished.json"
@@ -111,10 +111,12 @@ def _draw_all(out: Path, seed: int, wanted: list[Job], workers: int) -> Iterator
         yield from map(work, wanted)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context) as pool:
-        with interrupts_ignored():  # by the processes that this starts, from their first moment on
-            drawn = pool.map(work, wanted, chunksize=8)  # Ctrl-C waits for the pictures of a few chunks
+    with ProcessPoolExecutor(workers, context, initializer=_leave_interrupts_to_the_parent) as pool:
         try:
-            yield from drawn
+            yield from pool.map(work, wanted, chunksize=32)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
