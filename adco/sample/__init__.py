@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from tqdm import tqdm
 from adco.errors import UserError
 from adco.files import output_folder, write_text
 from adco.sample.layouts import FOLDERS, Job, draw, jobs, make_folders, write_lists
+from adco.stopping import leave_ctrl_c
 
 SCHEMA = 1  # raise it when the same seed gives other bytes than before
 MARKER, UNFINISHED = "sample.json", "sample.unfinished.json"
@@ -111,12 +111,8 @@ def _draw_all(out: Path, seed: int, wanted: list[Job], workers: int) -> Iterator
         yield from map(work, wanted)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_leave_interrupts_to_the_parent) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=leave_ctrl_c, initargs=(0,)) as pool:
         try:
             yield from pool.map(work, wanted, chunksize=32)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
