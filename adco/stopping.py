@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 from adco.errors import Requeue
 
@@ -47,3 +50,14 @@ class StopRequests:
 def leave_ctrl_c(_: int) -> None:
     """What a reading process does first: Ctrl-C is for the process that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def starting_processes() -> Iterator[None]:
+    """Processes started anew inside never see Ctrl-C, not even while they import; it reaches this one at the end."""
+    resource_tracker.ensure_running()  # its start would let signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from adco.errors import UserError
 from adco.files import output_folder, write_text
 from adco.sample.layouts import FOLDERS, Job, draw, jobs, make_folders, write_lists
-from adco.stopping import leave_ctrl_c
+from adco.stopping import starting_processes
 
 SCHEMA = 1  # raise it when the same seed gives other bytes than before
 MARKER, UNFINISHED = "sample.json", "sample.unfinished.json"
@@ -64,9 +65,9 @@ def make_sample(out: Path | str, seed: int, images: int, workers: int = 1, progr
             if (out / folder).exists():
                 shutil.rmtree(out / folder)
         make_folders(out, wanted)
-        drawing = _draw_all(out, seed, wanted, workers)
-        drawing = tqdm(drawing, "drawing", len(wanted), unit="picture", disable=not progress)
-        write_lists(out, list(zip(wanted, drawing, strict=True)))
+        with closing(_draw_all(out, seed, wanted, workers)) as drawing:  # when interrupted, its processes end here
+            shown = tqdm(drawing, "drawing", len(wanted), unit="picture", disable=not progress)
+            write_lists(out, list(zip(wanted, shown, strict=True)))
     except OSError as error:
         raise UserError(f"{out}: the sample cannot be written ({error.strerror or error})") from error
     write_text(out / MARKER, identity)
@@ -110,9 +111,10 @@ def _draw_all(out: Path, seed: int, wanted: list[Job], workers: int) -> Iterator
     if workers == 1:
         yield from map(work, wanted)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=leave_ctrl_c, initargs=(0,)) as pool:
-        try:
-            yield from pool.map(work, wanted, chunksize=32)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    try:
+        with starting_processes():
+            drawing = pool.map(work, wanted, chunksize=8)
+        yield from drawing
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -333,7 +333,6 @@ def interrupted(tool: str, words: list[str], environment: dict[str, str], second
     return child.returncode, told
 
 
-@pytest.mark.slow  # processes that are still importing when Ctrl-C comes print tracebacks
 def test_ctrl_c_in_short(tmp_path):
     words = shlex.split(LONG["tools.make_sample"].format(out=tmp_path / "out"))
     code, told = interrupted("tools.make_sample", words, {}, 1.0)
