@@ -14,7 +14,7 @@ from detectron2.evaluation.pascal_voc_evaluation import parse_rec
 from pycocotools.cocoeval import COCOeval
 
 from adco.files import sha256_of
-from adco.predictions import IOUS, write_boxes
+from adco.predictions import IOUS, detection_ap, write_boxes
 from adco.records import Predictions
 
 BOXES = "boxes.npz"  # below `inference`, until the run's record is written beside it
@@ -28,8 +28,10 @@ def write_voc(
     image_set: Path,
     annotations: str,
     points: int,
-) -> None:
+) -> dict[str, np.ndarray]:
     """detectron2's lines `IMAGE SCORE XMIN YMIN XMAX YMAX` by class, matched as its VOC evaluator does.
+
+    Returns what was written, as adco/predictions.py names it.
 
     image_set: the list of test images; annotations: a template for their XML files
     points: 11 for VOC2007's metric, 0 for the area under the envelope
@@ -49,7 +51,27 @@ def write_voc(
             image = place[item[0]]
             bits = _voc_bits(np.array(item[2:], dtype=float), boxes[image], hard[image], taken[image])
             parts.append((image, c, *bits))
-    write_boxes(path, names, _arrays(parts) | {"positives": positives, "points": np.int64(points)})
+    arrays = _arrays(parts) | {"positives": positives, "points": np.int64(points)}
+    write_boxes(path, names, arrays)
+    return arrays
+
+
+def by_class(arrays: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict[str, float]:
+    """{AP-CLASS, AP50-CLASS}, in percent, of the classes that have a box to be found; `arrays` as write_voc gives them.
+
+    The names are those of detectron2's COCO evaluator.
+    """
+    image, category, positives = arrays["image"].astype(np.int64), arrays["category"], arrays["positives"]
+    every, scores = np.ones((1, len(positives))), {}
+    for c in np.flatnonzero(positives.any(axis=0)):
+        own = category == c
+        flags = [[arrays[name][own] & bit > 0 for name in ("matched", "ignored")] for bit in BITS]
+        aps = [
+            100 * float(detection_ap(*both, image[own], positives[:, c], int(arrays["points"]), every)[0])
+            for both in flags
+        ]
+        scores |= {f"AP-{classes[c]}": float(np.mean(aps)), f"AP50-{classes[c]}": aps[0]}
+    return scores
 
 
 def write_coco(path: Path, truth, found) -> None:

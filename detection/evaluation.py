@@ -1,4 +1,4 @@
-"""detectron2's evaluators, and what they leave out: VOC predictions kept, and the mean over the classes present."""
+"""detectron2's evaluators, and what they leave out: VOC predictions kept, AP by class, the mean over those present."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
     """detectron2's VOC evaluator (11 points for 2007), fit for subsets.
 
     A class without any test box counts 0 in detectron2's mean over the 20 classes; `AP_present` and its kin are the
-    mean over the classes that have one. The two agree on the full test set.
+    mean over the classes that have one. The two agree on the full test set. `AP-cat` and `AP50-cat` are of one class.
     """
 
     def __init__(self, dataset_name: str, folder: Path) -> None:
@@ -74,7 +74,7 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
             return None
         gathered = {c: [line for part in lines for line in part.get(c, ())] for c in range(len(self._class_names))}
         write_text(self._folder / PREDICTIONS, json.dumps([item for part in kept for item in part]))
-        boxes.write_voc(
+        matched = boxes.write_voc(
             self._folder / boxes.BOXES,
             gathered,
             self._class_names,
@@ -86,7 +86,7 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
         share = self.classes_present() / len(self._class_names)
         if share > 0:
             scores |= {f"{name}_present": value / share for name, value in scores.items()}
-        results["bbox"] = scores
+        results["bbox"] = scores | boxes.by_class(matched, self._class_names)
         return results
 
     def classes_present(self) -> int:

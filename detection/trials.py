@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -121,5 +122,6 @@ def values(record: Record) -> dict[str, float]:
 
 
 def describe(scores: Mapping[str, Score]) -> list[str]:
-    """`AP 12.34 +- 0.56` for each score."""
-    return [f"{name} {score:.2f} +- {score.std or 0:.2f}" for name, score in scores.items()]
+    """`AP 12.34 +- 0.56` for each score that is not of one class."""
+    whole = {name: score for name, score in scores.items() if not re.search(r"\bAP\d*/", name)}
+    return [f"{name} {score:.2f} +- {score.std or 0:.2f}" for name, score in whole.items()]

@@ -13,6 +13,7 @@ import detection  # noqa: F401  (patches before detectron2)
 # isort: split
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_pascal_voc
+from detectron2.evaluation import pascal_voc_evaluation
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from adco.compare import paired_bootstrap
@@ -114,7 +115,7 @@ def test_an_evaluator_that_is_not_installed_is_refused(monkeypatch):
 
 def test_scores_are_flat_and_undefined_ones_named():
     results = {"bbox": {"AP": 40.0, "APs": float("nan"), "AP-person": 50.0}, "segm": {"AP": 35.0}}
-    assert flat_scores(results) == ({"AP": 40.0, "segm/AP": 35.0}, ["APs"])
+    assert flat_scores(results) == ({"AP": 40.0, "AP/person": 50.0, "segm/AP": 35.0}, ["APs"])
     two = {"voc_2007_test": {"bbox": {"AP": 1.0}}, "voc_2012_val": {"bbox": {"AP": float("nan")}}}
     assert flat_scores(two) == ({"voc_2007_test/AP": 1.0}, ["voc_2012_val/AP"])
 
@@ -167,6 +168,25 @@ def test_what_is_kept_of_voc_gives_the_evaluators_numbers(voc, tmp_path):
     found = paired_bootstrap(a, b, "AP50", draws=100)
     assert found.difference == pytest.approx(second["AP50"] - first["AP50"], abs=1e-9)
     assert found.low <= found.difference <= found.high
+
+
+def test_ap_by_class_is_detectron2s_own(voc, tmp_path, monkeypatch):
+    """Against each number that detectron2's evaluator has before it takes the mean."""
+    truth = {}
+
+    def watched(detections, annotations, listing, name, ovthresh, use_07_metric):
+        found = voc_eval(detections, annotations, listing, name, ovthresh, use_07_metric)
+        truth.setdefault(name, []).append(100 * found[2])
+        return found
+
+    voc_eval = pascal_voc_evaluation.voc_eval
+    monkeypatch.setattr(pascal_voc_evaluation, "voc_eval", watched)
+    scores = judged(voc, tmp_path / "out", 1)
+    assert {name for name in scores if "-" in name} == {"AP-cat", "AP-dog", "AP50-cat", "AP50-dog"}
+    for name in ("cat", "dog"):
+        assert scores[f"AP50-{name}"] == pytest.approx(truth[name][0], abs=1e-9)
+        assert scores[f"AP-{name}"] == pytest.approx(np.mean(truth[name]), abs=1e-9)
+    assert 0 < scores["AP-cat"] != scores["AP-dog"] > 0
 
 
 def test_what_is_kept_of_coco_gives_the_evaluators_numbers(tmp_path):
