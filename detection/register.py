@@ -7,9 +7,13 @@ from __future__ import annotations
 
 
 def setup_environment() -> None:
-    """Register `Res5ROIHeadsExtraNorm`, guard every load of weights, and choose how COCO is scored. Once is enough."""
+    """Register `Res5ROIHeadsExtraNorm`, guard every load of weights and pictures, choose how COCO is scored.
+
+    Once is enough.
+    """
     import detection.heads  # noqa: F401  (importing it registers the head)
-    from detection import guard, scoring
+    from detection import guard, pictures, scoring
 
     guard.install()
+    pictures.install()
     scoring.use()

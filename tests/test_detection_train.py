@@ -61,7 +61,8 @@ def test_train_evaluate_record_and_draw(tmp_path, weights, monkeypatch):
     assert "copypaste: AP,AP50,AP75,AP_present,AP50_present,AP75_present" in run.stdout
     record = load_record(out / "record.json")
     assert record.protocol == "detection/smoke_voc_R_18_C4"
-    assert set(record.scores) == {"AP", "AP50", "AP75", "AP_present", "AP50_present", "AP75_present"}
+    by_class = {f"{metric}/{name}" for metric in ("AP", "AP50") for name in ("cat", "dog")}
+    assert set(record.scores) == {"AP", "AP50", "AP75", "AP_present", "AP50_present", "AP75_present"} | by_class
     assert record.checkpoint.origin.name == "net.pth"
     assert record.data.details["test"][0]["images"] == 5
     assert record.data.details["train"][0]["boxes"] == 16
@@ -156,6 +157,20 @@ def test_missing_data_stops_before_training(tmp_path, weights):
     assert run.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "400001.jpg: no such file" in run.stderr
     assert "iter" not in run.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["trainval", "test"])
+def test_a_broken_picture_ends_the_run_with_one_line(tmp_path, weights, split):
+    """Met in the training loader's own process, or in the evaluation after training."""
+    root = make_voc(tmp_path)
+    for path in (root / "VOC2007" / "JPEGImages").glob(f"{len(split)}*.jpg"):
+        path.write_bytes(path.read_bytes()[:-100])
+    run = train(OURS, root, tmp_path / "out", weights, "--num-gpus=0", "DATALOADER.NUM_WORKERS", "1")
+    assert run.returncode == 2, run.stderr[-3000:]
+    assert "this picture cannot be decoded" in run.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in run.stdout + run.stderr
+    assert not (tmp_path / "out" / "record.json").exists()
 
 
 @pytest.mark.slow
