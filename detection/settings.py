@@ -15,7 +15,9 @@ from adco.errors import UserError
 SYNC_NORMS = ("SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 NORMS = ("SyncBN", "naiveSyncBN", "BN", "FrozenBN")
 NORM_OWNERS = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
-NO_PART_OF_THE_PROTOCOL = ("MODEL.WEIGHTS", "MODEL.DEVICE", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "SEED")
+NO_PART_OF_THE_PROTOCOL = (
+    "MODEL.WEIGHTS", "MODEL.DEVICE", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "SEED", "TEST.EXPECTED_RESULTS",
+)  # fmt: skip
 NOT_GIVEN = "MODEL.WEIGHTS-not-given.pkl"
 
 

@@ -191,6 +191,21 @@ def test_resume_and_evaluate_only(tmp_path, weights):
 
 
 @pytest.mark.slow
+def test_expected_results_are_looked_at_when_the_record_is_written(tmp_path, weights):
+    root, out = make_voc(tmp_path), tmp_path / "out"
+    wrong = ("TEST.EXPECTED_RESULTS", "[['bbox', 'AP50', 99.0, 0.5]]")
+    run = train(OURS, root, out, weights, "--num-gpus=0", *wrong)
+    assert run.returncode == 1, run.stderr[-3000:]
+    assert "Result verification failed!" in run.stdout
+    record = load_record(out / "record.json")
+    assert not [change for change in record.settings["overrides"] if "EXPECTED" in change]
+    right = ("TEST.EXPECTED_RESULTS", f"[['bbox', 'AP50', {record.scores['AP50']}, 0.01]]")
+    run = train(OURS, root, tmp_path / "again", out / "model_final.pth", "--num-gpus=0", "--eval-only", *right)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "Results verification passed." in run.stdout
+
+
+@pytest.mark.slow
 def test_two_seeded_runs_agree(tmp_path, weights):
     root = make_voc(tmp_path)
     for name in ("a", "b"):
