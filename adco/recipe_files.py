@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adco.config import Recipe
-from adco.errors import UserError
+from adco.errors import UserError, one_line
 from adco.limits import check_recipe
 from adco.plain_yaml import parse_yaml, read_yaml, values_in
 
@@ -121,20 +121,20 @@ def _check_keys(source: Path | str, content: object, kind: type, prefix: str = "
 def _override(content: dict, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"{override}: expected key.sub=value, for example optimizer.lr=0.06")
+        raise UserError(f"{one_line(override)}: expected key.sub=value, for example optimizer.lr=0.06")
     node: object = content
-    *parents, last = [int(part) if part.isdigit() else part for part in key.split(".")]
+    *parents, last = [int(part) if part.isdecimal() and len(part) < 10 else part for part in key.split(".")]
     try:
         for part in parents:
             node = node[part]
         node[last]  # an override never adds a key
-        node[last] = parse_yaml(text, f"command line: {key}", "value") if text else ""
+        node[last] = parse_yaml(text, f"command line: {one_line(key)}", "value") if text else ""
     except (KeyError, IndexError, TypeError):
         raise _unknown_key("command line", key) from None
 
 
 def _unknown_key(source: Path | str, key: str) -> UserError:
-    key = key[:100]
+    key = one_line(key[:100])
     near = difflib.get_close_matches(key, _all_keys(), n=1, cutoff=0.0)[0]
     return UserError(f"{source}: unknown key {key}; did you mean {near}?")
 

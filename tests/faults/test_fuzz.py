@@ -1,6 +1,7 @@
 """Random and mutated input for everything that reads what others wrote: a clean result or our own error, nothing else.
 
-Short: 560 inputs. `-m slow`: 10,500 more, and atheris, which follows the branches that inputs take, where it is installed.
+Short: 560 inputs. `-m slow`: 10,500 more, and atheris, which follows the branches that inputs take, where it is
+installed.
 """
 
 from __future__ import annotations
@@ -142,7 +143,14 @@ def weights(suffix: str) -> bytes:
 
 
 MANIFEST = b"schema: 1\nmodels:\n  a-b: {mirrors: ['http://x/y'], bytes: 3, scores: [{protocol: x, source: y}]}"
-OVERRIDES = [b"optimizer.lr=0.06", b"views.0.scale=[0.1,0.9]", b"optimizer={lr: 8}", b"views=[{}, {px: 9}]"]
+OVERRIDES = [
+    b"views.\xc2\xb2.px=9",
+    b"op\nl",
+    b"optimizer.lr=0.06",
+    b"views.0.scale=[0.1,0.9]",
+    b"optimizer={lr: 8}",
+    b"views=[{}, {px: 9}]",
+]
 BASED = b"base: adco_r50_200ep\nviews: [{px: 32}, {px: 48, scale: [0.1, 0.9]}]\nbank: {size: 8}"
 COCO = crowd(counts="d0n0n0") | {"info": {}}
 JPEGS = ("plain.jpg", "progressive.jpg", "grey.jpg", "one-pixel.jpg")
