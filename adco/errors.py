@@ -37,12 +37,11 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Seq
             sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
         try:
             return main(argv) or 0
-        except Requeue as reason:
-            print(f"\nput down: {reason}", file=sys.stderr)
-            return REQUEUE
-        except KeyboardInterrupt:
-            print("\ninterrupted", file=sys.stderr)
-            return 130
+        except (Requeue, KeyboardInterrupt) as reason:
+            requeue = isinstance(reason, Requeue)
+            if os.environ.get("RANK", "0") == "0":  # all ranks stop together, one speaks
+                print(f"\nput down: {reason}" if requeue else "\ninterrupted", file=sys.stderr)
+            return REQUEUE if requeue else 130
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
             return CLOSED

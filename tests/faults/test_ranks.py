@@ -102,6 +102,28 @@ def test_an_error_is_told_once(recipe, data, tmp_path, pictures, mistake):
     assert WORDS[mistake] in line
 
 
+@pytest.mark.parametrize(
+    ("sent", "code", "words"), [(signal.SIGTERM, 75, "put down: "), (signal.SIGINT, 130, "interr")]
+)
+@fault(
+    "ranks-put-down",
+    "Training",
+    "SIGTERM or Ctrl-C reaches one of two gloo ranks, not the first",
+    "both stop after the same step with a checkpoint and exit code 75 or 130, one line for both",
+)
+def test_ranks_are_put_down_together_and_one_says_so(recipe, data, tmp_path, sent, code, words, seen):
+    run = tmp_path / "run"
+    processes = start_ranks(2, tmp_path, 30.0, "--config-file", recipe, "--output-dir", str(run), data, "epochs=500")
+    wait_for_step(run, 3, lambda: all(process.is_alive() for process in processes))
+    os.kill(processes[1].pid, sent)
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [code, code]
+    logs = [(tmp_path / f"log{number}").read_text() for number in range(2)]
+    assert (logs[0].count(words), logs[1].count(words)) == (1, 0)
+    assert checkpoint.newest_intact(run)
+
+
 def torchrun(restarts: int, log: Path, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [f"--max-restarts={restarts}", "-m", "tests.faults.toy", *arguments]
