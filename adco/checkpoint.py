@@ -26,6 +26,7 @@ class State:
 
     recipe: the recipe as plain containers; method: encoders, whole bank or queue; optimizer, scaler: state dicts
     data: fingerprint of the index of images; bad_images: path -> reason
+    sizes: of the pictures (ImageIndex.sizes); empty in checkpoints that were written before it was kept
     """
 
     step: int
@@ -36,6 +37,7 @@ class State:
     data: str
     bad_images: dict[str, str]
     seconds: float
+    sizes: str = ""
 
 
 class Writer:

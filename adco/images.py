@@ -24,6 +24,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM", "GIF")  # by cont
 MOST_PIXELS = 89_478_485  # Pillow's limit against decompression bombs, and the C kernel's (native/jpeg.c)
 MOST_BYTES = 1 << 30  # of a file: more than MOST_PIXELS of any depth take
 
+SIZED = 10_000  # pictures whose sizes tell that their content was replaced; of more, as many spread evenly
 CACHED_FROM = 10_000  # images; a smaller folder is read faster than it is worth remembering
 HOT_NS = 2_000_000_000  # a folder changed this recently may change again within its clock's step: not remembered
 
@@ -65,6 +66,20 @@ class ImageIndex:
         """Picture i, RGB. Raises UnreadableImage."""
         return decode(self.read(i), self.root / self.paths[i])
 
+    def size(self, i: int) -> int:
+        """Bytes of picture i's file; -1 where there is none."""
+        try:
+            return os.stat(self.root / self.paths[i]).st_size
+        except (OSError, ValueError):
+            return -1
+
+    @cached_property
+    def sizes(self) -> str:
+        """A sha256 of the pictures' sizes in bytes, of SIZED of them where there are more: whether they were replaced
+        under the same names. A copy on another disk has the same."""
+        chosen = range(0, len(self), -(-len(self) // SIZED) or 1)
+        return hashlib.sha256(np.array([self.size(i) for i in chosen], dtype=np.int64).tobytes()).hexdigest()
+
     @cached_property
     def fingerprint(self) -> str:
         """A sha256 of names, order and classes (not of pixels): whether the dataset is the one it was."""
@@ -95,6 +110,10 @@ class ArrayIndex(ImageIndex):
     def read(self, i: int) -> np.ndarray:
         """Picture i, (H, W, 3) uint8."""
         return self.pixels[i]
+
+    def size(self, i: int) -> int:
+        """Bytes of picture i's pixels."""
+        return self.pixels[i].nbytes
 
 
 def index_folder(root: Path | str) -> ImageIndex:

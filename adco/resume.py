@@ -19,15 +19,18 @@ FREE_TO_CHANGE = (
 )  # fmt: skip
 
 
-def reopened(path: Path, recipe: dict, data: str, force: bool) -> tuple[checkpoint.State, list[str]]:
+def reopened(path: Path, recipe: dict, data: str, sizes: str, force: bool) -> tuple[checkpoint.State, list[str]]:
     """The state in a checkpoint, and in words what has changed since. Raises UserError if anything has, unless `force`.
 
-    recipe: as plain containers; data: the fingerprint of the index of images; force: go on although they changed
+    recipe: as plain containers; data, sizes: `fingerprint` and `sizes` of the index of images; force: go on although
+    they changed
     """
     state = checkpoint.load(path)
     changes = changed_fields(state.recipe, recipe)
     if state.data != data:
         changes.append("the images themselves: files were added, removed or renamed since")
+    elif state.sizes and state.sizes != sizes:
+        changes.append("the images themselves: files were replaced by others of the same names since, their sizes say")
     if changes and not force:
         raise UserError(
             f"{path}: was trained with another recipe ({'; '.join(changes)}); use the same recipe or another "

@@ -50,6 +50,10 @@ class ShardIndex(ImageIndex):
             raise UnreadableImage(Path(self.paths[i]), f"{len(content)} of {size} bytes in {self.shards[shard]}")
         return content
 
+    def size(self, i: int) -> int:
+        """Bytes of picture i's file."""
+        return int(self.places[i, 2])
+
     def stamp(self) -> str:
         """A sha256 that changes when a shard is replaced, too: names, sizes and times of change."""
         stamps = [(os.path.realpath(shard), *_stamp(shard)) for shard in self.shards]

@@ -47,6 +47,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, output: Path, device: torch.device, resume: bool = False, force: bool = False):
         self.recipe, self.device, self.main = recipe, device, distributed.rank() == 0
         self.index = open_images(recipe.data.root)
+        self.sizes = self.index.sizes
         if recipe.data.in_memory:
             self.index = in_memory(self.index, recipe.data.workers)
         self.probe = _probe(recipe)
@@ -187,7 +188,7 @@ class Trainer:
             self._note_bad(reasons)
         method, optimizer, scaler = self.method.state_dict(), self.optimizer.state_dict(), self.scaler.state_dict()
         recipe, data, bad = asdict(self.recipe), self.index.fingerprint, dict(self.bad.reasons)
-        return checkpoint.State(self.step, recipe, method, optimizer, scaler, data, bad, self.seconds)
+        return checkpoint.State(self.step, recipe, method, optimizer, scaler, data, bad, self.seconds, self.sizes)
 
     def _report(self, step: Step, bar, rate: Rate) -> None:
         """Every few steps: scalars, speed, health; every rank takes part, rank 0 writes."""
@@ -253,7 +254,7 @@ class Trainer:
         if path is None:
             self._say(f"{self.output}: no intact checkpoint to resume from; starting from the beginning")
             return
-        state, changes = reopened(path, asdict(self.recipe), self.index.fingerprint, force)
+        state, changes = reopened(path, asdict(self.recipe), self.index.fingerprint, self.sizes, force)
         self._say("".join(f"going on although changed: {change}\n" for change in changes).rstrip())
         self.method.load_state_dict(state.method)
         self.optimizer.load_state_dict(state.optimizer)

@@ -8,16 +8,21 @@ import os
 import random
 import shutil
 import signal
+import tarfile
 import threading
 import time
 from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 
 from adco import checkpoint, loader
 from adco.errors import Failure, UserError
+from adco.files import sha256_of
+from adco.images import index_folder
 from adco.recipe_files import load_recipe
+from adco.shards import index_shards
 from adco.trainer import Trainer
 from tests.faults import toy
 from tests.faults.table import fault
@@ -237,7 +242,7 @@ def test_a_checkpoint_with_an_infinity_is_never_written(recipe, data, tmp_path):
 @fault(
     "data-changed",
     "Training",
-    "pictures added, removed, renamed or moved to another class between stop and resume",
+    "pictures added, removed, renamed, moved to another class or replaced under their names between stop and resume",
     "noticed, one line, exit code 2; --force-recipe-change goes on",
 )
 def test_a_data_set_that_changed_is_noticed(recipe, tmp_path, pictures, seen):
@@ -245,6 +250,7 @@ def test_a_data_set_that_changed_is_noticed(recipe, tmp_path, pictures, seen):
         "added": lambda root: shutil.copy(root / "class0" / "000.png", root / "class0" / "zzz.png"),
         "removed": lambda root: (root / "class1" / "003.png").unlink(),
         "renamed": lambda root: (root / "class1" / "003.png").rename(root / "class1" / "999.png"),
+        "replaced": lambda root: shutil.copy(root / "class0" / "000.png", root / "class1" / "003.png"),
         "moved": lambda root: (root / "class1" / "003.png").rename(root / "class2" / "003b.png"),
     }
     seen.tries = len(changes)
@@ -256,3 +262,35 @@ def test_a_data_set_that_changed_is_noticed(recipe, tmp_path, pictures, seen):
         code, said = toy.tool(*arguments, "--resume")
         assert (code, "the images themselves" in one_line(said)) == (2, True)
         assert toy.tool(*arguments, "--resume", "--force-recipe-change")[0] == 0
+
+
+def test_a_checkpoint_from_before_sizes_were_kept_goes_on(recipe, tmp_path, pictures):
+    root = shutil.copytree(pictures / "train", tmp_path / "pictures")
+    arguments = recipe, tmp_path / "run", f"data.root={root}", "epochs=1"
+    assert toy.tool(*arguments)[0] == 0
+    path = checkpoint.newest_intact(tmp_path / "run")
+    content = torch.load(path, weights_only=True)
+    assert content.pop("sizes") == index_folder(root).sizes
+    torch.save(content, path)
+    path.with_name(f"{path.name}.sha256").write_text(sha256_of(path))
+    shutil.copy(root / "class0" / "000.png", root / "class1" / "003.png")
+    assert toy.tool(*arguments, "--resume")[0] == 0
+
+
+def test_sizes_are_of_the_files_wherever_they_lie(tmp_path, pictures, monkeypatch):
+    root = pictures / "train"
+    copied = shutil.copytree(root, tmp_path / "copy")
+    os.utime(copied / "class0" / "000.png", (1, 1))
+    assert index_folder(copied).sizes == index_folder(root).sizes
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for path in index_folder(root).paths:
+            tar.add(root / path, path)
+    assert index_shards(str(tmp_path / "x.tar")).sizes == index_folder(root).sizes
+    before = [index_folder(copied).sizes]
+    monkeypatch.setattr("adco.images.SIZED", 20)
+    before.append(index_folder(copied).sizes)
+    with (copied / "class2" / "015.png").open("ab") as file:  # the last of 48: of 20 evenly spread it is none
+        file.write(b"0")
+    assert index_folder(copied).sizes == before[1]
+    monkeypatch.undo()
+    assert index_folder(copied).sizes != before[0]
