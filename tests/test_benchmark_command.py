@@ -181,7 +181,7 @@ def test_files_of_the_same_name_do_not_collide_and_a_changed_file_runs_again(wor
 def test_a_damaged_record_and_one_of_another_protocol_do_not_count(world, capsys):
     assert benchmark.main(words(world, "--stages", "a")) == 0
     ran(world)
-    (damaged,) = (world / "out" / "work" / "random-resnet18-0").glob("a-*/fake-a.json")
+    (damaged,) = (world / "out" / "stages" / "random-resnet18-0").glob("a-*/fake-a.json")
     damaged.write_text(damaged.read_text()[:100])
     assert benchmark.main(words(world, "--stages", "a")) == 0
     assert ran(world) == ["a random:resnet18:0"]

@@ -1,7 +1,7 @@
 """One command from checkpoints to the whole table: every stage of a suite that the data on disk allow.
 
 A stage that ended for the same checkpoint, protocol, data and code is reused; whatever is interrupted goes on with the
-same command. Everything lands below OUTPUT_DIR: results/CHECKPOINT/PROTOCOL.json, report/, jobs/STAGE.log, work/.
+same command. Everything lands below OUTPUT_DIR: results/CHECKPOINT/PROTOCOL.json, report/, jobs/STAGE.log, stages/.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if all(task.why_not for task in tasks):
         raise UserError("no stage can run; the plan above says what each is missing")
     output_folder(place.out)
-    datasets = linked(found, place.work / "datasets")
+    datasets = linked(found, place.stages / "datasets")
     if args.submit:
         outcomes = submitted(args, tasks, place)
         if not args.wait:

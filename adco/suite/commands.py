@@ -47,7 +47,7 @@ def _conversion(subject: Subject, place: Place) -> Job:
 
 
 def _converted(subject: Subject, place: Place) -> Path:
-    return place.work / subject.label / f"detectron2-{code_version('detection/')[:8]}.pkl"
+    return place.stages / subject.label / f"detectron2-{code_version('detection/')[:8]}.pkl"
 
 
 def _transfer_words(task: Task, place: Place) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ def _transfer_words(task: Task, place: Place) -> tuple[str, ...]:
     start = [sys.executable, str(ROOT / stage.tool)]
     if gpus > 1:
         start = [_torchrun(), "--standalone", "--nproc-per-node", str(gpus), start[1]]
-    cache = place.work / task.subject.label / f"features-{code_version(task.protocols[0])[:8]}"
+    cache = place.stages / task.subject.label / f"features-{code_version(task.protocols[0])[:8]}"
     words = [*start, "--checkpoint", task.subject.given, "--data", str(task.data[0].path), "--output-dir",
              str(task.folder), "--cache-dir", str(cache), "--device", place.device, "--workers", str(place.workers),
              *stage.arguments]  # fmt: skip

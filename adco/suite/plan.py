@@ -38,8 +38,8 @@ class Place:
         return self.out / "results"
 
     @property
-    def work(self) -> Path:
-        return self.out / "work"
+    def stages(self) -> Path:
+        return self.out / "stages"
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,13 @@ def make_plan(
 def _task(stage: Stage, subject: Subject, found, missing, place: Place, past: Sequence[Record], rates: Rates) -> Task:
     protocols = stage.protocols(subject.depth or 0)
     if why_not := _obstacle(stage, subject, missing):
-        return Task(subject, stage, protocols, place.work, why_not=why_not)
+        return Task(subject, stage, protocols, place.stages, why_not=why_not)
     data = tuple(found[name] for name in stage.data)
     trials = (place.trials or stage.trials) if stage.config else 1
     devices = max(1, len(place.devices)) if stage.ranks else 1
     gpus = min(devices, len(place.devices))
     key = _key(stage, subject, protocols, data, trials, gpus)
-    folder = place.work / subject.label / f"{stage.name}-{key}"
+    folder = place.stages / subject.label / f"{stage.name}-{key}"
     made = Task(subject, stage, protocols, folder, data, devices=devices, trials=trials)
     if reason := reusable(made):
         return Task(**{**vars(made), "reused": reason})
