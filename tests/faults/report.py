@@ -19,11 +19,11 @@ PAGE = ROOT / "docs" / "reliability.md"
 HEAD = """\
 # What goes wrong, tried on purpose
 
-Made by `tests/faults/report.py` from the tests in `tests/faults/` and their records; not edited by hand. `tries` is how
-often a fault was tried, `survived` how often what must happen did, `lost steps` the training steps that were lost although a
-checkpoint of them was finished. Where it says bit-identical, every tensor at the end is compared with the uninterrupted
-run's. The runs are real, on folders of real files, with a toy in place of the ResNet; all on CPUs. Not run: NCCL, several
-machines, network file systems.
+Made by `tests/faults/report.py` from the tests in `tests/faults/` and their records; not edited by hand. `tries` is
+how often a fault was tried, `survived` how often what must happen did, `lost steps` the training steps that were lost
+although a checkpoint of them was finished. Where it says bit-identical, every tensor at the end is compared with the
+uninterrupted run's. The runs are real, on folders of real files, with a toy in place of the ResNet; all on CPUs. Not
+run: NCCL, several machines, network file systems.
 
 ```
 uv run pytest tests/faults                                               # the short part
