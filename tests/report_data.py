@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,7 @@ def make_results(root: Path, runs: bool = True) -> Path:
             _records(folder, method, seed, at, rng)
             if runs:
                 _run(root / "runs" / f"{method}_s{seed}", method, seed, at)
+    _small(root / "evidence")
     _map(root / "figure2")
     _broken(root / "broken")
     return root
@@ -115,6 +116,39 @@ def _run(folder: Path, method: str, seed: int, level: float) -> None:
     ]
     rows.sort(key=lambda row: row["step"])
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def short_run(path: Path, level: float, half: float = 1.5, **change: object) -> None:
+    """kNN and linear top-1 of a short run of `adco` with a changed bank or contrast, as benchmarks/curve.py writes."""
+    recipe = {"method": "adco", "bank": {"size": 8192, "lr": 3.0}, "contrast": {"symmetric": False}, "seed": 0}
+    for key, value in change.items():
+        section, _, name = key.partition("_")
+        recipe[section] = {**recipe[section], name: value}
+    for kind, protocol in (("knn", "knn-k20"), ("linear", "linear-cached-features")):
+        settings = {"curve": [{"epoch": 5, "top1": level}], "pretraining": recipe}
+        made = record(f"pretraining/curve-{protocol}@64px", {"top1": score(level, half)}, settings=settings)
+        made.write(path.with_name(f"{path.parent.name}-{path.name}-s0-{kind}.json"))
+
+
+def _small(folder: Path) -> None:
+    """Table 5 in small with two of its runs, three ablations, and a pretraining on GPUs beside one on a processor."""
+    seconds = {"adco": 110, "moco": 100, "byol": 180, "adco_k65536": 130, "adco_k8192": 112, "adco_sym": 170}
+    scores = {f"seconds_per_epoch/{name}": float(value) for name, value in seconds.items()}
+    scores |= {"bank_percent/adco_k65536": 14.5, "bank_percent/adco_k8192": 1.7, "step_mib/adco_k65536": 900.0}
+    settings = {"arch": "resnet18", "px": 64, "batch": 64, "precision": "bf16", "rounds": 5, "images": 9469,
+                "spread_of_rounds": {"adco_k8192": 0.25, "bank/adco": 0.9}}  # fmt: skip
+    times = record("benchmark/table5-in-small", scores, "", {"name": "random pixels"}, settings=settings)
+    times.write(folder / "table5" / "times.json")
+    short_run(folder / "table5" / "k65536", 41.0, bank_size=65536)
+    short_run(folder / "table5" / "k256-sym", 44.0, bank_size=256, contrast_symmetric=True)
+    short_run(folder / "ablations" / "base", 40.0)
+    short_run(folder / "ablations" / "bank_still", 39.0, bank_lr=0.0)
+    short_run(folder / "ablations" / "symmetric_small", 45.0, bank_size=256, contrast_symmetric=True)
+    machines = {"gpu": ("8 x NVIDIA H100", "auto"), "cpu": (HARDWARE, "auto"), "apart": ("1 x NVIDIA H100", "cpu")}
+    for name, (hardware, device) in machines.items():
+        recipe = asdict(replace(_recipe("adco"), device=device, epochs=50))
+        made = record("pretrain/adco", {"loss": 2.0}, settings=recipe, hardware=hardware, duration_seconds=9000.0)
+        made.write(folder / "trained" / f"{name}.json")
 
 
 def _map(folder: Path) -> None:

@@ -59,7 +59,8 @@ def cells(table: Table):
 
 def test_every_record_run_and_map_is_found_and_broken_files_are_listed(found):
     assert found.models == sorted(f"{method}_s{seed}" for method in DRAWN for seed in range(SEEDS))
-    assert len(found.runs) == len(DRAWN) * SEEDS
+    assert len([run for run in found.runs if run.rows]) == len(DRAWN) * SEEDS
+    assert [run.name for run in found.runs if not run.rows] == [f"trained/{name}" for name in ("apart", "cpu", "gpu")]
     assert [path.name for path in found.maps] == ["bank.json"]
     assert {path.name: reason for path, reason in found.broken}.keys() == {"cut.json", "newer.json"}
     assert any("newer" in reason for _, reason in found.broken)
@@ -106,7 +107,7 @@ def test_each_score_stands_under_its_own_protocol_and_leads_to_its_record(found,
             assert (cell.value, cell.low, cell.high) == (value.value, value.low, value.high)
             assert cell.text == f"{value:.2f}"
             seen.add((path, column.label))
-    assert {path for path, _ in seen} == {item.path.resolve() for item in found.items}
+    assert {path for path, _ in seen} == {item.path.resolve() for item in found.items if study.judges(item.record)}
 
 
 def test_two_data_sets_and_two_image_sizes_never_share_a_column(tmp_path):
@@ -248,12 +249,8 @@ def test_recorded_curves_and_leads_are_drawn_under_their_protocol(tmp_path):
     row = {"probe": "knn", "epoch": 5, "lead": 2.0, "interval95_images": [1.0, 3.0], "seeds": 2}
     settings = {"rows": [row], "first": "adco", "second": "moco"}
     record("pretraining/lead@64px", {"lead/knn@5ep": 2.0}, settings=settings).write(tmp_path / "f" / "lead.json")
-    section = leads.section(report.gather([str(tmp_path)]), tmp_path)
-    assert [block.title for block in section.blocks] == [
-        "Figure 1: kNN top-1 over epochs",
-        "Does AdCo lead early?",
-        "F",
-    ]
+    section = leads.section(report.gather([str(tmp_path)]), tmp_path, papers=False)
+    assert [block.title for block in section.blocks] == ["Figure 1: kNN top-1 over epochs", "Does AdCo lead early?"]
     lead = section.blocks[1].rows[0]
     assert (lead[0].text, lead[2].text, lead[-1].text) == ("AdCo − MoCo v2, kNN top-1", "2.00", "ahead")
 
@@ -317,6 +314,16 @@ def test_the_banks_map_comes_with_its_numbers(found):
     assert [row[1].text for row in table.rows] == ["4.1 %", "18.7 %"]
 
 
+def test_a_record_of_the_banks_outliers_is_drawn_as_its_map_is(results, tmp_path):
+    told = json.loads((results / "figure2" / "bank.json").read_text())
+    record("pretraining/bank-outliers", {"outlier_percent/adco_s0": 4.1}, "", settings=told).write(tmp_path / "b.json")
+    (tmp_path / "b.png").write_bytes((results / "figure2" / "bank.png").read_bytes())
+    blocks = pictures.bank_section(report.gather([str(tmp_path)])).blocks
+    drawn = pictures.bank_section(study.Study(maps=[results / "figure2" / "bank.json"])).blocks
+    assert blocks[0].panels == drawn[0].panels
+    assert blocks[1].rows == drawn[1].rows
+
+
 # the three forms
 
 
@@ -358,6 +365,20 @@ def test_the_page_loads_nothing_and_every_figure_is_told_in_words(made):
 def test_a_row_of_another_width_is_refused():
     with pytest.raises(ValueError, match="2 cells under 1 columns"):
         Table("k", "t", [Column("a")], [(Cell("1"), Cell("2"))])
+
+
+# in a terminal
+
+
+def test_a_terminals_table_has_a_difference_between_models_and_none_of_one_alone():
+    first, last = ([record("knn/k20", {"top1": value}), record("linear/p", {"top1": 1.0})] for value in (50.0, 52.5))
+    both = report.as_text(report.table_rows({"a": first, "b": last[:1]}), ["a", "b"]).splitlines()
+    assert both[0].split() == ["protocol", "score", "a", "b", "difference"]
+    assert both[2].split() == ["knn/k20", "top1", "50.00", "52.50", "+2.50"]
+    assert both[3].split() == ["linear/p", "top1", "1.00", "not", "run"]
+    alone = report.as_text(report.table_rows({"a": first}), ["a"]).splitlines()
+    assert alone[0].split() == ["protocol", "score", "a"]
+    assert alone[2].split() == ["knn/k20", "top1", "50.00"]
 
 
 # light and dark

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from adco.report import costs, differences, leads, measured, papers, pictures, sources
+from adco.report import costs, differences, leads, measured, papers, pictures, small, sources
 from adco.report.differences import compared
 from adco.report.parts import Figure, Report, Section
 from adco.report.render import write
@@ -34,7 +34,8 @@ def build(
         measured.section(study, out),
         differences.section(study, with_papers),
         leads.section(study, out, with_papers),
-        pictures.bank_section(study),
+        small.section(study, out, with_papers),
+        pictures.bank_section(study, with_papers),
         papers.section(study, out) if with_papers else None,
         costs.section(study, out, papers.gpu_hours()) if with_papers else None,
         _detection_section(study, detections or {}, told),
@@ -57,7 +58,7 @@ def _detection_section(study: Study, detections: Mapping, told: str) -> Section:
 def _facts(study: Study) -> list[tuple[str, str]]:
     """What stands under the title."""
     records = [item.record for item in study.items]
-    hardware = sorted({record.hardware for record in records} | {run.hardware for run in study.runs if run.hardware})
+    hardware = sorted({record.hardware for record in [*records, *(run.record for run in study.runs if run.record)]})
     dates = sorted(record.created[:10] for record in records)
     facts = [
         ("Models", str(len(study.models))),

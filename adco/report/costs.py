@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from adco.config import Recipe
@@ -12,8 +14,9 @@ from adco.recipe_files import as_recipe, load_recipe
 from adco.report import cost
 from adco.report.figure1 import METHODS
 from adco.report.measured import link
-from adco.report.parts import MISSING, Cell, Column, Section, Table, measured, published
+from adco.report.parts import MISSING, NOT_RUN, Cell, Column, Section, Table, measured, published
 from adco.report.study import Run, Study
+from adco.typed import plain
 
 RECIPES = {  # row: recipe
     "MoCo v2": "moco_r50_200ep",
@@ -29,6 +32,8 @@ RECIPES = {  # row: recipe
     "CaCo": "caco_r50_200ep_b1024",
     "MoCHi": "mochi_r50_200ep",
 }
+IMAGENET = 1_281_167  # training images
+NOT_KEPT = Cell("–", note="not in the run's metrics, or these were not kept")
 NOT_COUNTED = Cell("–", note="fvcore is not installed")
 
 
@@ -40,12 +45,12 @@ def section(study: Study, out: Path, hours: Mapping[str, float]) -> Section:
         "with the bank. fvcore counts ResNet, head, predictor and prototypes, one multiply-add as one; "
         "GPU hours come from records made on GPUs alone."
     )
-    blocks = [recipe_table(hours), *([run_table(study.runs, out)] if study.runs else [])]
+    blocks = [recipe_table(hours, study.runs, out), *([run_table(study.runs, out)] if study.runs else [])]
     return Section("cost", "Cost", [lead], blocks)
 
 
-def recipe_table(hours: Mapping[str, float]) -> Table:
-    """Tables 2 and 5's cost column for the published recipes, ResNet-50."""
+def recipe_table(hours: Mapping[str, float], runs: Sequence[Run], out: Path) -> Table:
+    """Tables 2 and 5's cost column for the published recipes, ResNet-50; ours from a run of the same on ImageNet."""
     columns = [
         Column("recipe", numeric=False),
         Column("paper", "GPU hours an epoch"),
@@ -58,9 +63,8 @@ def recipe_table(hours: Mapping[str, float]) -> Table:
     (_, base), rows = _published_counts("moco_r50_200ep"), []
     for name, file in RECIPES.items():
         parameters, work = _published_counts(file)
-        rows.append(
-            (Cell(name, note=file), _hours(hours.get(file)), MISSING, *_work(work, base), *_millions(parameters))
-        )
+        ours = next((hours_cell(run, out) for run in runs if _is_of(run, file)), MISSING)
+        rows.append((Cell(name, note=file), _hours(hours.get(file)), ours, *_work(work, base), *_millions(parameters)))
     notes = (
         "tail: BYOL's and SimSiam's predictor, SwAV's prototypes. bank: rows that are trained, of MoCo v2 and MoCHi "
         "a queue that is not. The paper's hardware: table 2.",
@@ -74,6 +78,25 @@ def recipe_table(hours: Mapping[str, float]) -> Table:
 @functools.cache
 def _published_counts(file: str) -> tuple[cost.Parameters, cost.Work | None]:
     return cost.counted(load_recipe(file))
+
+
+def _is_of(run: Run, file: str) -> bool:
+    """Whether a run that has ended is of a published recipe, in what moves its cost, on the whole of ImageNet."""
+    if run.record is None or run.record.data.counts.get("images") != IMAGENET:
+        return False
+    wanted, has = asdict(load_recipe(file)), plain(run.recipe)
+    return all(has.get(name) == plain(wanted[name]) for name in (*cost.MOVING, "batch"))
+
+
+def hours_cell(run: Run, out: Path) -> Cell:
+    """GPU hours of an epoch: a run's whole duration times the GPUs there were, over its epochs. Of a CPU: not run."""
+    if run.record is None:
+        return Cell("–", note="it has no record: it has not ended")
+    gpus = re.match(r"(\d+) x ", run.record.hardware)
+    if not gpus or run.recipe.get("device") == "cpu":
+        return Cell("not run on a GPU", NOT_RUN)
+    hours = run.record.duration_seconds / 3600 * int(gpus[1]) / run.record.settings["epochs"]
+    return measured(hours, 2 if hours >= 0.1 else 4, href=link(run.path, out), note=run.record.hardware)
 
 
 def _hours(value: float | None) -> Cell:
@@ -104,6 +127,7 @@ def run_table(runs: Sequence[Run], out: Path) -> Table:
         Column("network and view", numeric=False),
         Column("batch"),
         Column("epochs"),
+        Column("GPU hours an epoch"),
         Column("images/s"),
         Column("waiting for images"),
         Column("GPU memory, GiB"),
@@ -111,8 +135,11 @@ def run_table(runs: Sequence[Run], out: Path) -> Table:
         Column("hardware", numeric=False),
     ]
     rows = [_run_row(run, out) for run in runs]
+    told = [i for i, cells in enumerate(zip(*rows, strict=True)) if any(cell.text != "–" for cell in cells)]
+    columns, rows = [columns[i] for i in told], [tuple(row[i] for i in told) for row in rows]
     caption = (
-        "images/s: median over the run's metrics after its first tenth; other work on the machine is not taken out."
+        "GPU hours: the whole run's, with its probes. images/s: median over the run's metrics after its first tenth, "
+        "where they were kept; other work on the machine is not taken out."
     )
     return Table("cost-runs", "Our pretraining runs", columns, rows, caption)
 
@@ -125,12 +152,13 @@ def _run_row(run: Run, out: Path) -> tuple[Cell, ...]:
     except UserError as error:
         facts = (Cell("–", note=f"its recipe cannot be read: {error}"), *[Cell("–")] * 3, NOT_COUNTED)
     method, network, batch, _, step = facts
-    epochs = max((float(row["epoch"]) for row in run.rows), default=0)
-    rate = MISSING if speed is None else measured(speed.images_per_second, 1, note=f"median of {speed.rows} rows")
+    past = [float(row["epoch"]) for row in run.rows] or [run.record.settings["epochs"] if run.record else 0]
+    rate = NOT_KEPT if speed is None else measured(speed.images_per_second, 1, note=f"median of {speed.rows} rows")
     waiting = Cell("–") if speed is None or speed.waiting is None else Cell(f"{100 * speed.waiting:.1f} %")
-    memory = MISSING if speed is None or speed.gpu_memory_gib is None else measured(speed.gpu_memory_gib)
-    name = Cell(run.name, href=link(run.path, out))
-    return name, method, network, batch, Cell(f"{epochs:g}"), rate, waiting, memory, step, Cell(run.hardware or "–")
+    memory = NOT_KEPT if speed is None or speed.gpu_memory_gib is None else measured(speed.gpu_memory_gib)
+    hardware = Cell(run.record.hardware if run.record else "–")
+    cells = Cell(run.name, href=link(run.path, out)), method, network, batch, Cell(f"{max(past):g}")
+    return *cells, hours_cell(run, out), rate, waiting, memory, step, hardware
 
 
 def _facts(recipe: Recipe) -> tuple[Cell, ...]:

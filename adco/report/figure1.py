@@ -61,7 +61,7 @@ def curves_of(study: Study) -> list[Curve]:
     if found:
         return found
     own = [(run, {float(r["epoch"]): float(r["knn_top1"]) for r in run.rows if "knn_top1" in r}) for run in study.runs]
-    return [Curve(OWN, run.data, run.recipe, values) for run, values in own if values]
+    return [Curve(OWN, run.record.data.name if run.record else "", run.recipe, values) for run, values in own if values]
 
 
 def groups_of(curves: Sequence[Curve]) -> list[Group]:
@@ -88,19 +88,20 @@ def _name_apart(groups: Sequence[Group]) -> None:
     """Groups of one name get the recipe's keys in which they differ behind it."""
     for name in {group.name for group in groups}:
         same = [group for group in groups if group.name == name]
-        flat = [_flat(group.recipe) for group in same]
-        keys = sorted({key for one in flat for key in one if len({str(other.get(key)) for other in flat}) > 1})
-        for group, one in zip(same, flat, strict=True):
+        values = [flat(group.recipe) for group in same]
+        keys = sorted({key for one in values for key in one if len({other.get(key) for other in values}) > 1})
+        for group, one in zip(same, values, strict=True):
             if len(same) > 1:
                 group.name += " · " + ", ".join(f"{key.split('.')[-1]} {one.get(key)}" for key in keys[:2])
 
 
-def _flat(tree: object, prefix: str = "") -> dict[str, object]:
+def flat(tree: object, prefix: str = "") -> dict[str, str]:
+    """A tree of mappings as `section.key` -> its value's text."""
     if not isinstance(tree, Mapping):
         return {prefix: str(tree)}
     found = {}
     for key, value in tree.items():
-        found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
     return found
 
 

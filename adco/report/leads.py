@@ -1,9 +1,7 @@
-"""Accuracy over epochs as a chapter: figure 1, what AdCo leads MoCo v2 by, and runs judged at one epoch alone."""
+"""Accuracy over epochs as a chapter: figure 1, and what AdCo leads MoCo v2 by."""
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +9,9 @@ from adco.compare import over_trials
 from adco.published import Published, load_published
 from adco.records import Score
 from adco.report.figure1 import METHODS, NARROW, OWN, WIDE, Group, curves_of, figure, groups_of, name_of
-from adco.report.measured import data_in_words, link, score_cell, slug, verdict
-from adco.report.parts import MISSING, Cell, Column, Figure, Panel, Section, Table, measured
-from adco.report.study import Item, Study
+from adco.report.measured import data_in_words, link, slug, verdict
+from adco.report.parts import Cell, Column, Figure, Panel, Section, Table, measured
+from adco.report.study import Study
 from adco.report.svg import Point, Series, line_chart
 
 EARLY = 10, 20, 50  # epochs
@@ -41,7 +39,7 @@ def published_figure(rows: Sequence[Published]) -> Figure:
     )
 
 
-def section(study: Study, out: Path, papers: bool = False) -> Section:
+def section(study: Study, out: Path, papers: bool = True) -> Section:
     """Figure 1 for each protocol with its table; nothing of it is on the scale of the paper's own figure."""
     curves = curves_of(study)
     groups, told, blocks = groups_of(curves), recorded_lead(study, out), []
@@ -53,10 +51,10 @@ def section(study: Study, out: Path, papers: bool = False) -> Section:
         what = "The runs' own kNN probe" if protocol == OWN else protocol
         blocks.append(figure(groups, protocol, f"{what} on {data}; {', '.join(archs)}."))
         blocks.append(None if told else lead_table(groups, protocol))
-    if not blocks:
+    if papers and not blocks:
         missing = "No run with an accuracy over epochs is among the results: a metrics.jsonl whose rows have knn_top1."
         blocks = [Figure("figure-1", "Figure 1: accuracy over epochs", "", missing=missing)]
-    blocks += [*told, published_figure(load_published()) if papers else None, *short_runs(study, out)]
+    blocks += [*told, published_figure(load_published()) if papers else None]
     return Section("epochs", "Accuracy over epochs", [], [block for block in blocks if block])
 
 
@@ -113,31 +111,3 @@ def _lead_table(key: str, rows: Sequence[Sequence[Cell]], caption: str) -> Table
     columns = [Column("difference of", numeric=False), Column("epoch"), Column("points"), Column("seeds")]
     columns.append(Column("reading", numeric=False))
     return Table(f"lead-{key}", "Does AdCo lead early?", columns, rows, caption) if rows else None
-
-
-def short_runs(study: Study, out: Path) -> list[Table]:
-    """Runs judged at one epoch alone (ablations, sizes of the bank): a table a folder, a column a protocol."""
-    found = defaultdict(dict)
-    for item in study.items:
-        curve = item.record.settings.get("curve")
-        if item.record.protocol.startswith("pretraining/curve") and isinstance(curve, list) and len(curve) == 1:
-            name = re.sub(r"-(knn|linear)$", "", item.path.stem).removeprefix(f"{item.path.parent.name}-")
-            found[item.path.parent.name].setdefault(name, {})[item.record.protocol] = item
-    tables = []
-    for folder, runs in found.items():
-        protocols = sorted({protocol for ofs in runs.values() for protocol in ofs})
-        columns = [Column("run", numeric=False), *(Column("top-1", code=p.partition("/")[2]) for p in protocols)]
-        rows = []
-        for name, ofs in runs.items():
-            cells = [score_cell(ofs[p], "top1", out, _curve_ends(ofs[p])) if p in ofs else MISSING for p in protocols]
-            rows.append((Cell(name), *cells))
-        one = next(iter(next(iter(runs.values())).values())).record
-        epochs = one.settings["curve"][0]["epoch"]
-        caption = f"{data_in_words(one.data)}. {epochs} epochs, one seed. 95% intervals: bootstrap of the test images."
-        tables.append(Table(f"short-{slug(folder)}", folder.replace("_", " ").capitalize(), columns, rows, caption))
-    return tables
-
-
-def _curve_ends(item: Item) -> tuple[float, float] | None:
-    ends = item.record.settings["curve"][0].get("interval95")
-    return tuple(ends) if ends else None

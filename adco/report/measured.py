@@ -42,7 +42,7 @@ def section(study: Study, out: Path) -> Section | None:
     blocks = [benchmark_table(list(items), study.models, out) for _, items in groupby(judged, key=_order)]
     lead = (
         "One table is one benchmark on one data set, one column is one protocol: numbers under different heads are not "
-        "comparable. Small print under a score is its 95% interval. Each score leads to its record, which names the "
+        "comparable. Small print beside a score is its 95% interval. Each score leads to its record, which names the "
         "hardware, the commit and the command."
     )
     return Section("measured", "Measured by this code", [lead], blocks) if blocks else None

@@ -59,7 +59,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """rows: one tuple of cells a row, as many as columns; the first cell is the row's head. notes: below the table.
+    """rows: one tuple of cells a row, as many as columns; the first cell is the row's head. notes: below the table,
+    which is not drawn where it has no rows.
 
     prose: cells hold sentences, whose lines may break
     """
@@ -69,7 +70,6 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     caption: str = ""
-    code: str = ""
     notes: Sequence[str] = ()
     prose: bool = False
 

@@ -10,32 +10,37 @@ from pathlib import Path
 
 from adco.report.figure1 import NARROW, WIDE
 from adco.report.measured import FAMILIES, data_in_words, slug
-from adco.report.parts import Cell, Column, Figure, Panel, Section, Table, measured
+from adco.report.parts import MEASURED, Cell, Column, Figure, Panel, Section, Table, measured
 from adco.report.study import Item, Study, judges
 from adco.report.svg import Point, Series, bar_chart
 
 CLASS = re.compile(r"(?:(?P<part>.*)/)?AP[/-](?P<name>[^/]+)")
+OUTLIERS = "pretraining/bank-outliers"  # a record of the same numbers
 MOST = 3  # models whose classes are drawn in one figure
 
 
-def bank_section(study: Study) -> Section:
-    """Figure 2: PNG files of tools/draw_bank.py with the numbers beside them."""
-    blocks = [block for path in study.maps for block in _bank_map(path)]
-    if not blocks:
+def bank_section(study: Study, papers: bool = True) -> Section:
+    """Figure 2: PNG files of tools/draw_bank.py with the numbers beside them, as it writes them or in a record.
+
+    papers: beside the paper's figures, so that it is said when there is none
+    """
+    told = [(path, json.loads(path.read_text())) for path in study.maps]
+    told += [(item.path, item.record.settings) for item in study.items if item.record.protocol == OUTLIERS]
+    blocks = [block for path, numbers in told for block in _bank_map(path, numbers)]
+    if papers and not blocks:
         missing = "No picture of the bank is among the results; tools/draw_bank.py draws it from checkpoints."
         blocks = [Figure("figure-2", "Figure 2: the bank among the queries", "", missing=missing)]
     return Section("bank", "The bank, drawn", [], blocks)
 
 
-def _bank_map(path: Path) -> list[Figure | Table]:
-    told = json.loads(path.read_text())
-    runs, picture = told["runs"], path.with_suffix(".png")
+def _bank_map(path: Path, told: Mapping) -> list[Figure | Table]:
+    runs, picture, key = told["runs"], path.with_suffix(".png"), slug(f"{path.parent.name}-{path.stem}")
     columns = [Column("run", numeric=False), Column("outliers"), Column("rows"), Column("queries")]
     columns += [Column("median nearest cosine"), Column("effective rank of bank"), Column("of queries")]
     rows = [
         (
             Cell(f"{run['name']}, step {run['step']:,}"),
-            Cell(f"{100 * run['outlier_share']:.1f} %", "measured", 100 * run["outlier_share"]),
+            Cell(f"{100 * run['outlier_share']:.1f} %", MEASURED, 100 * run["outlier_share"]),
             Cell(f"{run['bank_rows']:,}", value=run["bank_rows"]),
             Cell(f"{run['queries']:,}", value=run["queries"]),
             measured(run["median_nearest_cosine"], 3),
@@ -56,13 +61,13 @@ def _bank_map(path: Path) -> list[Figure | Table]:
         shown = told["settings"].get("rows", "some")
         blocks.append(
             Figure(
-                f"figure-2-{slug(path.stem)}",
+                f"figure-2-{key}",
                 "Figure 2: the bank among the queries",
                 f"t-SNE of {shown} bank rows among queries of {told['settings'].get('images', 'as many')} images.",
                 [Panel(alt, png=picture.read_bytes())],
             )
         )
-    return [*blocks, Table(f"outliers-{slug(path.stem)}", "Outlier negatives", columns, rows, caption)]
+    return [*blocks, Table(f"outliers-{key}", "Outlier negatives", columns, rows, caption)]
 
 
 def detection_figure(pictures: Mapping[str, Sequence[tuple[str, bytes]]], told: str) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from adco.files import output_folder, write_text
-from adco.report.parts import MEASURED, PUBLISHED, Cell, Column, Figure, Report, Table
+from adco.report.parts import MEASURED, NOT_RUN, PUBLISHED, Cell, Column, Figure, Report, Table
 from adco.report.svg import swatch
 
 HERE = Path(__file__).parent
@@ -34,7 +35,8 @@ def as_html(report: Report) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    environment.filters["breakable"] = lambda code: Markup("/<wbr>").join(escape(part) for part in code.split("/"))
+    environment.filters["breakable"] = _breakable
+    environment.filters["hundredths"] = _hundredths
     environment.globals |= {"spans": spans, "swatch": swatch}
     css, js = ((HERE / name).read_text() for name in ("page.css", "page.js"))
     return (
@@ -71,13 +73,15 @@ def _figure_lines(figure: Figure) -> list[str]:
 
 
 def _table_lines(table: Table) -> list[str]:
+    notes = [part for note in table.notes for part in ("", f"- {note}")]
+    if not table.rows:
+        return [table.caption, *notes]
     kept = [i for i, _ in enumerate(table.columns) if not all(not row[i].text for row in table.rows)]
     heads = [_escaped(" ".join(filter(None, (c.group, c.code and f"`{c.code}`", c.label)))) for c in table.columns]
-    lines = [f"Protocol: `{table.code}`"] * bool(table.code) + [table.caption] * bool(table.caption)
-    lines += [""] * bool(lines) + [f"| {' | '.join(heads[i] for i in kept)} |"]
+    lines = [table.caption, ""] * bool(table.caption) + [f"| {' | '.join(heads[i] for i in kept)} |"]
     lines.append(f"|{'|'.join('--:' if table.columns[i].numeric else ':--' for i in kept)}|")
     lines += [f"| {' | '.join(_marked(row[i]) for i in kept)} |" for row in table.rows]
-    return [*lines, *(part for note in table.notes for part in ("", f"- {note}"))]
+    return [*lines, *notes]
 
 
 def _marked(cell: Cell) -> str:
@@ -89,7 +93,17 @@ def _marked(cell: Cell) -> str:
     elif cell.href:
         text = f"[{text}]({cell.href.replace(' ', '%20')})"
     text += f" ({cell.mark})" if cell.mark else ""
-    return text if cell.low is None else f"{text} ({cell.low:.2f} – {cell.high:.2f})"
+    return text if cell.low is None else f"{text} ({_hundredths(cell.low)} – {_hundredths(cell.high)})"
+
+
+def _breakable(text: str) -> Markup:
+    """A name may go over to the next line after a slash or an underscore."""
+    return Markup(re.sub("([/_])(?=.)", r"\1<wbr>", str(escape(text))))
+
+
+def _hundredths(value: float) -> str:
+    """`-0.25`, and `0.00` for what rounds to nothing from below."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _escaped(text: str) -> str:
@@ -111,8 +125,8 @@ def as_csv(report: Report) -> str:
 def _numbers(table: Table) -> Iterator[tuple[object, ...]]:
     for row in table.rows:
         for column, cell in zip(table.columns[1:], row[1:], strict=True):
-            if cell.kind in (MEASURED, PUBLISHED, "not-run"):
+            if cell.kind in (MEASURED, PUBLISHED, NOT_RUN):
                 label = " ".join(filter(None, (column.group, column.label)))
                 ends = ("" if end is None else f"{end:.4f}" for end in (cell.low, cell.high))
                 value = "" if cell.value is None else f"{cell.value:.10g}"
-                yield table.code or column.code, row[0].text, label, cell.kind, value, *ends, cell.note
+                yield column.code, row[0].text, label, cell.kind, value, *ends, cell.note

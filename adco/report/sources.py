@@ -54,7 +54,8 @@ def _checkpoints(study: Study) -> Table:
             by = checkpoint.method or checkpoint.source or "not recorded"
             epochs = f", {checkpoint.epochs} epochs" if checkpoint.epochs else ""
             sha256 = identity(item.record)
-            cells = Cell(item.model), Cell(checkpoint.arch or "–"), Cell(by + epochs), Cell(sha256[:16], note=sha256)
+            short = sha256 if ":" in sha256 else sha256[:16]
+            cells = Cell(item.model), Cell(checkpoint.arch or "–"), Cell(by + epochs), Cell(short, note=sha256)
             rows.setdefault(item.model, cells)
     return Table("checkpoints", "Checkpoints", columns, list(rows.values()))
 

@@ -29,14 +29,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Run:
-    """A pretraining run: rows of its `metrics.jsonl`, and its recipe as plain containers."""
+    """A pretraining run: rows of its `metrics.jsonl` (none: only its record is there), its recipe as plain containers.
+
+    record: what came out at its end; None where it has not ended
+    """
 
     name: str
     path: Path
     rows: Sequence[Mapping[str, float]]
     recipe: Mapping[str, object]
-    hardware: str = ""
-    data: str = ""
+    record: Record | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def gather(sources: Sequence[str]) -> Study:
                 runs.append(_run(file, name or _below(path, file)))
             except UserError as error:
                 broken.append((file, str(error)))
+    runs += _lone_runs(items, runs)
     if not items and not runs:
         reason = f"; {len(broken)} files are no records, the first: {broken[0][1]}" if broken else ""
         raise UserError(f"{', '.join(map(str, sources))}: no records and no metrics.jsonl{reason}")
@@ -156,7 +159,7 @@ def _told_apart(items: Sequence[Item]) -> list[Item]:
             held[item.model].add(identity(item.record))
     mixed = {model for model, checkpoints in held.items() if len(checkpoints - {""}) > 1}
     names = {}
-    for item in items:
+    for item in sorted(items, key=lambda item: item.model in mixed):  # a folder of one checkpoint names it best
         stem, protocol = item.path.stem, item.record.protocol.replace("/", "-")
         own = stem.removesuffix(f"-{protocol}") if stem.endswith(f"-{protocol}") else ""
         name = item.model if item.model not in mixed else own
@@ -171,7 +174,7 @@ def _told_apart(items: Sequence[Item]) -> list[Item]:
 def _run(file: Path, name: str) -> Run:
     """A run from its metrics, with the recipe and the record beside them where they are."""
     rows = [row for row in read_metrics(file) if isinstance(row, dict) and "epoch" in row]
-    recipe, hardware, data = {}, "", ""
+    recipe, record = {}, None
     try:
         recipe = yaml.safe_load((file.parent / "recipe.yaml").read_text()) or {}
     except OSError:
@@ -180,7 +183,17 @@ def _run(file: Path, name: str) -> Run:
         raise UserError(f"recipe.yaml beside it cannot be read ({' '.join(str(error).split())[:120]})") from error
     if (file.parent / "record.json").is_file():
         record = load_record(file.parent / "record.json")
-        hardware, data = record.hardware, record.data.name
-        recipe = recipe or record.settings
     inside = file.parent.name if file.parent.name != name else ""
-    return Run(f"{name}/{inside}" if inside else name, file, rows, recipe, hardware, data)
+    recipe = recipe or (record.settings if record else {})
+    return Run(f"{name}/{inside}" if inside else name, file, rows, recipe, record)
+
+
+def _lone_runs(items: Sequence[Item], runs: Sequence[Run]) -> list[Run]:
+    """Records of pretraining whose metrics were not kept beside them."""
+    known, found = {run.path.parent for run in runs}, []
+    for item in items:
+        if item.record.protocol.startswith("pretrain/") and item.path.parent not in known:
+            folder, stem = item.path.resolve().parent.name, item.path.stem
+            name = folder if stem in ("pretrain", "record") else f"{folder}/{stem}"
+            found.append(Run(name, item.path, (), item.record.settings, item.record))
+    return found

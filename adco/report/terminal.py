@@ -7,16 +7,7 @@ from dataclasses import dataclass
 
 from adco.records import Record
 
-HEADLINES = (
-    "mAP",
-    "sample_AP",
-    "top1",
-    "AP",
-    "AP50",
-    "AP75",
-    "segm/AP",
-    "knn_top1",
-)  # what a table shows, in this order
+HEADLINES = "mAP", "sample_AP", "top1", "AP", "AP50", "AP75", "segm/AP", "knn_top1"  # what a table shows, in this order
 
 
 @dataclass(frozen=True)
@@ -40,9 +31,10 @@ def table_rows(records: Mapping[str, Sequence[Record]]) -> list[Row]:
 
 
 def as_text(rows: Sequence[Row], models: Sequence[str]) -> str:
-    """The table for a terminal; the last column is the last model minus the first."""
-    cells = [("protocol", "score", *models, "difference"), *(_cells(row, models) for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    """The table for a terminal; of several models the last column is the last one minus the first."""
+    compares = ["difference"] * (len(models) > 1)
+    cells = [("protocol", "score", *models, *compares), *(_cells(row, models) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
         for line in cells
@@ -53,6 +45,7 @@ def as_text(rows: Sequence[Row], models: Sequence[str]) -> str:
 
 def _cells(row: Row, models: Sequence[str]) -> tuple[str, ...]:
     values = [row.values.get(model) for model in models]
-    first, last = values[0], values[-1]
-    change = "" if first is None or last is None else f"{last - first:+.2f}"
-    return (row.protocol, row.score, *("not run" if value is None else f"{value:.2f}" for value in values), change)
+    told = [row.protocol, row.score, *("not run" if value is None else f"{value:.2f}" for value in values)]
+    if len(models) > 1:
+        told.append("" if None in (values[0], values[-1]) else f"{values[-1] - values[0]:+.2f}")
+    return tuple(told)
