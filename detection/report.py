@@ -22,8 +22,8 @@ from detection.weights import origin_of
 def flat_scores(results: Mapping[str, Mapping]) -> tuple[dict[str, float], list[str]]:
     """detectron2's results as one level: `AP`, `AP50`, `segm/AP`, ... and, by class, `AP/cat`, `segm/AP/cat`.
 
-    Returns (scores, names of the undefined ones): NaN is how detectron2 says that there was nothing to measure.
-    With several test datasets the names begin with the dataset's.
+    Returns (scores, names of the undefined ones): NaN is how detectron2 says that there was nothing to measure. A class
+    without a box is left out. With several test datasets the names begin with the dataset's.
     """
     scores, undefined = {}, []
     for task, values in results.items():
@@ -33,11 +33,11 @@ def flat_scores(results: Mapping[str, Mapping]) -> tuple[dict[str, float], list[
             undefined += [f"{task}/{name}" for name in missing]
             continue
         for name, value in values.items():
-            name = name.replace("-", "/", 1)  # detectron2 writes AP-cat
-            label = name if task == "bbox" else f"{task}/{name}"
+            label = name.replace("-", "/", 1)  # detectron2 writes AP-cat
+            label = label if task == "bbox" else f"{task}/{label}"
             if math.isfinite(value):
                 scores[label] = float(value)
-            else:
+            elif "-" not in name:
                 undefined.append(label)
     return scores, undefined
 
