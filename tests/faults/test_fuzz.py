@@ -269,9 +269,8 @@ def test_inputs_chosen_by_the_branches_they_reach(kind, seen, tmp_path):
     pytest.importorskip("atheris", reason="atheris is not installed (it has wheels for few versions of Python)")
     for number, data in enumerate(seeds(kind)):
         (tmp_path / str(number)).write_bytes(data)
-    run = subprocess.run(
-        [sys.executable, __file__, kind, str(LONG), str(tmp_path)], cwd=ROOT, capture_output=True, text=True
-    )
+    line = [sys.executable, "-m", "tests.faults.test_fuzz", kind, str(LONG), str(tmp_path)]
+    run = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     seen.tries = LONG
 
