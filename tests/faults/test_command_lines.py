@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import shlex
@@ -320,6 +321,7 @@ def interrupted(tool: str, words: list[str], environment: dict[str, str], second
     )
     line = [sys.executable, "-W", "ignore", "-c", code, tool, *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes["preexec_fn"] = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's `&` ignores it
     child = subprocess.Popen(line, cwd=ROOT, env=os.environ | environment, start_new_session=True, **pipes)
     try:
         assert child.stdout.readline() == "ready\n", child.stderr.read()

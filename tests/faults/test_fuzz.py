@@ -37,7 +37,7 @@ from adco.recipe_files import as_recipe, changed, load_recipe
 from adco.shards import index_shards
 from adco.weightfiles import load_arrays, read_weights, write_state
 from adco.zoo_manifest import read_manifest
-from tests.faults import hostile
+from tests.faults import hostile, toy
 from tests.faults.table import fault
 from tests.faults.test_data import OBJECT, crowd
 from tests.faults.test_untrusted import as_legacy, as_zip, opcodes, origin_of, tar_of
@@ -269,16 +269,21 @@ def test_inputs_chosen_by_the_branches_they_reach(kind, seen, tmp_path):
     pytest.importorskip("atheris", reason="atheris is not installed (it has wheels for few versions of Python)")
     for number, data in enumerate(seeds(kind)):
         (tmp_path / str(number)).write_bytes(data)
-    line = [sys.executable, "-m", "tests.faults.test_fuzz", kind, str(LONG), str(tmp_path)]
-    run = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
+    process = toy.start(guided, kind, LONG, tmp_path, tmp_path.with_suffix(".log"))
+    process.join()
+    said = tmp_path.with_suffix(".log").read_text(errors="replace")
+    assert process.exitcode == 0 and f"Done {LONG} runs" in said, said[-3000:]
     seen.tries = LONG
 
 
-def guided(kind: str, count: str, corpus: str) -> None:
+def guided(kind: str, count: int, corpus: Path, log: Path) -> None:
     """Never returns: libFuzzer ends the process, with another code than 0 where an input broke something."""
     import atheris
 
+    for stream in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    folder.cache_clear()
     for name in ("adco.weightfiles", "adco.recipe_files", "adco.annotations", "adco.shards", "adco.plain_yaml"):
         module = sys.modules[name]
         for key, value in vars(module).copy().items():
@@ -291,9 +296,5 @@ def guided(kind: str, count: str, corpus: str) -> None:
         "-print_final_stats=1",
         f"-artifact_prefix={folder()}/",
     ]
-    atheris.Setup([sys.argv[0], *options, corpus], TARGETS[kind])
+    atheris.Setup([sys.argv[0], *options, str(corpus)], TARGETS[kind])
     atheris.Fuzz()
-
-
-if __name__ == "__main__":
-    guided(*sys.argv[1:])
