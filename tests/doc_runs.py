@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def small(words: tuple[str, ...], place: Place) -> list[str]:
         given = _valued(_valued(given, "--num-gpus", "0"), "--trials", "2")
         given = [str(place.converted) if word.endswith(".pkl") else word for word in given]
     if script == "tools/make_sample.py":
-        given = [*_valued(given, "--images", "100"), "--workers", "1"]
+        given = [*given, "--images", "100", "--workers", "1"]
         given[0] = "drawn"
     extra = SHORTER.get(script, [])
     split = given.index("--") if "--" in given else len(given)
@@ -101,7 +102,9 @@ def small(words: tuple[str, ...], place: Place) -> list[str]:
 
 
 def run(words: tuple[str, ...], place: Place, folder: Path) -> subprocess.CompletedProcess:
-    """Run the small form of a command in `folder`, without the network."""
+    """Run the small form of a command in `folder`, without the network, with a copy of the README if it is changed."""
+    if "README.md" in words:
+        shutil.copy(ROOT / "README.md", folder)
     own = {
         "ADCO_CACHE": str(place.cache),
         "ADCO_OFFLINE": "1",

@@ -307,6 +307,19 @@ def test_classes_of_the_best_of_each_method_have_whiskers(found):
     assert f"{len(found.models) - pictures.MOST} more models are not drawn" in figure.caption
 
 
+def test_classes_of_a_detector_are_drawn_with_intervals_over_trials_without_those_that_nobody_found(tmp_path):
+    for name, level in (("a", 8.0), ("b", 4.0)):
+        scores = {"AP": Score.over_trials([level, level + 1]), "AP/cat": Score.over_trials([level - 1, level + 2]),
+                  "AP50/cat": 20.0, "AP/dog": Score.over_trials([0.0, 0.01]), "segm/AP/cow": 3.0}  # fmt: skip
+        record("detection/smoke_voc_R_18_C4", scores, name).write(tmp_path / name / "d.json")
+        record("detection/smoke_coco_R_18_C4", {"AP": 0.0, "AP/dog": 0.0}, name).write(tmp_path / name / "e.json")
+    (figure,) = pictures.class_figures(report.gather([str(tmp_path)]))
+    drawing = figure.panels[0].wide
+    assert drawing.count('class="whisker"') == 2
+    assert ">cat<" in drawing and ">dog<" not in drawing and ">cow<" not in drawing
+    assert "Left out, below 0.05: 1 classes." in figure.caption
+
+
 def test_the_banks_map_comes_with_its_numbers(found):
     figure, table = pictures.bank_section(found).blocks
     assert figure.panels[0].png.startswith(b"\x89PNG")

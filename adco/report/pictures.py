@@ -16,6 +16,7 @@ from adco.report.svg import Point, Series, bar_chart
 
 CLASS = re.compile(r"(?:(?P<part>.*)/)?AP[/-](?P<name>[^/]+)")
 OUTLIERS = "pretraining/bank-outliers"  # a record of the same numbers
+SEEN = 0.05  # percent, the least AP that a bar can show
 MOST = 3  # models whose classes are drawn in one figure
 
 
@@ -89,7 +90,7 @@ def class_figures(study: Study) -> list[Figure]:
             benchmark = item.record.protocol.split("/")[0], item.record.data.fingerprint
             found[benchmark][item.record.protocol].setdefault(item.model, item)
     most = [max(protocols.values(), key=len) for _, protocols in sorted(found.items())]
-    return [_class_figure(list(items.values())) for items in most]
+    return [figure for items in most if (figure := _class_figure(list(items.values())))]
 
 
 def _apart(items: Sequence[Item]) -> list[Item]:
@@ -110,9 +111,13 @@ def class_scores(item: Item) -> dict[str, str]:
     return found
 
 
-def _class_figure(items: Sequence[Item]) -> Figure:
+def _class_figure(items: Sequence[Item]) -> Figure | None:
+    """None where no model finds any class."""
     first, more, items = items[0], len(items) - MOST, _apart(items)
-    names = sorted(class_scores(first), key=lambda name: -items[0].record.scores.get(class_scores(first)[name], 0))
+    every = sorted(class_scores(first), key=lambda name: -items[0].record.scores.get(class_scores(first)[name], 0))
+    names = [n for n in every if any(item.record.scores.get(class_scores(item).get(n), 0) >= SEEN for item in items)]
+    if not names:
+        return None
     series, spread = [], False
     for slot, item in enumerate(items, 1):
         scores, points = class_scores(item), []
@@ -127,6 +132,7 @@ def _class_figure(items: Sequence[Item]) -> Figure:
     title = f"AP by class: {FAMILIES.get(first.record.protocol.split('/')[0], '')} {first.record.protocol}"
     caption = f"{data_in_words(first.record.data)}. "
     caption += "Whiskers: 95% intervals of the records." if spread else "No intervals by class in these records."
+    caption += f" Left out, below {SEEN}: {len(every) - len(names)} classes." if len(names) < len(every) else ""
     caption += f" {more} more models are not drawn." if more > 0 else ""
     best = ", ".join(f"{one.name} {names[0]} {one.points[0].y:.1f}" for one in series if one.points)
     alt = f"{title}: {len(names)} classes, sorted by the first model. First class: {best}."
