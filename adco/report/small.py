@@ -73,7 +73,7 @@ def times_table(item: Item, runs: Runs, out: Path, papers: bool) -> Table:
     judged = {_pretrained(ofs): ofs for ofs in runs.values()}
     entries = sorted({*timed, *judged}, key=lambda e: (METHODS[e.method][1], e.symmetric, -e.negatives))
     protocols = sorted({protocol for ofs in runs.values() for protocol in ofs}) or list(PROBES)
-    told = ["s an epoch", "to MoCo v2", "bank's share", *(["step, MiB"] if _scores(item, "step_mib") else [])]
+    told = ["seconds", "to MoCo v2", "bank's share", *(["step, MiB"] if _scores(item, "step_mib") else [])]
     rows, notes = [], Notes()
     for entry in entries:
         negatives = Cell(f"{entry.negatives:,}", value=entry.negatives) if entry.negatives else Cell("–")
@@ -83,10 +83,10 @@ def times_table(item: Item, runs: Runs, out: Path, papers: bool) -> Table:
         cells += [score_cell(ofs[p], "top1", out) if p in ofs else MISSING for p in protocols]
         rows.append((*cells, *(_paper(entry, notes) if papers else ())))
     columns = [Column("method", numeric=False), Column("negatives"), Column("symmetric", numeric=False)]
-    columns += [Column(name, "timed here") for name in told]
+    columns += [Column(name, "an epoch, timed here") for name in told]
     columns += [Column(name_of(p), code=p.partition("/")[2]) for p in protocols]
     if papers:
-        columns += [Column(name, "the paper's table 5") for name in ("GPU hours an epoch", "to MoCo v2")]
+        columns += [Column(name, "an epoch, the paper") for name in ("GPU hours", "to MoCo v2")]
     twice = [name for name in seconds if name not in timed.values()]
     again = [f"{timed[_entry(name)]} was timed twice: {seconds[name]:.1f} s an epoch the other time" for name in twice]
     return Table("table-5-small", "Table 5 in small", columns, rows, _told(item, runs), notes=[*again, *notes.lines()])
