@@ -199,7 +199,7 @@ def test_expected_results_are_looked_at_when_the_record_is_written(tmp_path, wei
     assert "Result verification failed!" in run.stdout
     record = load_record(out / "record.json")
     assert not [change for change in record.settings["overrides"] if "EXPECTED" in change]
-    right = ("TEST.EXPECTED_RESULTS", f"[['bbox', 'AP50', {record.scores['AP50']}, 0.01]]")
+    right = ("TEST.EXPECTED_RESULTS", f"[['bbox', 'AP50', {float(record.scores['AP50'])}, 0.01]]")
     run = train(OURS, root, tmp_path / "again", out / "model_final.pth", "--num-gpus=0", "--eval-only", *right)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "Results verification passed." in run.stdout
