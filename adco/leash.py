@@ -16,13 +16,16 @@ import threading
 
 def main(words: list[str]) -> int:
     """The command's exit code; 128 + N when signal N ended it."""
+    early = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda *_: None)  # a handler, unlike SIG_IGN, is not inherited by the command
+        signal.signal(number, lambda number, _: early.append(number))  # unlike SIG_IGN not inherited by the command
     try:
         child = subprocess.Popen(words, stdin=subprocess.DEVNULL)
     except OSError as error:
         print(f"error: {words[0]}: cannot be started ({error.strerror})", file=sys.stderr)
         return 127
+    for number in early:  # came before there was a command to reach
+        child.send_signal(number)
     threading.Thread(target=_die_with_the_starter, daemon=True).start()
     code = child.wait()
     return 128 - code if code < 0 else code

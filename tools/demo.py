@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from adco import checkpoint, report
+from adco import checkpoint, leash, report
 from adco.errors import UserError, command
 from adco.files import output_folder
 from adco.records import load_record
@@ -93,14 +94,26 @@ class Stages:
         print(f"{label} ...", flush=True)
         begun = time.perf_counter()
         line = [sys.executable, str(ROOT / tool), *map(str, arguments)]
-        code = subprocess.run(line, env=os.environ | self.environment, stdout=subprocess.DEVNULL).returncode
-        if code == 130:
-            raise KeyboardInterrupt
+        code = _run(line, os.environ | self.environment)
         if code:
             raise UserError(
                 f"the demo stopped at '{title}' (exit code {code}, its message is above); run the same command to go on"
             )
         print(f"{label}: {time.perf_counter() - begun:.0f} s", flush=True)
+
+
+def _run(line: list[str], environment: dict[str, str]) -> int:
+    """The exit code of a tool, which Ctrl-C ends by SIGTERM: it may still be importing. Nothing outlives the demo."""
+    leashed = [sys.executable, "-I", leash.__file__, *line]
+    with subprocess.Popen(
+        leashed, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+            raise
 
 
 def judge(stages: Stages, model: str, weights: object, world: Path) -> None:
