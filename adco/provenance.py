@@ -95,7 +95,8 @@ def hardware() -> str:
 
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{torch.get_num_threads()} cores of {_processor()}, no GPU"
+    cores = torch.get_num_threads()
+    return f"{cores} core{'s' * (cores > 1)} of {_processor()}, no GPU"
 
 
 def versions() -> dict[str, str]:

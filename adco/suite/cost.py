@@ -120,12 +120,12 @@ def _as_then(stage: Stage, record: Record, counts: Mapping[str, int], trials: in
 
 
 def _machine(record: Record) -> str:
-    return re.sub(r"^\d+ (x|cores of) ", "", record.hardware)
+    return re.sub(r"^\d+ (x|cores? of) ", "", record.hardware)
 
 
 @functools.cache
 def _here() -> str:
-    return re.sub(r"^\d+ (x|cores of) ", "", hardware())
+    return re.sub(r"^\d+ (x|cores? of) ", "", hardware())
 
 
 @functools.cache
