@@ -162,9 +162,7 @@ def parallel(module: nn.Module) -> nn.Module:
     if not _running():
         return module
     devices = [torch.cuda.current_device()] if next(module.parameters()).is_cuda else None
-    return DistributedDataParallel(
-        module, device_ids=devices, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
-    )
+    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def gradients_stay_here(module: nn.Module, yes: bool) -> AbstractContextManager:
