@@ -220,7 +220,7 @@ def test_a_download_is_checked_recorded_and_made_once(server):
 @pytest.mark.parametrize("path", ["broken-once", "stalls-once"])
 def test_a_broken_download_goes_on_where_it_was(server, path):
     model = model_of(server, path)
-    download(model, patience=Patience(timeout_seconds=0.3, tries=2, pause_seconds=0))
+    download(model, patience=Patience(timeout_seconds=2, tries=2, pause_seconds=0))
     assert model.path.read_bytes() == BODY
     assert ranges(server) == [None, f"bytes={HALF}-"] and server.asked[1][1]["If-Range"] == '"one"'
 
