@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,11 +42,21 @@ class State:
 
 
 class Writer:
-    """Writes checkpoints on a thread of its own: training goes on while the copy in memory goes to the disk."""
+    """Writes checkpoints on a thread of its own: training goes on while the copy in memory goes to the disk.
+
+    Left, also by an error, it has written what was saved; its own error does not hide the one that it is left by.
+    """
 
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = folder, keep
         self.thread, self.pending = ThreadPoolExecutor(1, "checkpoint"), None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        with suppress(UserError, Failure) if kind else nullcontext():
+            self.wait()
 
     def save(self, state: State) -> None:
         """Copy the state, and write it once the one before is written. Raises the UserError of that one."""

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from adco.errors import Failure, UserError
 
 TIMEOUT = timedelta(minutes=float(os.environ.get("ADCO_TIMEOUT_MINUTES", "15")))
-MOMENT_SECONDS = 3.0  # in which the ranks that still live notice that one does not
+MOMENT_SECONDS = 10.0  # in which the ranks that still live notice that one does not, on a busy machine too
 _LOST = ("gloo/transport", "Connection closed by peer", "Application timeout caused pair closure")
 _control = None  # gloo group for what the CPUs say to each other beside a GPU's collectives
 

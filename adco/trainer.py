@@ -86,6 +86,7 @@ class Trainer:
         with (
             self.stops,
             closing(Log(self.output, self.step, self.recipe.monitor.wandb, asdict(self.recipe))) as self.log,
+            self.writer,
         ):
             if self.step == 0 and self.method.bank is not None and self.recipe.bank.init != "random":
                 self.fill_bank()
@@ -99,7 +100,6 @@ class Trainer:
                     self.seconds = before + time.perf_counter() - begun
                     self._report(step, bar, rate)
                     self._between_steps()
-            self.writer.wait()
         return self._finish()
 
     def train_step(self, batch: Batch) -> Step:
