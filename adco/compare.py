@@ -133,7 +133,7 @@ def paired_bootstrap(a: Record, b: Record, metric: str, draws: int = 2000, seed:
     if metric not in ours or metric not in theirs:
         raise ValueError(f"not possible, because {metric} cannot be computed from the kept predictions")
     found = bootstrap_difference(ours[metric], theirs[metric], images, draws, seed)
-    return Difference(metric, *found, f"paired bootstrap over {images} images")
+    return Difference(metric, *found, f"bootstrap, paired over {images:,} images")
 
 
 def bootstrap_difference(
@@ -160,7 +160,7 @@ def over_trials(a: Score, b: Score, metric: str) -> Difference:
     freedom = sum(parts) ** 2 / sum(part**2 / (score.trials - 1) for part, score in zip(parts, (a, b), strict=True))
     reach = float(student.ppf(0.975, freedom)) * error
     p = 2 * float(student.sf(abs(found) / error, freedom))
-    return Difference(metric, found, found - reach, found + reach, p, f"Welch's t, {a.trials} and {b.trials} trials")
+    return Difference(metric, found, found - reach, found + reach, p, f"Welch's t, {a.trials} + {b.trials} trials")
 
 
 def significance(a: Record, b: Record, metric: str, draws: int = 2000, seed: int = 0) -> Difference | str:

@@ -182,8 +182,8 @@ def test_table_4s_mixed_columns_are_apart_and_the_reasons_are_printed():
 
 def test_differences_are_tested_image_by_image_where_predictions_are_kept(found):
     table = differences.test_table(found)
-    how = {row[0].text: row[-1].text for row in table.rows}
-    assert how["knn/k20-t0.07@64px"].startswith("paired bootstrap over 3925 images")
+    how = {row[0].text: row[-1].note for row in table.rows}
+    assert how["knn/k20-t0.07@64px"].startswith("bootstrap, paired over 3,925 images")
     assert how["detection/smoke_voc_R_18_C4"].startswith("Welch's t")
     assert "linear/cached-features@64px" not in how  # no predictions beside it
     assert any("no predictions" in note for note in table.notes)
@@ -198,7 +198,7 @@ def test_comparing_two_numbers_gives_reasons_or_a_test(results):
     knn, other = (str(results / "adco_s0" / name) for name in ("k20.json", "k200.json"))
     assert any("knn/k20-t0.07 against knn/k200-t0.07" in line for line in report.compared(knn, other))
     sure = report.compared(str(results / "moco_s0" / "k20.json"), knn)
-    assert any(line.strip().startswith("top1 +") and "paired bootstrap" in line for line in sure)
+    assert any(line.strip().startswith("top1 +") and "bootstrap, paired over" in line for line in sure)
     across = report.compared("adco-4/AdCo/sample_AP", "adco-4/SwAV/mAP")
     assert "not comparable:" in across
     with pytest.raises(UserError, match=r"adco-4/SwAV/mAP"):
@@ -252,7 +252,7 @@ def test_recorded_curves_and_leads_are_drawn_under_their_protocol(tmp_path):
     section = leads.section(report.gather([str(tmp_path)]), tmp_path, papers=False)
     assert [block.title for block in section.blocks] == ["Figure 1: kNN top-1 over epochs", "Does AdCo lead early?"]
     lead = section.blocks[1].rows[0]
-    assert (lead[0].text, lead[2].text, lead[-1].text) == ("AdCo − MoCo v2, kNN top-1", "2.00", "ahead")
+    assert (lead[0].text, lead[2].text, lead[-1].text) == ("AdCo −\xa0MoCo v2, kNN top-1", "2.00", "ahead")
 
 
 # cost

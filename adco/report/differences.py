@@ -11,7 +11,7 @@ from adco.compare import Difference, column_key, significance, why_not_comparabl
 from adco.errors import UserError
 from adco.published import Published, load_published
 from adco.records import Record, load_record
-from adco.report.measured import SCORES, headline_scores, score_label, verdict
+from adco.report.measured import SCORES, headline_scores, minus, score_label, verdict
 from adco.report.papers import HEADS
 from adco.report.parts import Cell, Column, Section, Table, measured
 from adco.report.study import Item, Study, judges
@@ -49,7 +49,7 @@ def test_table(study: Study) -> Table | None:
     columns += [Column("points"), Column("p"), Column("reading", numeric=False), Column("how", numeric=False)]
     caption = (
         f"In each column the best model minus each of the next {FOLLOWERS}. 95% intervals; p is two-sided and not "
-        "corrected for the number of pairs."
+        "corrected for the number of pairs. The bootstrap draws both models' images at once, Welch's t is of trials."
     )
     return Table("tests", "Models under one protocol", columns, rows, caption, notes=notes)
 
@@ -66,9 +66,9 @@ def _pairs(items: Sequence[Item]) -> Iterator[tuple[Item, Item, str]]:
 def _row(leader: Item, other: Item, protocol: str, metric: str, found: Difference) -> tuple[Cell, ...]:
     points = measured(found.difference, low=found.low, high=found.high)
     p = Cell("< 0.001" if found.p < 0.001 else f"{found.p:.3f}", value=found.p)
-    pair = Cell(f"{leader.model} − {other.model}")
-    how = Cell(found.how), Cell(verdict(found.low, found.high))
-    return Cell(protocol), Cell(score_label(metric)), pair, points, p, how[1], how[0]
+    pair = Cell(minus(leader.model, other.model))
+    reading, how = Cell(verdict(found.low, found.high)), Cell(found.how.partition(",")[0], note=found.how)
+    return Cell(protocol), Cell(score_label(metric)), pair, points, p, reading, how
 
 
 def published_table(rows: Sequence[Published]) -> Table:

@@ -9,7 +9,7 @@ from adco.compare import over_trials
 from adco.published import Published, load_published
 from adco.records import Score
 from adco.report.figure1 import METHODS, NARROW, OWN, WIDE, Group, curves_of, figure, groups_of, name_of
-from adco.report.measured import data_in_words, link, slug, verdict
+from adco.report.measured import data_in_words, link, minus, slug, verdict
 from adco.report.parts import Cell, Column, Figure, Panel, Section, Table, measured
 from adco.report.study import Study
 from adco.report.svg import Point, Series, line_chart
@@ -70,7 +70,7 @@ def lead_table(groups: Sequence[Group], protocol: str) -> Table | None:
         for epoch in sorted({e for e in EARLY if e in shared} | ({max(shared)} if shared else set())):
             sides = [Score.over_trials([c[epoch] for c in group.curves[protocol]]) for group in (theirs, ours)]
             seeds = f"{sides[1].trials}, {sides[0].trials}"
-            cells = Cell(f"{ours.name} − {theirs.name}"), Cell(f"{epoch:g}", value=epoch)
+            cells = Cell(minus(ours.name, theirs.name)), Cell(f"{epoch:g}", value=epoch)
             rows.append((*cells, *_difference(*sides, seeds)))
     caption = f"Difference of the mean {name_of(protocol)} in points. 95% interval: Welch's t over the seeds."
     return _lead_table(slug(protocol), rows, caption)
@@ -97,7 +97,7 @@ def recorded_lead(study: Study, out: Path) -> list[Table]:
         for row in settings["rows"]:
             low, high = row["interval95_images"]
             difference = measured(row["lead"], low=low, high=high, href=link(item.path, out))
-            cells = Cell(f"{first} − {second}, {name_of(row['probe'])}"), Cell(f"{row['epoch']}", value=row["epoch"])
+            cells = Cell(minus(first, second, name_of(row["probe"]))), Cell(f"{row['epoch']}", value=row["epoch"])
             rows.append((*cells, difference, Cell(f"{row['seeds']}, {row['seeds']}"), Cell(verdict(low, high))))
         caption = (
             f"{data_in_words(item.record.data)}. Difference of the means over seeds in points. 95% interval: bootstrap "

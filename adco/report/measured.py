@@ -132,6 +132,11 @@ def link(path: Path, out: Path) -> str:
     return Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
 
 
+def minus(first: str, *second: str) -> str:
+    """`first − second, more`, whose line breaks before the sign."""
+    return f"{first} −\N{NO-BREAK SPACE}{', '.join(second)}"
+
+
 def verdict(low: float, high: float) -> str:
     """How an interval of a difference reads."""
     if low <= 0 <= high:
