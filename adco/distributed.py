@@ -6,11 +6,13 @@ A sum over the ranks is the same bits on every rank, and the same in every run w
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import secrets
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -23,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from adco.errors import Failure, UserError
 
 TIMEOUT = timedelta(minutes=float(os.environ.get("ADCO_TIMEOUT_MINUTES", "15")))
-MOMENT_SECONDS = 10.0  # in which the ranks that still live notice that one does not, on a busy machine too
+MOMENT_SECONDS = 5.0  # in which the ranks that still live notice that one does not, on a busy machine too
 _LOST = ("gloo/transport", "Connection closed by peer", "Application timeout caused pair closure")
 _control = None  # gloo group for what the CPUs say to each other beside a GPU's collectives
 
@@ -210,6 +212,7 @@ def _one_voice(store: dist.Store, rank: int, world_size: int) -> Iterator[None]:
         found.told, lost = rank != 1, [0]  # for where the store lived in a rank 0 that is dead
         with suppress(RuntimeError):
             found.told = store.add("told", 1) > 1
+            _let_go(error)
             store.set(f"here/{rank}", "")
             lost = _silent(store, world_size)
         time.sleep(0.2 if rank == 0 else 0.0)  # the others' last look into the store
@@ -221,6 +224,14 @@ def _one_voice(store: dist.Store, rank: int, world_size: int) -> Iterator[None]:
             "checkpoint, torchrun --max-restarts does so by itself",
         )
         raise found from error
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Close this rank's connections: what failed holds them open in its frames, and the others wait for an answer."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+    gc.collect()
 
 
 def _silent(store: dist.Store, world_size: int) -> list[int]:
