@@ -64,6 +64,7 @@ def started(device: torch.device, meeting: str = "env://") -> Iterator[torch.dev
             yield device
         finally:
             _control = None
+            time.sleep(0.1)  # gloo's threads need the GIL to drop their last tensors; torch 2.6 joins them holding it
             dist.destroy_process_group()
 
 
