@@ -246,9 +246,11 @@ def test_recorded_curves_and_leads_are_drawn_under_their_protocol(tmp_path):
         record("pretraining/curve-knn-k20@64px", {"top1": 31.0}, settings=settings).write(
             tmp_path / "f" / f"{name}.json"
         )
-    row = {"probe": "knn", "epoch": 5, "lead": 2.0, "interval95_images": [1.0, 3.0], "seeds": 2}
-    settings = {"rows": [row], "first": "adco", "second": "moco"}
-    record("pretraining/lead@64px", {"lead/knn@5ep": 2.0}, settings=settings).write(tmp_path / "f" / "lead.json")
+    for seeds, points in ((1, 7.0), (2, 2.0)):  # the one of fewer seeds is not drawn
+        row = {"probe": "knn", "epoch": 5, "lead": points, "interval95_images": [1.0, 3.0], "seeds": seeds}
+        settings = {"rows": [row], "first": "adco", "second": "moco", "seeds": seeds}
+        made = record("pretraining/lead@64px", {"lead/knn@5ep": points}, settings=settings)
+        made.write(tmp_path / "f" / f"lead-{seeds}-seeds.json")
     section = leads.section(report.gather([str(tmp_path)]), tmp_path, papers=False)
     assert [block.title for block in section.blocks] == ["Figure 1: kNN top-1 over epochs", "Does AdCo lead early?"]
     lead = section.blocks[1].rows[0]

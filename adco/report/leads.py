@@ -87,11 +87,17 @@ def _difference(theirs: Score, ours: Score, seeds: str) -> tuple[Cell, Cell, Cel
 
 
 def recorded_lead(study: Study, out: Path) -> list[Table]:
-    """The same from records of benchmarks/lead.py, which resample the test pictures, the same for both methods."""
-    tables = []
+    """The same from records of benchmarks/lead.py, which resample the test pictures, the same for both methods.
+
+    Of several of one pair of methods on the same data the one with the most seeds.
+    """
+    found, tables = {}, []
     for item in study.items:
-        if not item.record.protocol.startswith("pretraining/lead"):
-            continue
+        if item.record.protocol.startswith("pretraining/lead"):
+            settings = item.record.settings
+            pair = item.record.protocol, item.record.data.fingerprint, settings["first"], settings["second"]
+            found[pair] = max(found.get(pair, item), item, key=lambda item: item.record.settings["seeds"])
+    for item in found.values():
         settings, rows = item.record.settings, []
         first, second = (METHODS[settings[side]][0] for side in ("first", "second"))
         for row in settings["rows"]:
