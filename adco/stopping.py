@@ -56,8 +56,13 @@ def leave_ctrl_c(_: int) -> None:
 def starting_processes() -> Iterator[None]:
     """Processes started anew inside never see Ctrl-C, not even while they import; it reaches this one at the end."""
     resource_tracker.ensure_running()  # its start would let signals through
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    missed = []
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which they inherit
+    before = signal.signal(signal.SIGINT, lambda *_: missed.append(True))  # a thread that was there may still take it
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if missed:
+            signal.raise_signal(signal.SIGINT)
