@@ -1,6 +1,6 @@
 """Does a long run grow? Memory, threads and open files of a real trainer on a toy model, against the step.
 
-    python benchmarks/soak.py [--minutes 5] [--ranks 1] [--output FILE.json]
+    python benchmarks/soak.py [--steps 20000] [--ranks 1] [--output FILE.json]
 
 A leak belongs to steps, epochs, checkpoints or log lines, not to hours: the toy takes many of each a second. Everything
 that a run does is on: threads that make views, health, kNN probe, checkpoints, logs. Growth is the slope of the
@@ -37,7 +37,7 @@ from tests.conftest import write_pictures
 from tests.faults import toy
 
 DAY_STEPS = 288_000  # 24 hours at 0.3 s a step: ImageNet at batch 256 on eight GPUs of 2021
-EVERY_STEPS = 20
+SAMPLES = 2000  # of a run; keeping more of them would itself be growth
 PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / 2**20
 EVERYTHING = (
     "epochs=1000000", "data.workers=2", "monitor.every_steps=50", "probe.every_epochs=25", "probe.px=16", "probe.k=5",
@@ -80,8 +80,8 @@ def growth(samples: Sequence[Sample]) -> Growth:
     return Growth(last.step, last.mib, float(slope) * DAY_STEPS, last.threads - first.threads, last.files - first.files)
 
 
-def soak(folder: Path, seconds: float, ranks: int = 1) -> list[Growth]:
-    """Train the toy for so long, each rank in a process of its own; what each grew by, rank 0's first."""
+def soak(folder: Path, steps: int, ranks: int = 1) -> list[Growth]:
+    """Train the toy for so many steps, each rank in a process of its own; what each grew by, rank 0's first."""
     pictures, recipe = write_pictures(folder / "pictures" / "train", 3, 16).parent, folder / "toy.yaml"
     write_pictures(pictures / "val", 3, 6)
     recipe.write_text(toy.RECIPE)
@@ -89,9 +89,7 @@ def soak(folder: Path, seconds: float, ranks: int = 1) -> list[Growth]:
         opened.bind(("127.0.0.1", 0))
         port = opened.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    arguments = [
-        (rank, ranks, port, str(recipe), str(folder), f"data.root={pictures}", seconds) for rank in range(ranks)
-    ]
+    arguments = [(rank, ranks, port, str(recipe), str(folder), f"data.root={pictures}", steps) for rank in range(ranks)]
     processes = [context.Process(target=_train, args=each) for each in arguments]
     for process in processes:
         process.start()
@@ -103,21 +101,21 @@ def soak(folder: Path, seconds: float, ranks: int = 1) -> list[Growth]:
     return [growth([Sample(**sample) for sample in json.loads(file.read_text())]) for file in files]
 
 
-def _train(rank: int, ranks: int, port: int, recipe: str, folder: str, data: str, seconds: float) -> None:
-    """One rank, until rank 0's time is over; its samples go to a file."""
+def _train(rank: int, ranks: int, port: int, recipe: str, folder: str, data: str, steps: int) -> None:
+    """One rank; its samples go to a file."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     multiprocessing.set_start_method("fork", force=True)  # as in a run of its own; a spawned process spawns
     samples: list[Sample] = []
     with distributed.started(toy.CPU), suppress(Requeue), toy.small():
         run = toy.trainer(recipe, Path(folder) / "run", data, *EVERYTHING)
-        step, end = run.train_step, time.monotonic() + seconds
+        step, every = run.train_step, max(1, steps // SAMPLES)
 
         def sampled(batch):
             done = step(batch)
-            if run.step % EVERY_STEPS == 0:
+            if run.step % every == 0:
                 samples.append(Sample.now(run.step))
-            if time.monotonic() > end and rank == 0:
+            if run.step == steps:
                 run.stops.number = signal.SIGTERM
             return done
 
@@ -130,19 +128,20 @@ def _train(rank: int, ranks: int, port: int, recipe: str, folder: str, data: str
 def main(argv: Sequence[str] | None = None) -> int:
     """Soak, print, and record where that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=5, help="how long (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20_000, help=f"how many, {DAY_STEPS} is a day (default: 20000)")
     parser.add_argument("--ranks", type=int, default=1, help="gloo ranks on this machine (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="also write a record")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        found = soak(Path(folder), 60 * args.minutes, args.ranks)
+        begun = time.monotonic()
+        found = soak(Path(folder), args.steps, args.ranks)
     for rank, grown in enumerate(found):
         print(f"rank {rank}: {grown}")
     if args.output:
         worst = max(found, key=lambda grown: grown.mib_a_day)
-        settings = {"ranks": args.ranks, "minutes": args.minutes, "steps_a_day": DAY_STEPS}
-        data = {"name": "generated"}
-        Record("benchmark/soak", asdict(worst), {}, data, settings, 60 * args.minutes).write(args.output)
+        settings = {"ranks": args.ranks, "steps_a_day": DAY_STEPS}
+        seconds, data = time.monotonic() - begun, {"name": "generated"}
+        Record("benchmark/soak", asdict(worst), {}, data, settings, seconds).write(args.output)
     return 0
 
 
