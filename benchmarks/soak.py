@@ -30,7 +30,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from adco import distributed
-from adco.errors import Requeue, command
+from adco.errors import Requeue, UserError, command
 from adco.files import write_text
 from adco.records import Record
 from tests.conftest import write_pictures
@@ -132,6 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ranks", type=int, default=1, help="gloo ranks on this machine (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="also write a record")
     args = parser.parse_args(argv)
+    for name in ("steps", "ranks"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: expected a positive number")
     with tempfile.TemporaryDirectory() as folder:
         begun = time.monotonic()
         found = soak(Path(folder), args.steps, args.ranks)
