@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import functional as pixels
 
 from adco import distributed
 from adco.augment import from_uint8
+from adco.batch import Request
 from adco.images import ImageIndex, UnreadableImage
+from adco.loader import in_threads
 
 NOTHING = -1  # the label where there is no picture
+BATCH = 256
 
 
 def center_crop(image: Image.Image, px: int, resize_px: int) -> Tensor:
@@ -23,7 +27,7 @@ def center_crop(image: Image.Image, px: int, resize_px: int) -> Tensor:
     return pixels.pil_to_tensor(pixels.center_crop(pixels.resize(image, resize_px, antialias=True), [px, px]))
 
 
-class Pictures(Dataset):
+class Pictures:
     """At most `most` of an index, evenly spaced: i -> (3, px, px) uint8 and its label.
 
     Black and NOTHING where the picture cannot be read, and beyond the last one. The shorter side is px * 256 / 224.
@@ -46,6 +50,22 @@ class Pictures(Dataset):
         return torch.zeros(3, self.px, self.px, dtype=torch.uint8), NOTHING
 
 
+class _Crops:
+    """A batch of them in the making. By threads: a fork beside gloo's threads hangs now and then, in CPython itself."""
+
+    def __init__(self, pictures: Pictures, request: Request):
+        self.pictures, self.samples = pictures, request.samples
+        self.images = torch.empty(len(self.samples), 3, pictures.px, pictures.px, dtype=torch.uint8)
+        self.labels = torch.empty(len(self.samples), dtype=torch.int64)
+
+    def rows(self, first: int, last: int) -> None:
+        for row in range(first, last):
+            self.images[row], self.labels[row] = self.pictures[int(self.samples[row])]
+
+    def batch(self, parts: Sequence[None]) -> tuple[Tensor, Tensor]:
+        return self.images, self.labels
+
+
 @torch.no_grad()
 def embed(
     network: Callable[[Tensor], Tensor], pictures: Pictures, device: torch.device, workers: int
@@ -55,9 +75,10 @@ def embed(
     M is the same on every rank; where there is no picture the label is NOTHING and the row is a black picture's.
     """
     step = distributed.ranks()
-    share = Subset(pictures, range(distributed.rank(), -(-len(pictures) // step) * step, step))
+    share = np.arange(distributed.rank(), -(-len(pictures) // step) * step, step)
+    wanted = (Request(0, share[first : first + BATCH]) for first in range(0, len(share), BATCH))
     rows, labels = [], []
-    for images, found in DataLoader(share, batch_size=256, num_workers=workers):
+    for images, found in in_threads(partial(_Crops, pictures), wanted, workers):
         images = from_uint8(images.to(device)).contiguous(memory_format=torch.channels_last)
         rows.append(network(images))
         labels.append(found)

@@ -18,6 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -128,11 +129,11 @@ def batches(dataset: ViewDataset, wanted: Iterable[Request], workers: int, devic
     """One Batch a request, in order, made ahead by `workers` threads or processes (0: when asked for). Iterate once."""
     backend = resolve_backend(dataset.backend, device, workers)
     if backend == "nvjpeg":
-        made = _in_threads(lambda request: nvjpeg.Work(dataset, request, device), wanted, workers)
+        made = in_threads(lambda request: nvjpeg.Work(dataset, request, device), wanted, workers)
     elif backend != "reference" and native.available():
         full = backend == "native"
         buffers = _Buffers(torch.float32 if full and device.type == "cpu" else torch.uint8, device)
-        made = _in_threads(lambda request: _Work(dataset, request, buffers, full), wanted, workers)
+        made = in_threads(lambda request: _Work(dataset, request, buffers, full), wanted, workers)
     else:
         made = _in_processes(dataset, wanted, workers, device)
     return _uploaded(made, device) if device.type == "cuda" else made
@@ -183,17 +184,23 @@ def _data_loader(dataset: ViewDataset, wanted: Iterable[Request], workers: int, 
     )
 
 
-def _in_threads(
-    begin: Callable[[Request], _Work | nvjpeg.Work], wanted: Iterable[Request], workers: int
-) -> Iterator[Batch]:
-    """Batches by threads that hold no lock; the rows of a batch are shared out among all of them."""
+class Work(Protocol):
+    """A batch in the making: threads make its rows, a part each, and `batch` is given what `rows` returned of each."""
+
+    def rows(self, first: int, last: int) -> object: ...
+
+    def batch(self, parts: Sequence) -> object: ...
+
+
+def in_threads(begin: Callable[[Request], Work], wanted: Iterable[Request], workers: int) -> Iterator:
+    """What `batch` gives for each request, by threads that hold no lock and share out the rows of a batch (0: none)."""
     if not workers:
         for request in wanted:
             work = begin(request)
             yield work.batch([work.rows(0, len(request.samples))])
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="views")
-    begun: deque[tuple[_Work | nvjpeg.Work, list[Future]]] = deque()
+    begun: deque[tuple[Work, list[Future]]] = deque()
     try:
         for request in wanted:
             work, size = begin(request), len(request.samples)
@@ -207,7 +214,7 @@ def _in_threads(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _finished(begun: deque[tuple[_Work | nvjpeg.Work, list[Future]]]) -> Batch:
+def _finished(begun: deque[tuple[Work, list[Future]]]) -> object:
     work, parts = begun.popleft()
     return work.batch([part.result() for part in parts])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -214,6 +215,14 @@ def test_gathered_rows_are_in_the_pictures_order(pictures):
     for rows, labels in run_ranks(gathered, 2, pictures):
         assert labels.tolist() == [*whole[1].tolist(), NOTHING]
         assert torch.allclose(rows[:7], whole[0])
+
+
+def test_threads_read_the_pictures_and_no_process_is_started(pictures, monkeypatch):
+    """A fork beside other threads' Python, as gloo's, hangs now and then."""
+    monkeypatch.setattr(os, "fork", None)
+    data = Pictures(index_folder(pictures / "train"), 32, 48)
+    (alone, labels), (shared, same) = (embed(lambda images: images.flatten(1), data, CPU, workers) for workers in (0, 3))
+    assert torch.equal(alone, shared) and torch.equal(labels, same)
 
 
 def gathered(root):
