@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from adco.errors import UserError
 from adco.files import output_folder, write_text
+from adco.progress import progress as bar
 from adco.sample.layouts import FOLDERS, Job, draw, jobs, make_folders, write_lists
 from adco.stopping import starting_processes
 
@@ -66,7 +65,7 @@ def make_sample(out: Path | str, seed: int, images: int, workers: int = 1, progr
                 shutil.rmtree(out / folder)
         make_folders(out, wanted)
         with closing(_draw_all(out, seed, wanted, workers)) as drawing:  # when interrupted, its processes end here
-            shown = tqdm(drawing, "drawing", len(wanted), unit="picture", disable=not progress)
+            shown = bar(len(wanted), "drawing", "pictures", shown=progress, items=drawing)
             write_lists(out, list(zip(wanted, shown, strict=True)))
     except OSError as error:
         raise UserError(f"{out}: the sample cannot be written ({error.strerror or error})") from error
