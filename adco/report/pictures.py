@@ -132,7 +132,8 @@ def _class_figure(items: Sequence[Item]) -> Figure | None:
     title = f"AP by class: {FAMILIES.get(first.record.protocol.split('/')[0], '')} {first.record.protocol}"
     caption = f"{data_in_words(first.record.data)}. "
     caption += "Whiskers: 95% intervals of the records." if spread else "No intervals by class in these records."
-    caption += f" Left out, below {SEEN}: {len(every) - len(names)} classes." if len(names) < len(every) else ""
+    if out := len(every) - len(names):
+        caption += f" Left out, below {SEEN}: {out} class{'es' * (out > 1)}."
     caption += f" {more} more models are not drawn." if more > 0 else ""
     best = ", ".join(f"{one.name} {names[0]} {one.points[0].y:.1f}" for one in series if one.points)
     alt = f"{title}: {len(names)} classes, sorted by the first model. First class: {best}."
