@@ -319,7 +319,7 @@ def test_classes_of_a_detector_are_drawn_with_intervals_over_trials_without_thos
     drawing = figure.panels[0].wide
     assert drawing.count('class="whisker"') == 2
     assert ">cat<" in drawing and ">dog<" not in drawing and ">cow<" not in drawing
-    assert "Left out, below 0.05: 1 classes." in figure.caption
+    assert "Left out, below 0.05: 1 class." in figure.caption
 
 
 def test_the_banks_map_comes_with_its_numbers(found):
