@@ -12,6 +12,15 @@ import pytest
 
 from adco.stopping import starting_processes
 
+
+@pytest.fixture(autouse=True)
+def heeded():
+    """Ctrl-C as a terminal's program takes it: one started by a shell's `&` ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 TOLD = "import signal, time; print('ready', flush=True); time.sleep(0.2); print('alive')"
 
 
