@@ -71,7 +71,7 @@ def expected(
     data: where the pictures are; counts: split -> images; devices: how many GPUs it will have
     past: records of this output folder
     """
-    alike = [r for r in past if r.protocol in protocols and r.checkpoint.arch == arch and _machine(r) == _here()]
+    alike = [r for r in past if r.protocol in protocols and r.checkpoint.arch == arch and _kind(r.hardware) == _here()]
     times = [_as_then(stage, record, counts, trials, devices) for record in alike]
     if known := [minutes for minutes in times if minutes is not None]:
         return Expected(max(known), "as this machine's records say")
@@ -119,13 +119,14 @@ def _as_then(stage: Stage, record: Record, counts: Mapping[str, int], trials: in
     return minutes * stage.pictures(counts) / then
 
 
-def _machine(record: Record) -> str:
-    return re.sub(r"^\d+ (x|cores? of) ", "", record.hardware)
+def _kind(machine: str) -> str:
+    """Hardware in a record's words, without how many of it."""
+    return re.sub(r"^\d+ (x|cores? of) ", "", machine)
 
 
 @functools.cache
 def _here() -> str:
-    return re.sub(r"^\d+ (x|cores? of) ", "", hardware())
+    return _kind(hardware())
 
 
 @functools.cache
