@@ -1,17 +1,24 @@
-"""Which device a tool runs on: `auto`, `cpu`, `cuda` or `cuda:INDEX`."""
+"""Which device a tool runs on: `auto`, `cpu`, `cuda` or `cuda:INDEX`; its arithmetic, its cores, and copies to it."""
 
 from __future__ import annotations
 
+import functools
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from adco.errors import UserError
 
+MOST_WORKERS_ON_CPU = 8  # the network needs the cores, too
+
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is the current GPU when there is one, else the CPU.
+    """The device called `name`; `auto` is the current GPU when there is one, else the CPU. A GPU that is named by its
+    index becomes the current one, where events, pinned memory and peak memory belong.
 
     Raises UserError for an unknown name, and for a GPU that this machine (or this build of torch) does not have: asking
     for `cuda` never falls back to the CPU.
@@ -27,6 +34,8 @@ def resolve_device(name: str) -> torch.device:
         raise UserError(f"device {name!r} was asked for, but {reason}; use --device cpu or auto")
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UserError(f"device {name!r} was asked for, but only {count} GPU(s) are visible, numbered from 0")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 
@@ -36,3 +45,46 @@ def has_half_precision(device: torch.device) -> bool:
         return True
     flags = Path("/proc/cpuinfo")
     return flags.is_file() and bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags.read_text()))
+
+
+def set_arithmetic(device: torch.device, precision: str = "float32") -> None:
+    """Make float32 on a GPU mean float32, in this process: torch lets cuDNN's convolutions round their inputs to TF32
+    (10 bits of mantissa) unless it is told not to. `tf32` lets them. Matrix products are float32 in any case, because
+    losses and banks are made of them. On a GPU cuDNN also times its algorithms for each new shape and keeps the best.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, and the container's limit of CPU time (cgroup v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
+        return cores
+
+
+def resolve_workers(workers: int | str, device: torch.device) -> int:
+    """How many threads read images for one rank. `auto`: on a GPU machine all usable cores but one, on a CPU the usable
+    cores up to 8, shared among the ranks of the machine (LOCAL_WORLD_SIZE, as torchrun sets it); at least 1."""
+    if workers != "auto":
+        return int(workers)
+    cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, cores - 1 if device.type == "cuda" else min(cores, MOST_WORKERS_ON_CPU))
+
+
+@functools.cache
+def constant(values: Sequence[float], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A tuple of numbers as a tensor on the device, made once: a copy to a GPU waits for all of the GPU's work. Not to
+    be written to."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device. To a GPU it is copied from pinned memory, and the CPU does not wait."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

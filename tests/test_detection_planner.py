@@ -164,15 +164,3 @@ def test_speed_is_read_from_what_detectron2_measured():
     assert speed(storage)["iterations_per_second"] == 2
     assert speed(storage)["loading_share"] == 0.2
     assert speed(SimpleNamespace(histories=dict)) == {}
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="mixed precision needs a GPU")
-def test_accumulation_under_mixed_precision_on_a_gpu():
-    images = [image.cuda() for image in torch.randn(4, 3, dtype=torch.float64)]
-    trainer = Recorder(images)
-    trainer.layer.float().cuda()
-    trainer.model = lambda part: {"loss": trainer.layer(torch.stack(part).float()).square().mean()}
-    trainer.grad_scaler = torch.amp.GradScaler("cuda")
-    before = trainer.layer.weight.clone()
-    accumulated_step(trainer, 2)
-    assert not torch.equal(before, trainer.layer.weight)

@@ -156,15 +156,3 @@ def test_a_truncated_jpeg_is_noticed_even_below_the_crop(photographs, tmp_path):
     broken.write_bytes(broken.read_bytes()[:-300])
     batch = loaded(root, 0, 1, 0, batch=24)[0]
     assert list(batch.bad) == [broken.relative_to(root).as_posix()]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("backend", ["native", "device"])
-def test_views_arrive_on_the_gpu_as_they_are_on_the_cpu(photographs, backend):
-    index = index_folder(photographs)
-    dataset = ViewDataset(index, SPECS, 0, 0, backend)
-    there = [b.to_views(CUDA) for b in batches(dataset, requests(0, len(index), 8, 0, 6), 2, CUDA)]
-    here = loaded(photographs, 0, 6, 0, batch=8, backend=backend)
-    for step, batch in enumerate(here):
-        for a, b in zip(there[step], batch.to_views(CPU), strict=True):
-            assert (a.cpu() - b).abs().max() < 0.02  # a level is 0.017 apart

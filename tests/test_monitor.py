@@ -106,24 +106,6 @@ def test_rate_tells_waiting_for_images_from_work():
     assert rate.scalars(6)["loader_wait_share"] == 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: its own queue is what is measured")
-def test_on_a_gpu_only_the_time_in_which_it_is_idle_counts_as_waiting():
-    device = torch.device("cuda")
-    square = torch.randn(4096, 4096, device=device)
-
-    def share(wait: float, products: int) -> float:
-        rate = Rate(device)
-        for _ in rate.waiting(time.sleep(wait) for _ in range(5)):
-            for _ in range(products):
-                square @ square
-        torch.cuda.synchronize()
-        return rate.scalars(5)["loader_wait_share"]
-
-    share(0, 10)  # the first products are slow
-    assert share(0.2, 1) > 0.5
-    assert share(0.001, 100) < 0.3
-
-
 def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 

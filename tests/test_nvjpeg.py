@@ -13,7 +13,7 @@ from adco import nvjpeg, views
 from adco.config import View
 from adco.errors import UserError
 from adco.images import index_folder
-from adco.loader import ViewDataset, batches, requests, resolve_backend
+from adco.loader import ViewDataset, requests, resolve_backend
 from benchmarks.photographs import write_photographs
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -88,13 +88,3 @@ def test_it_needs_a_gpu():
     with pytest.raises(UserError, match="data.backend=nvjpeg: needs an NVIDIA GPU"):
         resolve_backend("nvjpeg", CPU, 8)
     assert resolve_backend("nvjpeg", CUDA, 8) == "nvjpeg"
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_gpu_makes_what_the_cpu_makes(photographs):
-    for difference in level_differences(made(photographs, CUDA), made(photographs, CPU)):
-        assert difference.mean() < 2  # nvJPEG's chroma is interpolated in another way
-    index = index_folder(photographs)
-    dataset = ViewDataset(index, SPECS, 0, 0, "nvjpeg")
-    arrived = list(batches(dataset, requests(0, len(index), 8, 0, 6), 2, CUDA))
-    assert len(arrived) == 6 and all(pixels.is_cuda for batch in arrived for pixels in batch.pixels)

@@ -1,0 +1,75 @@
+"""The sections of benchmarks/gpu.py: each a module with `run(context)`, run as a process of its own.
+
+A section measures in order of value, reports each figure as soon as it is known, and looks at `context.left()` before
+it begins another piece of work. `context.small` is true on a CPU: the same code in miniature, so that it cannot rot.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the command. seconds: about what it takes on a GPU; module: below benchmarks/gpu_sections."""
+
+    number: int
+    module: str
+    seconds: float
+    title: str
+
+
+SECTIONS = (
+    Section(0, "machine", 25, "what the machine is: card, driver, copies, matrix products, the C kernel"),
+    Section(1, "correctness", 45, "every method and precision: finite, equal to the CPU, no hidden synchronisation"),
+    Section(2, "cuda_tests", 40, "the tests marked cuda"),
+    Section(3, "input_races", 20, "input backends under load, against a synchronous run"),
+    Section(4, "step", 90, "the ResNet-50 step: eager, compiled, graphs, fp16, released, bare"),
+    Section(5, "bank", 20, "the bank: errors and time"),
+    Section(6, "loader", 65, "the loader to the GPU"),
+    Section(7, "end_to_end", 45, "loader and step against the released ones"),
+    Section(8, "profile", 20, "the eager and the compiled step by kernel class"),
+    Section(9, "nccl", 20, "NCCL with one rank"),
+    Section(10, "detection", 30, "detectron2: 20 iterations of R50-C4 and FPN with AMP"),
+    Section(11, "learning", 160, "AdCo and MoCo v2: kNN and linear over epochs"),
+)
+
+
+@dataclass
+class Context:
+    """What a section is given.
+
+    device: where it runs; small: in miniature; seconds: what it should take; data: a folder with train/CLASS/*.jpg and
+    val/CLASS/*.jpg of small photographs, or None; work: a folder kept between sections and calls (drawn photographs,
+    the state of section 11); file: where figures are appended, one JSON line each.
+    """
+
+    section: Section
+    device: torch.device
+    small: bool
+    seconds: float
+    data: Path | None
+    work: Path
+    file: Path
+    begin: float = field(default_factory=time.monotonic)
+
+    def report(self, name: str, value: float | int | str | bool | list | dict | None, unit: str = "", **facts) -> None:
+        """Append a figure to the file, flushed, and print it. facts: what else belongs to it (settings, spread)."""
+        line = {"section": self.section.number, "name": name, "value": value, "unit": unit, **facts}
+        with self.file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        shown = f"{value:.5g}" if isinstance(value, float) else value
+        print(f"{self.section.number:2} {name}: {shown} {unit}".rstrip(), flush=True)
+
+    def left(self) -> float:
+        """Seconds left of what this section should take."""
+        return self.seconds - (time.monotonic() - self.begin)
+
+    def skip(self, name: str, reason: str) -> None:
+        """Say that a figure was not measured, and why."""
+        self.report(name, None, reason="not run: " + reason)
