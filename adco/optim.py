@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adco.config import Optimizer as Options
 
@@ -16,12 +16,23 @@ def build_optimizer(options: Options, encoder: nn.Module, fused: bool) -> torch.
     extra = {"fused": fused} if options.kind == "sgd" else {"trust": options.trust}
     groups = parameter_groups(options, encoder)
     solver = kind(groups, lr=options.lr, momentum=options.sgd_momentum, weight_decay=options.weight_decay, **extra)
-    if (
-        options.kind == "sgd" and options.sgd_momentum
-    ):  # torch's fused SGD leaves them unset where fp16 skips a first step
+    if options.kind == "sgd" and options.sgd_momentum:  # torch's fused SGD leaves them unset where fp16 skips a step
         for parameter in encoder.parameters():
             solver.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return solver
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Load a state dict, each parameter's buffers into memory laid out as the parameter itself.
+
+    torch keeps the strides that were saved, and fused kernels walk over the raw memory of weights and buffers alike: a
+    run that was saved channels last and goes on contiguous, or the other way round, would mix its weights up.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, buffers in optimizer.state.items():
+        for name, buffer in buffers.items():
+            if isinstance(buffer, Tensor) and buffer.shape == parameter.shape:
+                buffers[name] = torch.empty_like(parameter, dtype=buffer.dtype).copy_(buffer)
 
 
 def parameter_groups(options: Options, encoder: nn.Module) -> list[dict]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from adco.config import Optimizer
-from adco.optim import build_optimizer, constant, cosine, parameter_groups
+from adco.optim import build_optimizer, constant, cosine, load_state, parameter_groups
 
 RUN = {"steps_per_epoch": 10, "epochs": 4, "lr": 0.03, "final_lr": 0.0006}
 
@@ -69,6 +69,22 @@ def test_groups_decay_weights_alone_where_asked_and_keep_the_predictors_rate():
         (False, None, ["head.bias", "head.weight", "norm.bias", "norm.weight"]),
         (True, None, ["tail.bias", "tail.weight"]),
     ]
+
+
+@pytest.mark.parametrize("kind", ["sgd", "lars"])
+def test_a_loaded_buffer_is_laid_out_as_its_parameter(kind):
+    layer = nn.Conv2d(3, 4, 3)
+    layer.weight.grad, layer.bias.grad = torch.randn_like(layer.weight), torch.randn_like(layer.bias)
+    solver = build_optimizer(Optimizer(kind=kind), layer, fused=False)
+    solver.step()
+    (name,) = solver.state[layer.weight]
+    saved, there = solver.state_dict(), nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    other = build_optimizer(Optimizer(kind=kind), there, fused=False)
+    load_state(other, saved)
+    found = other.state[there.weight][name]
+    assert found.stride() == there.weight.stride() != layer.weight.stride()
+    assert torch.equal(found, solver.state[layer.weight][name])
+    assert other.param_groups[0]["lr"] == solver.param_groups[0]["lr"]
 
 
 @pytest.mark.parametrize("kind", ["sgd", "lars"])
