@@ -1,11 +1,12 @@
 """JPEGs decoded, cropped and resized on the training device; threads only read files. On a GPU torchvision's decoder is
-nvJPEG, which takes a batch a call and has circuits of its own on an A100 or H100.
+nvJPEG, which takes a batch a call and has hardware of its own on an A100 or H100.
 
 What the decoder is not trusted with - other formats, a file without its end, four colours - goes through Pillow.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,7 +64,7 @@ class Work:
     def _decode(self, rows: Sequence[int], bad: dict[str, str]) -> list[Tensor | np.ndarray]:
         files = [torch.frombuffer(bytearray(self.files[row]), dtype=torch.uint8) for row in rows]
         try:
-            return decode_jpeg(files, ImageReadMode.RGB, self.device) if files else []
+            return decoded(files, self.device) if files else []
         except RuntimeError:  # one of them at least, and it is not said which
             if len(rows) == 1:
                 return [self._by_pillow(rows[0], bad)]
@@ -71,6 +72,29 @@ class Work:
 
     def _by_pillow(self, row: int, bad: dict[str, str]) -> np.ndarray:
         return np.asarray(self.dataset.image(int(self.samples[row]), bad)).transpose(2, 0, 1).copy()
+
+
+def decoded(files: list[Tensor], device: torch.device) -> list[Tensor]:
+    """JPEG files' bytes, (N,) uint8 on the CPU, -> (3, H, W) uint8 images on the device. Raises RuntimeError.
+
+    nvJPEG writes on a stream of its own and does not wait for the current one. So its images come from the memory of a
+    third stream, which nothing else is allocated from, and that memory is used again only when what the current stream
+    does with the images has ended: without this, images would be overwritten while their crops are still queued.
+    """
+    if device.type != "cuda":
+        return decode_jpeg(files, ImageReadMode.RGB, device)
+    stream, current = _decoding_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        images = decode_jpeg(files, ImageReadMode.RGB, device)
+    current.wait_stream(stream)
+    for image in images:
+        image.record_stream(current)  # when it is freed, its memory waits for an event of the current stream
+    return images
+
+
+@functools.cache
+def _decoding_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def cut(picture: Tensor, px: int, box: tuple[int, int, int, int]) -> Tensor:

@@ -84,6 +84,45 @@ def test_other_formats_damage_and_what_the_decoder_refuses_go_through_pillow(pho
     assert all((pixels.flatten(1).float().std(dim=1) > 0).all() for pixels in batch.pixels)
 
 
+def test_decoded_images_are_kept_until_what_reads_them_has_ended(monkeypatch):
+    """Calls in their order, on streams that only note them: nvJPEG's memory is a third stream's, and is given back when
+    an event of the stream that crops has passed (record_stream)."""
+    calls, inside = [], []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            calls.append(f"{self.name} waits for {other.name}")
+
+    class On:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def __enter__(self):
+            inside.append(self.stream.name)
+
+        def __exit__(self, *_):
+            inside.pop()
+
+    class Image:
+        def record_stream(self, stream):
+            calls.append(f"kept for {stream.name}")
+
+    def decode(files, mode, device):
+        calls.append(f"decoded on {inside[-1]}")
+        return [Image() for _ in files]
+
+    decoding, cropping = Stream("decoding"), Stream("cropping")
+    monkeypatch.setattr(nvjpeg, "_decoding_stream", lambda device: decoding)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: cropping)
+    monkeypatch.setattr(torch.cuda, "stream", On)
+    monkeypatch.setattr(nvjpeg, "decode_jpeg", decode)
+    assert len(nvjpeg.decoded([torch.zeros(1, dtype=torch.uint8)] * 2, CUDA)) == 2
+    assert calls == ["decoded on decoding", "cropping waits for decoding", *["kept for cropping"] * 2]
+
+
 def test_it_needs_a_gpu():
     with pytest.raises(UserError, match="data.backend=nvjpeg: needs an NVIDIA GPU"):
         resolve_backend("nvjpeg", CPU, 8)
