@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adco.errors import Failure, UserError
+from adco.errors import Failure, Requeue, UserError, report
 
 TIMEOUT = timedelta(minutes=float(os.environ.get("ADCO_TIMEOUT_MINUTES", "15")))
 MOMENT_SECONDS = 5.0  # in which the ranks that still live notice that one does not, on a busy machine too
@@ -57,15 +57,38 @@ def started(device: torch.device, meeting: str = "env://") -> Iterator[torch.dev
     who = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
     store, *_ = next(dist.rendezvous(meeting, who["rank"], who["world_size"], timeout=TIMEOUT))
     backend, store = "nccl" if device.type == "cuda" else "gloo", _fresh(store, **who)
-    with _one_voice(dist.PrefixStore("voice", store), **who):
+    with _aborted_on_error(backend), _one_voice(dist.PrefixStore("voice", store), **who):
         dist.init_process_group(backend, store=store, timeout=TIMEOUT, **who)
         _control = dist.new_group(backend="gloo", timeout=TIMEOUT)
         try:
             yield device
-        finally:
-            _control = None
-            time.sleep(0.1)  # gloo's threads need the GIL to drop their last tensors; torch 2.6 joins them holding it
-            dist.destroy_process_group()
+        except BaseException:
+            if backend == "gloo":
+                _leave()
+            raise
+        _leave()
+
+
+def _leave() -> None:
+    """Leave the process group once its collectives have ended."""
+    global _control
+    _control = None
+    time.sleep(0.1)  # gloo's threads need the GIL to drop their last tensors; torch 2.6 joins them holding it
+    dist.destroy_process_group()
+
+
+@contextmanager
+def _aborted_on_error(backend: str) -> Iterator[None]:
+    """Abort NCCL on an error, after reporting it: `destroy_process_group` would wait for collectives that a rank which
+    has failed will never join, until they time out, and no line would be printed before."""
+    try:
+        yield
+    except BaseException as error:
+        if backend == "nccl" and _running():
+            if isinstance(error, Exception) and not isinstance(error, Requeue):
+                report(error)
+            dist.group.WORLD.abort()
+        raise
 
 
 def restarted() -> bool:
@@ -198,7 +221,7 @@ def _fresh(store: dist.Store, rank: int, world_size: int) -> dist.Store:
 
 @contextmanager
 def _one_voice(store: dist.Store, rank: int, world_size: int) -> Iterator[None]:
-    """Of the ranks' errors only the first is told, the others follow from it. Where a peer is lost it is named."""
+    """Of the ranks' errors only the first is reported, the others follow from it. Where a peer is lost it is named."""
     try:
         yield
     except Exception as error:
@@ -207,12 +230,12 @@ def _one_voice(store: dist.Store, rank: int, world_size: int) -> Iterator[None]:
         elif isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST):
             found = Failure("")
         else:
-            error.told = False
+            error.reported = False
             raise
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others at once; there is a line to say first
-        found.told, lost = rank != 1, [0]  # for where the store lived in a rank 0 that is dead
+        found.reported, lost = rank != 1, [0]  # for where the store lived in a rank 0 that is dead
         with suppress(RuntimeError):
-            found.told = store.add("told", 1) > 1
+            found.reported = store.add("reported", 1) > 1
             _let_go(error)
             store.set(f"here/{rank}", "")
             lost = _silent(store, world_size)

@@ -29,7 +29,7 @@ class Requeue(Exception):
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Sequence[str] | None], int]:
     """Turn `main(argv)` into a tool: exit 0; on an error one line on stderr and 2 for a UserError or a file that the
     system refuses, 1 for a Failure or any other exception, 75 for Requeue, 130 for Ctrl-C. An error whose
-    attribute `told` is true has been printed by another rank."""
+    attribute `reported` is true has been printed already, by this rank or another one."""
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
@@ -46,13 +46,19 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Seq
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
             return CLOSED
         except Exception as error:
-            line, code = _explained(error)
-            alone = os.environ.get("LOCAL_RANK", "0") == "0"  # before ranks have met, a machine's first one speaks
-            if not getattr(error, "told", not alone):
-                print(line, file=sys.stderr)
-            return code
+            return report(error)
 
     return run
+
+
+def report(error: Exception) -> int:
+    """Print what went wrong on one line of stderr, once, and return the exit code that `command` gives it."""
+    line, code = _explained(error)
+    alone = os.environ.get("LOCAL_RANK", "0") == "0"  # before ranks have met, a machine's first one reports
+    if not getattr(error, "reported", not alone):
+        print(line, file=sys.stderr, flush=True)
+    error.reported = True
+    return code
 
 
 def one_line(text: object) -> str:

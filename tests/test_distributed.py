@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
 import torch
+import torch.distributed as dist
 
 from adco import distributed
+from adco.errors import UserError, command
 from tests.ranks import run_ranks
 
 
@@ -48,6 +53,50 @@ def exchanged() -> dict:
     }
     assert torch.equal(mine, torch.full((2, 3), float(rank)))  # nothing is changed in place
     return found
+
+
+@pytest.mark.parametrize("failure", [None, UserError("no such folder"), ValueError("odd"), KeyboardInterrupt()])
+def test_a_rank_that_fails_under_nccl_reports_first_and_then_aborts(monkeypatch, capsys, failure):
+    """`destroy_process_group` waits for collectives that a failed rank never joins: it is for an end without error."""
+    calls, running = [], []
+    world = SimpleNamespace(abort=lambda: calls.append(("abort", capsys.readouterr().err)))
+    fake = SimpleNamespace(
+        rendezvous=lambda *_, **__: iter([(dist.HashStore(), 0, 2)]),
+        PrefixStore=dist.PrefixStore,
+        DistError=dist.DistError,
+        init_process_group=lambda backend, **_: (calls.append(backend), running.append(1)),
+        new_group=lambda **_: None,
+        destroy_process_group=lambda: calls.append("destroy"),
+        is_available=lambda: True,
+        is_initialized=lambda: bool(running),
+        group=SimpleNamespace(WORLD=world),
+    )
+    monkeypatch.setattr(distributed, "dist", fake)
+    monkeypatch.setattr(distributed, "_fresh", lambda store, **_: store)
+    monkeypatch.setattr(distributed, "_silent", lambda *_: [1])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(distributed.signal, "signal", lambda *_: None)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+
+    @command
+    def tool(argv):
+        with distributed.started(torch.device("cuda")) as device:
+            assert device == torch.device("cuda", 0)
+            if failure is not None:
+                raise failure
+
+    code = tool([])
+    assert calls[:2] == [torch.device("cuda", 0), "nccl"]
+    if failure is None:
+        assert (code, calls[2:]) == (0, ["destroy"])
+        return
+    ((name, printed),) = calls[2:]
+    assert name == "abort" and code == {UserError: 2, ValueError: 1, KeyboardInterrupt: 130}[type(failure)]
+    if isinstance(failure, Exception):
+        assert str(failure) in printed and printed.count("\n") == 1  # before the abort, and not once more
+        assert capsys.readouterr().err == ""
 
 
 def test_two_ranks():
