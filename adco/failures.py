@@ -9,12 +9,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from adco import checkpoint
 from adco.config import Recipe
 from adco.errors import Failure, UserError
 from adco.files import write_text
 
-NO_MEMORY = ("out of memory", "can't allocate memory", "_ALLOC_FAILED")  # torch on a GPU, on a CPU, CUDA's libraries
+NO_MEMORY = (  # in small letters, what torch says on a GPU and on a CPU, then CUDA's libraries and cuDNN
+    "out of memory", "can't allocate memory", "not enough memory",
+    "_alloc_failed", "allocation_failed", "unable to find an engine", "unable to find a valid cudnn algorithm",
+)  # fmt: skip
 NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
@@ -25,7 +30,7 @@ def explained(recipe: Recipe, ranks: int, output: Path) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in NO_MEMORY):
+        if not is_out_of_memory(error):
             raise
         raise UserError(out_of_memory(recipe, ranks)) from error
     except OSError as error:
@@ -37,6 +42,14 @@ def explained(recipe: Recipe, ranks: int, output: Path) -> Iterator[None]:
         ) from error
     finally:
         threading.excepthook = before
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory is full, on the CPU or the GPU. cuDNN may say only that no algorithm can
+    run: each of them was refused its workspace."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
+    )
 
 
 def _but_of_files(thread: threading.ExceptHookArgs) -> None:

@@ -117,6 +117,9 @@ def test_the_clock_jumps(recipe, data, tmp_path, seen):
 NO_MEMORY = {
     "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cuDNN without a workspace": RuntimeError("GET was unable to find an engine to execute this computation"),
+    "cuDNN": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    "cuDNN 9": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     "Python": MemoryError(),
 }
 
@@ -124,7 +127,7 @@ NO_MEMORY = {
 @fault(
     "out-of-memory",
     "Training",
-    "a step asks for more memory than there is: really, of the CPU; and the errors of CUDA, cuBLAS and Python",
+    "a step asks for more memory than there is: really, of the CPU; and the errors of CUDA, cuBLAS, cuDNN and Python",
     "one line with the images at a time, views and bank, and what to lower; exit code 2; the last checkpoint intact",
 )
 def test_out_of_memory_says_what_to_lower(recipe, data, tmp_path, seen):
