@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from adco.device import constant, upload
 from adco.views import Choices
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
+NEUTRAL = (1, 1, 1, 0)  # factors of brightness, contrast and saturation, and the shift of hue, that change nothing
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow converts to greyscale
 
 
@@ -23,7 +25,7 @@ def augment(pixels: Tensor, choices: Choices) -> Tensor:
     """uint8 crops (B, 3, H, W) -> normalised float32 views: jitter, grey, blur, solarize, flip, as MoCo and BYOL."""
 
     def chosen(rows: Tensor) -> Tensor:
-        return rows.to(pixels.device, non_blocking=True).view(-1, 1, 1, 1)
+        return upload(rows, pixels.device).view(-1, 1, 1, 1)
 
     images = pixels.float().div_(255)
     images = color_jitter(images, choices.factors, choices.order)
@@ -42,8 +44,8 @@ def from_uint8(pixels: Tensor) -> Tensor:
 
 def normalize(images: Tensor) -> Tensor:
     """Images in [0, 1] minus ImageNet's mean, over its standard deviation."""
-    mean, std = images.new_tensor(MEAN), images.new_tensor(STD)
-    return (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    mean, std = (constant(values, images.device, images.dtype).view(3, 1, 1) for values in (MEAN, STD))
+    return (images - mean) / std
 
 
 def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
@@ -51,13 +53,12 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     the CPU."""
     images = images.clone()
     operations = (brightness, contrast, saturation, hue)
-    neutral = factors.new_tensor([1, 1, 1, 0])
     for place in range(4):
-        for number, operation in enumerate(operations):
-            rows = ((order[:, place] == number) & (factors[:, number] != neutral[number])).nonzero().squeeze(1)
+        for number, (operation, neutral) in enumerate(zip(operations, NEUTRAL, strict=True)):
+            rows = ((order[:, place] == number) & (factors[:, number] != neutral)).nonzero().squeeze(1)
             if len(rows):
-                factor = factors[rows, number].view(-1, 1, 1, 1).to(images.device, non_blocking=True)
-                rows = rows.to(images.device, non_blocking=True)
+                factor = upload(factors[rows, number], images.device).view(-1, 1, 1, 1)
+                rows = upload(rows, images.device)
                 images[rows] = operation(images[rows], factor)
     return images
 
@@ -85,7 +86,7 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     r, g, b = images.split(1, dim=1)
     sector = torch.where(index == 0, (g - b) / safe, torch.where(index == 1, 2 + (b - r) / safe, 4 + (r - g) / safe))
     sector = sector + 6 * shift
-    k = (torch.tensor([5.0, 3.0, 1.0], device=images.device).view(3, 1, 1) + sector) % 6  # red, green, blue
+    k = (constant((5.0, 3.0, 1.0), images.device).view(3, 1, 1) + sector) % 6  # red, green, blue
     return value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
 
 
@@ -96,7 +97,7 @@ def solarize(images: Tensor) -> Tensor:
 
 def luma(images: Tensor) -> Tensor:
     """(B, 3, H, W) -> (B, 1, H, W)."""
-    weights = images.new_tensor(LUMA).view(3, 1, 1)
+    weights = constant(LUMA, images.device, images.dtype).view(3, 1, 1)
     return (images * weights).sum(dim=1, keepdim=True)
 
 
@@ -110,7 +111,7 @@ def gaussian_blur(images: Tensor, sigma_px: Tensor) -> Tensor:
     offsets = torch.arange(-radius, radius + 1)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2) * (offsets.abs() <= torch.ceil(3 * sigma))
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).view(len(rows), -1, 1, 1, 1)
-    kernel, rows = (tensor.to(images.device, non_blocking=True) for tensor in (kernel, rows))
+    kernel, rows = (upload(tensor, images.device) for tensor in (kernel, rows))
     blurred = images[rows]
     for dim, pad in ((-1, (radius, radius, 0, 0)), (-2, (0, 0, radius, radius))):
         padded = F.pad(blurred, pad, mode="replicate")

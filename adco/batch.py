@@ -31,14 +31,15 @@ class Batch:
         """The same batch with its pixels on the device; the choices stay on the CPU."""
         return replace(self, pixels=tuple(p.to(device, non_blocking=True) for p in self.pixels))
 
-    def to_views(self, device: torch.device) -> list[Tensor]:
-        """V normalised float views (B, 3, S_v, S_v) on the device, channels last in memory as the encoder is."""
+    def to_views(self, device: torch.device, channels_last: bool = True) -> list[Tensor]:
+        """V normalised float views (B, 3, S_v, S_v) on the device, channels last in memory or contiguous."""
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
         pixels = self.to(device).pixels
         if self.choices is not None:
             made = map(augment.augment, pixels, self.choices)
         else:
             made = (augment.from_uint8(p) if p.dtype == torch.uint8 else p for p in pixels)
-        return [view.contiguous(memory_format=torch.channels_last) for view in made]
+        return [view.contiguous(memory_format=memory_format) for view in made]
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,11 @@ class Data:
     backend: `native` one fused pass a view on the CPU, `device` colour and blur on the training device, `reference`
         torchvision's transforms, `nvjpeg` everything on the GPU; `auto` chooses by device and workers
     in_memory: decode every image once and keep it (small images)
+    workers: threads that read images for a rank; `auto`: the rank's cores but one, at most 8 where a CPU trains
     """
 
     root: str = ""
-    workers: int = 8
+    workers: typing.Union[int, str] = "auto"  # noqa: UP007
     backend: str = "auto"
     in_memory: bool = False
     max_bad_share: float = 0.01
@@ -155,7 +156,8 @@ class Optimizer:
 class Compute:
     """How the arithmetic runs; the loss and the bank are float32 always.
 
-    precision: autocast of the encoders, `float32`, `bf16` or `fp16`
+    precision: of the encoders, `float32`, `bf16` or `fp16` (autocast), or on a GPU `tf32`: float32 whose convolutions
+        round their inputs to TF32, which torch does unless told otherwise and `float32` here never does
     accumulate: micro-batches of a step, one backward pass each, with the meaning of the whole batch
     channels_last, fused_optimizer, compile: see docs/speed.md for what each gave where
     cuda_graphs: compile, and replay the backbone's kernels as CUDA graphs, one for each shape of a batch

@@ -289,9 +289,8 @@ def _precise(bank: Tensor, sharpest: float) -> Tensor:
 
 
 def _contrast(pairs: Sequence[Pair], losses: list[Tensor], hits: list[Tensor], ascent: Ascent | None) -> Contrast:
-    losses = torch.stack(losses)
-    weights = losses.new_tensor([pair.weight for pair in pairs])
-    return Contrast((weights * losses).sum(), ascent, losses.detach(), torch.stack(hits).float().mean())
+    loss = sum(pair.weight * loss for pair, loss in zip(pairs, losses, strict=True))
+    return Contrast(loss, ascent, torch.stack(losses).detach(), torch.stack(hits).float().mean())
 
 
 def _cross_entropy(q: Tensor, sums: Tensor, pulls: Tensor, cosine: Tensor, positive: Tensor, tau: float) -> Tensor:

@@ -68,19 +68,20 @@ def usable_cores() -> int:
 
 
 def resolve_workers(workers: int | str, device: torch.device) -> int:
-    """How many threads read images for one rank. `auto`: on a GPU machine all usable cores but one, on a CPU the usable
-    cores up to 8, shared among the ranks of the machine (LOCAL_WORLD_SIZE, as torchrun sets it); at least 1."""
+    """How many threads read images for one rank. `auto`: all usable cores but one, where a CPU trains at most 8; the
+    ranks of a machine (LOCAL_WORLD_SIZE, as torchrun sets it) share its cores; at least 1."""
     if workers != "auto":
         return int(workers)
-    cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, cores - 1 if device.type == "cuda" else min(cores, MOST_WORKERS_ON_CPU))
+    spare = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1
+    return max(1, spare if device.type == "cuda" else min(spare, MOST_WORKERS_ON_CPU))
 
 
 @functools.cache
 def constant(values: Sequence[float], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """A tuple of numbers as a tensor on the device, made once: a copy to a GPU waits for all of the GPU's work. Not to
     be written to."""
-    return torch.tensor(values, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # wherever it is made first, it may be used in training
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

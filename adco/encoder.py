@@ -20,11 +20,13 @@ class Encoder(nn.Module):
 
     tail: what a method trains behind the embedding (a predictor, prototypes); the key encoder has none.
     precision: None, or the dtype that autocast computes the ResNet and the head in; rows are float32 in any case.
+    memory_format: of its inputs.
     """
 
     def __init__(self, options: Options, unit: bool = True, tail: nn.Module | None = None):
         super().__init__()
         self.unit, self.join_views, self.precision = unit, options.join_views, None
+        self.memory_format = torch.channels_last
         self.backbone = build_resnet(options.arch, options.stem)
         self.head = mlp_head(512 if options.arch in ("resnet18", "resnet34") else 2048, options)
         self.tail = tail
@@ -36,10 +38,8 @@ class Encoder(nn.Module):
         outputs = []
         for _, group in groupby(views, key=lambda view: view.shape[-1]):
             same = list(group)
-            joined = torch.stack(same, dim=1).flatten(
-                0, 1
-            )  # an image's views side by side: a part has all views of some
-            rows = self._rows(joined.contiguous(memory_format=torch.channels_last))
+            joined = torch.stack(same, dim=1).flatten(0, 1)  # an image's views side by side: a part has all of some
+            rows = self._rows(joined.contiguous(memory_format=self.memory_format))
             outputs += rows.unflatten(0, (-1, len(same))).unbind(dim=1)
         return outputs
 
@@ -76,10 +76,15 @@ def key_encoder_of(encoder: Encoder, options: Options) -> Encoder:
     return replace_norms(key, options.key_batch_norm == "sync", options.norm_splits)
 
 
-@torch.no_grad()
-def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
-    """key <- momentum * key + (1 - momentum) * query, parameters only: BatchNorm statistics are each encoder's own."""
+def paired_parameters(key: nn.Module, query: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """The key encoder's parameters and, in the same order, those of the query encoder that they follow."""
     source = dict(query.named_parameters())
     names, keys = zip(*key.named_parameters(), strict=True)
-    torch._foreach_mul_(keys, momentum)
-    torch._foreach_add_(keys, [source[name] for name in names], alpha=1 - momentum)
+    return list(keys), [source[name] for name in names]
+
+
+@torch.no_grad()
+def momentum_update(keys: list[Tensor], queries: list[Tensor], momentum: float) -> None:
+    """key <- key + (1 - momentum) (query - key), in place, one kernel for all: parameters only, as BatchNorm statistics
+    are each encoder's own. keys, queries: as `paired_parameters` gives them."""
+    torch._foreach_lerp_(keys, queries, 1 - momentum)

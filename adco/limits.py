@@ -23,13 +23,13 @@ CHOICES = {
     "bank.placement": ("auto", "sharded", "replicated"),
     "optimizer.kind": ("sgd", "lars"),
     "optimizer.schedule_by": ("epoch", "step"),
-    "compute.precision": ("float32", "bf16", "fp16"),
+    "compute.precision": ("float32", "tf32", "bf16", "fp16"),
 }
 AT_LEAST = {
     0: (
         "encoder.head_width", "encoder.predictor_width", "bank.lr", "bank.weight_decay", "mix.pairs", "mix.with_query",
         "mix.from_epoch", "swap.frozen_epochs", "swap.queue", "swap.queue_from_epoch", "optimizer.lr",
-        "optimizer.final_lr", "optimizer.weight_decay", "monitor.every_steps", "data.workers", "probe.every_epochs",
+        "optimizer.final_lr", "optimizer.weight_decay", "monitor.every_steps", "probe.every_epochs",
         "checkpoint.every_steps",
     ),
     1: (
@@ -63,6 +63,9 @@ def check_recipe(recipe) -> None:
         _need(key, value(key), value(key) > 0, "above 0")
     for key in SHARES:
         _need(key, value(key), 0 <= value(key) <= 1, "in [0, 1]")
+    workers = recipe.data.workers
+    fine = workers == "auto" or (isinstance(workers, int) and workers >= 0)
+    _need("data.workers", workers, fine, "auto or a number of threads, at least 0")
     _need("seed", recipe.seed, 0 <= recipe.seed < 2**32, "a whole number from 0 to 2^32 - 1")
     _need("data.max_bad_share", recipe.data.max_bad_share, 0 <= recipe.data.max_bad_share < 1, "in [0, 1)")
     for key in ("optimizer.warmup_epochs", "bank.warmup_epochs"):
@@ -84,6 +87,9 @@ def _check_batch(recipe) -> None:
     _need(
         "compute.accumulate", accumulate, accumulate == 1 or not synced, "1 with sync statistics, whose batch is whole"
     )
+    for key in ("compile", "cuda_graphs"):
+        asked = getattr(recipe.compute, key)
+        _need(f"compute.{key}", asked, not (asked and synced), "false with sync statistics, which ranks exchange")
 
 
 def _check_method(recipe) -> None:

@@ -108,7 +108,8 @@ class KnnProbe:
     def __call__(self, backbone: nn.Module, device: torch.device) -> float:
         """Percent of val images whose class the neighbours vote for. The backbone's mode is put back afterwards."""
         with judged(backbone) as frozen:
-            (train, labels), (val, truth) = (embed(frozen, part, device, self.workers) for part in self.sets)
+            # the forward itself: a compiled backbone would be compiled again for the probe's sizes
+            (train, labels), (val, truth) = (embed(frozen.forward, part, device, self.workers) for part in self.sets)
         train, labels = gather_in_order(F.normalize(train, dim=1)), gather_in_order(labels)
         train, labels = train[labels != NOTHING], labels[labels != NOTHING]
         val, truth = F.normalize(val[truth != NOTHING], dim=1), truth[truth != NOTHING].cpu()

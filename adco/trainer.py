@@ -16,7 +16,7 @@ from torch import Tensor
 from adco import checkpoint, distributed, optim
 from adco.accumulate import backward, split
 from adco.config import Recipe
-from adco.device import has_half_precision
+from adco.device import has_half_precision, resolve_workers
 from adco.errors import UserError
 from adco.failures import diverged
 from adco.files import claimed, output_folder, sha256_of, write_text
@@ -46,11 +46,12 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, output: Path, device: torch.device, resume: bool = False, force: bool = False):
         self.recipe, self.device, self.main = recipe, device, distributed.rank() == 0
+        self.workers = resolve_workers(recipe.data.workers, device)
         self.index = open_images(recipe.data.root)
         self.sizes = self.index.sizes
         if recipe.data.in_memory:
-            self.index = in_memory(self.index, recipe.data.workers)
-        self.probe = _probe(recipe)
+            self.index = in_memory(self.index, self.workers)
+        self.probe = _probe(recipe, self.workers)
         self.steps_per_epoch = len(self.index) // recipe.batch
         self._check_sizes()
         self.steps = recipe.epochs * self.steps_per_epoch
@@ -63,7 +64,7 @@ class Trainer:
         self.bad = BadImages(self.index.root, len(self.index), recipe.data.max_bad_share, "data.max_bad_share")
         self.step, self.seconds, self.stops, self.losses = 0, 0.0, StopRequests(), []
         self.health, self.watch = Health(), Watch()
-        if recipe.compute.precision != "float32" and not has_half_precision(device):
+        if recipe.compute.precision in ("bf16", "fp16") and not has_half_precision(device):
             self._say(
                 f"warning: compute.precision={recipe.compute.precision}, but this CPU has no instructions for it and "
                 "will be many times slower; use compute.precision=float32"
@@ -107,7 +108,7 @@ class Trainer:
         moment, (lr, bank_lr) = self.moment(), self.learning_rates()
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.optimizer.lr if group["constant_lr"] else lr
-        parts = split(batch.to_views(self.device), self.recipe.compute.accumulate)
+        parts = self._parts(batch)
         step = self._descend(self.method, parts, moment)
         self.method.update(step, moment, bank_lr)
         self.losses.append(step.loss.detach())
@@ -120,6 +121,11 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return step
+
+    def _parts(self, batch: Batch) -> list[list[Tensor]]:
+        """The batch's views on the device, in micro-batches."""
+        compute = self.recipe.compute
+        return split(batch.to_views(self.device, compute.channels_last), compute.accumulate)
 
     def moment(self) -> Moment:
         """Where the run is."""
@@ -141,7 +147,7 @@ class Trainer:
         with progress(rows, "filling the bank", "keys", shown=self.main) as bar:
             for number, batch in enumerate(self._batches(0, math.ceil(rows / self.recipe.batch), FILL_EPOCH)):
                 self._note_bad(batch.bad)
-                parts = split(batch.to_views(self.device), self.recipe.compute.accumulate)
+                parts = self._parts(batch)
                 moment = Moment(number, self.steps, self.steps_per_epoch)
                 if train:
                     keys = self._descend(method.filling(), parts, moment).keys
@@ -159,7 +165,7 @@ class Trainer:
         most_bad = int(recipe.data.max_bad_share * len(self.index))
         dataset = ViewDataset(self.index, recipe.views, recipe.seed, most_bad, recipe.data.backend)
         wanted = requests(recipe.seed, len(self.index), recipe.batch, first, last, first_epoch, rank, ranks)
-        return batches(dataset, wanted, recipe.data.workers, self.device)
+        return batches(dataset, wanted, self.workers, self.device)
 
     def _between_steps(self) -> None:
         """After a step: probe and checkpoint where they are due, stop where that was asked for."""
@@ -257,7 +263,7 @@ class Trainer:
         state, changes = reopened(path, asdict(self.recipe), self.index.fingerprint, self.sizes, force)
         self._say("".join(f"going on although changed: {change}\n" for change in changes).rstrip())
         self.method.load_state_dict(state.method)
-        self.optimizer.load_state_dict(state.optimizer)
+        optim.load_state(self.optimizer, state.optimizer)
         self.scaler.load_state_dict(state.scaler)
         self.bad.reasons.update(state.bad_images)
         self.step, self.seconds = state.step, state.seconds
@@ -296,9 +302,9 @@ class Trainer:
         return path
 
 
-def _probe(recipe: Recipe) -> KnnProbe | None:
+def _probe(recipe: Recipe, workers: int) -> KnnProbe | None:
     probe = recipe.probe
     if not probe.every_epochs:
         return None
     root = probe.root or recipe.data.root
-    return KnnProbe(root, probe.px, probe.k, probe.temperature, probe.max_images, recipe.data.workers)
+    return KnnProbe(root, probe.px, probe.k, probe.temperature, probe.max_images, workers)

@@ -61,7 +61,7 @@ def test_float32_on_a_gpu_is_float32_and_tf32_is_asked_for_by_name(precision, co
 
 @pytest.mark.parametrize(
     ("cores", "ranks", "place", "expected"),
-    [(16, 1, CUDA, 15), (64, 8, CUDA, 7), (1, 1, CUDA, 1), (2, 1, CPU, 2), (64, 1, CPU, 8), (2, 4, CPU, 1)],
+    [(16, 1, CUDA, 15), (64, 8, CUDA, 7), (1, 1, CUDA, 1), (2, 1, CPU, 1), (64, 1, CPU, 8), (2, 4, CPU, 1)],
 )
 def test_workers_are_the_cores_that_a_rank_has_but_one_on_a_gpu_machine(monkeypatch, cores, ranks, place, expected):
     monkeypatch.setattr(device, "usable_cores", lambda: cores)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adco.config import Encoder as Options
-from adco.encoder import Encoder, key_encoder_of, mlp_head, momentum_update
+from adco.encoder import Encoder, key_encoder_of, mlp_head, momentum_update, paired_parameters
 from adco.norms import SplitBatchNorm, frozen_statistics, replace_norms
 
 
@@ -28,7 +28,7 @@ def test_momentum_update_is_the_moving_average_of_parameters_only():
         for p in query.parameters():
             p.add_(torch.randn_like(p))
     query.backbone.bn1.running_mean += 1
-    momentum_update(key, query, 0.9)
+    momentum_update(*paired_parameters(key, query), 0.9)
     followed = dict(query.named_parameters())
     for name, k in key.named_parameters():
         q = followed[name]

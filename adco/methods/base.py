@@ -12,12 +12,13 @@ from adco import counter, distributed
 from adco.bank import Bank
 from adco.config import Compute, Recipe
 from adco.contrast import Ascent, Contrast, Pair
-from adco.encoder import Encoder, key_encoder_of, momentum_update
+from adco.device import set_arithmetic, upload
+from adco.encoder import Encoder, key_encoder_of, momentum_update, paired_parameters
 from adco.errors import UserError
 from adco.norms import replace_norms
 from adco.optim import cosine
 
-PRECISION = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISION = {"float32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -60,21 +61,25 @@ class Method(nn.Module):
         options = recipe.encoder
         self.encoder = replace_norms(encoder, options.batch_norm == "sync", options.norm_splits)
         self.bank = self.key_encoder = None  # of the methods that have them
+        self.sizes = {view.px for view in recipe.views}
         self.meet(pairs)
 
     def prepared(self, compute: Compute, device: torch.device) -> Method:
         """The method on the device, its encoders in the precision and memory format of `compute`. Raises UserError."""
-        if compute.cuda_graphs and device.type != "cuda":
-            raise UserError(
-                f"recipe: compute.cuda_graphs=true needs an NVIDIA GPU, and this is {device.type}; set it false"
-            )
-        self.to(device, memory_format=torch.channels_last if compute.channels_last else torch.contiguous_format)
-        for encoder in filter(None, (self.encoder, self.key_encoder)):
-            encoder.precision = PRECISION[compute.precision]
-            if compute.cuda_graphs:
-                encoder.backbone.compile(mode="reduce-overhead")
-            elif compute.compile:
-                encoder.backbone.compile()
+        for asked, key in ((compute.cuda_graphs, "cuda_graphs=true"), (compute.precision == "tf32", "precision=tf32")):
+            if asked and device.type != "cuda":
+                raise UserError(f"recipe: compute.{key} needs an NVIDIA GPU, and this is {device.type}; leave it out")
+        set_arithmetic(device, compute.precision)
+        memory_format = torch.channels_last if compute.channels_last else torch.contiguous_format
+        self.to(device, memory_format=memory_format)
+        encoders = [encoder for encoder in (self.encoder, self.key_encoder) if encoder is not None]
+        for encoder in encoders:
+            encoder.precision, encoder.memory_format = PRECISION[compute.precision], memory_format
+            if compute.compile or compute.cuda_graphs:
+                # a graph for each size of views: one for all would carry sizes as symbols, which costs speed
+                encoder.backbone.compile(mode="reduce-overhead" if compute.cuda_graphs else None, dynamic=False)
+        if compute.compile or compute.cuda_graphs:
+            _allow_graphs(2 * len(self.sizes) * len(encoders))  # with gradient and, where micro-batches are, without
         return self
 
     def meet(self, pairs: Sequence[Pair]) -> None:
@@ -95,6 +100,13 @@ class Method(nn.Module):
         """After the optimizer's step."""
 
 
+def _allow_graphs(count: int) -> None:
+    """Let torch.compile make so many graphs of one function before it gives up and runs it uncompiled."""
+    options = torch._dynamo.config
+    name = "recompile_limit" if hasattr(options, "recompile_limit") else "cache_size_limit"  # before torch 2.7
+    setattr(options, name, max(getattr(options, name), count))
+
+
 class KeyedMethod(Method):
     """A method whose targets are keys: the rows of an encoder that follows the trained one by moving average."""
 
@@ -102,18 +114,19 @@ class KeyedMethod(Method):
         super().__init__(recipe, encoder, pairs)
         self.options, self.seed = recipe.encoder, recipe.seed
         self.key_encoder = key_encoder_of(self.encoder, recipe.encoder)
+        self.followed = paired_parameters(self.key_encoder, self.encoder)
 
     def targets(self, parts: Sequence[Sequence[Tensor]], moment: Moment) -> dict[int, Tensor]:
         """The keys; the key encoder takes its step before them, as in the released code."""
         momentum = self.options.key_momentum
         if self.options.key_momentum_to_one:
             momentum = cosine(moment.step, 1, moment.steps, momentum, 1.0, by="step")
-        momentum_update(self.key_encoder, self.encoder, momentum)
+        momentum_update(*self.followed, momentum)
         return {view: self.keys([part[view] for part in parts], view, moment.step) for view in self.key_views}
 
     def restart_key_encoder(self) -> None:
         """Copy the trained encoder's parameters into the key encoder (after filling the bank)."""
-        momentum_update(self.key_encoder, self.encoder, 0.0)
+        momentum_update(*self.followed, 0.0)
 
     @torch.no_grad()
     def keys(self, parts: Sequence[Tensor], view: int, step: int) -> Tensor:
@@ -122,8 +135,9 @@ class KeyedMethod(Method):
             return torch.cat([self.key_encoder([part])[0] for part in parts])
         images = torch.cat(list(parts))
         order = counter.permutation(self.seed, 64 * step + view, distributed.ranks() * len(images), counter.SHUFFLE)
-        order = torch.from_numpy(order).to(images.device)
-        mixed = distributed.gather(images)[distributed.own(order)].contiguous(memory_format=torch.channels_last)
+        order = upload(torch.from_numpy(order), images.device)
+        mixed = distributed.gather(images)[distributed.own(order)]
+        mixed = mixed.contiguous(memory_format=self.key_encoder.memory_format)
         rows = torch.cat([self.key_encoder([part])[0] for part in mixed.chunk(len(parts))])
         return distributed.own(distributed.gather(rows)[order.argsort()])
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from adco import counter, distributed
 from adco.config import Mix, Recipe
 from adco.contrast import Contrast
+from adco.device import upload
 from adco.methods.base import Moment
 from adco.methods.moco import MoCo
 
@@ -33,13 +34,12 @@ class MoCHi(MoCo):
         n, losses, hits = F.normalize(self.bank.rows, dim=1), [], []
         for pair in self.pairs:
             q, k = queries[pair.query], keys[pair.key]
-            u = self.numbers(len(q), pair.query, moment.step).to(q)
+            u = upload(self.numbers(len(q), pair.query, moment.step).to(q.dtype), q.device)
             logits, label = self.logits(q, k, n, mixed(q.detach(), n, self.mix, u))
             losses.append(F.cross_entropy(logits, label))
             hits.append(logits.argmax(dim=1) == label)
-        losses = torch.stack(losses)
-        loss = (losses * losses.new_tensor([pair.weight for pair in self.pairs])).sum()
-        return Contrast(loss, None, losses.detach(), torch.stack(hits).float().mean())
+        loss = sum(pair.weight * loss for pair, loss in zip(self.pairs, losses, strict=True))
+        return Contrast(loss, None, torch.stack(losses).detach(), torch.stack(hits).float().mean())
 
     def logits(self, q: Tensor, k: Tensor, n: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """Queries, keys (B, D), queue (K, D), synthetic negatives (B, S, D) -> (B, columns) and (B,) the positives."""
