@@ -68,12 +68,13 @@ def usable_cores() -> int:
 
 
 def resolve_workers(workers: int | str, device: torch.device) -> int:
-    """How many threads read images for one rank. `auto`: all usable cores but one, where a CPU trains at most 8; the
-    ranks of a machine (LOCAL_WORLD_SIZE, as torchrun sets it) share its cores; at least 1."""
+    """How many threads read images for one rank. `auto`: all of its cores but one, where a CPU trains at most 8, at
+    least 1. The ranks that torchrun starts on a machine share its cores; a task of SLURM has what it asked for."""
     if workers != "auto":
         return int(workers)
-    spare = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1
-    return max(1, spare if device.type == "cuda" else min(spare, MOST_WORKERS_ON_CPU))
+    cores, ranks = usable_cores(), os.environ.get("LOCAL_WORLD_SIZE")
+    cores = cores // int(ranks) if ranks else min(cores, int(os.environ.get("SLURM_CPUS_PER_TASK", cores)))
+    return max(1, cores - 1 if device.type == "cuda" else min(cores - 1, MOST_WORKERS_ON_CPU))
 
 
 @functools.cache

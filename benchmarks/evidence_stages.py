@@ -276,8 +276,8 @@ class _Maker:
     def _python(self, *words: object) -> list[str]:
         return [sys.executable, *map(str, words)]
 
-    def _workers(self) -> int:
-        return 1 if self.place.device == "cpu" else 4
+    def _workers(self) -> int | str:
+        return 1 if self.place.device == "cpu" else "auto"
 
     def _trial(self, name: str, number: int) -> Path:
         return self.place.output / "grid" / f"{name}-{number}"

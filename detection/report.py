@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
 
 from adco.datacheck import OFFICIAL
@@ -110,6 +111,7 @@ def describe_settings(cfg: CfgNode) -> dict[str, object]:
         "norm": cfg.MODEL.RESNETS.NORM,
         "norms": {owner: cfg.MODEL[owner].NORM for owner in NORM_OWNERS if cfg.MODEL[owner].NORM},
         "mixed_precision": cfg.SOLVER.AMP.ENABLED,
+        "tf32_convolutions": cfg.MODEL.DEVICE.startswith("cuda") and torch.backends.cudnn.allow_tf32,
         "image_px_train": list(cfg.INPUT.MIN_SIZE_TRAIN),
         "image_px_test": cfg.INPUT.MIN_SIZE_TEST,
         "precise_bn_iterations": cfg.TEST.PRECISE_BN.NUM_ITER if cfg.TEST.PRECISE_BN.ENABLED else 0,

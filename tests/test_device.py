@@ -67,6 +67,9 @@ def test_workers_are_the_cores_that_a_rank_has_but_one_on_a_gpu_machine(monkeypa
     monkeypatch.setattr(device, "usable_cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
     assert resolve_workers("auto", place) == expected
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", str(max(1, cores // ranks)))
+    assert resolve_workers("auto", place) == expected
     assert resolve_workers(3, place) == 3 and resolve_workers(0, place) == 0
 
 
