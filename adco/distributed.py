@@ -106,11 +106,6 @@ def ranks() -> int:
     return dist.get_world_size() if _running() else 1
 
 
-def on_gpus() -> bool:
-    """Whether several ranks train on GPUs."""
-    return _running() and dist.get_backend() == "nccl"
-
-
 def own(rows: Tensor) -> Tensor:
     """This rank's N of the (ranks * N, ...) rows that `gather` would give."""
     size = rows.shape[0] // ranks()

@@ -7,7 +7,6 @@ import torch
 
 from adco.config import Encoder as Options
 from adco.encoder import Encoder, key_encoder_of, mlp_head, momentum_update, paired_parameters
-from adco.norms import SplitBatchNorm, frozen_statistics, replace_norms
 
 
 @pytest.mark.parametrize(
@@ -64,21 +63,6 @@ def test_joined_views_share_their_statistics_by_size_only():
     torch.testing.assert_close(a[2], b[2])
     a, b = apart.eval()(views), joined.load_state_dict(apart.state_dict()) and joined.eval()(views)
     torch.testing.assert_close(a, b)
-
-
-def test_split_norms_equal_norms_on_each_part():
-    x, norm = torch.randn(6, 5, 4, 4, dtype=torch.float64), torch.nn.BatchNorm2d(5).double()
-    split = replace_norms(torch.nn.Sequential(torch.nn.BatchNorm2d(5).double()), sync=False, splits=3)
-    assert isinstance(split[0], SplitBatchNorm)
-    parts = [norm(part) for part in x.chunk(3)]
-    torch.testing.assert_close(split(x), torch.cat(parts))
-    means = torch.stack([0.1 * part.mean(dim=(0, 2, 3)) for part in x.chunk(3)])
-    torch.testing.assert_close(split[0].running_mean, means.mean(dim=0))
-    with frozen_statistics(split):
-        split(x + 7)
-    torch.testing.assert_close(split[0].running_mean, means.mean(dim=0))
-    running = split[0].running_mean.view(-1, 1, 1), split[0].running_var.view(-1, 1, 1)
-    torch.testing.assert_close(split.eval()(x), (x - running[0]) / (running[1] + 1e-5).sqrt())
 
 
 def test_autocast_leaves_float32_rows():
