@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+MOST_BYTES = 15 << 20  # of the file of figures, whatever a section does
+
 
 @dataclass(frozen=True)
 class Section:
@@ -62,6 +64,8 @@ class Context:
         """Append a figure to the file, flushed, and print it. facts: what else belongs to it (settings, spread)."""
         line = {"section": self.section.number, "name": name, "value": value, "unit": unit, **facts}
         with self.file.open("a") as file:
+            if file.tell() > MOST_BYTES:
+                raise RuntimeError(f"{self.file} is full: more than {MOST_BYTES >> 20} MiB of figures")
             file.write(json.dumps(line) + "\n")
         shown = f"{value:.5g}" if isinstance(value, float) else value
         print(f"{self.section.number:2} {name}: {shown} {unit}".rstrip(), flush=True)
