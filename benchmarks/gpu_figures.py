@@ -101,7 +101,9 @@ def write_record(path: Path, lines: Sequence[Mapping], asked: Mapping[str, objec
         **asked,
         "sections": {modules[number]: known for number, known in sorted(facts.items())},
         "figures": {name: value for name, value in named.items() if name not in scores},
-    }
+        "units": {f"{modules[number]}/{name}": figure["unit"] for (number, name), figure in figures.items()
+                  if figure.get("unit")},
+    }  # fmt: skip
     seconds = round(sum(known.get("seconds", 0) for known in facts.values()), 1)
     hardware = [line["hardware"] for line in lines if "hardware" in line]
     here = provenance.commit()

@@ -21,7 +21,7 @@ from PIL import Image
 
 from adco.errors import Failure, UserError
 from adco.records import load_record
-from benchmarks import gpu, gpu_figures, gpu_pack, gpu_process, gpu_unpack
+from benchmarks import gpu, gpu_figures, gpu_pack, gpu_page, gpu_process, gpu_unpack
 from benchmarks.gpu_sections import SECTIONS, Context, Section, cuda_tests, machine
 
 section_process = importlib.import_module("benchmarks.gpu_sections.__main__")
@@ -151,6 +151,38 @@ def test_sigterm_ends_the_section_and_leaves_the_table(fakes, capsys):
     assert "6 terminate: interrupted after" in (fakes / "table.txt").read_text()
     assert load_record(fakes / "record.json").scores == {"good/rate": 12.5}
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_pages_have_what_the_records_have_and_nothing_else(tmp_path, capsys):
+    step, learning = (next(s.number for s in SECTIONS if s.module == name) for name in ("step", "learning"))
+    lines = [
+        {"section": step, "name": "eager", "value": 2512.3456, "unit": "images/s"},
+        {"section": step, "name": "graphs", "value": None, "unit": "", "reason": "not run: no time"},
+        {"section": step, "hardware": "1 x NVIDIA H100"},
+        {"section": step, "result": "killed", "seconds": 9.0, "code": None, "reason": "at its limit of 9 s"},
+        {"section": learning, "name": "knn", "value": 51.5, "unit": "%"},
+    ]
+    (tmp_path / "results").mkdir()
+    gpu_figures.write_record(tmp_path / "results" / "h100.json", lines, {"device": "cuda"}, "drawn images", "unknown")
+    for name in gpu_page.PAGES:
+        (tmp_path / name).write_text(f"prose\n{gpu_page.BEGIN}\nold\n{gpu_page.END}\nmore\n")
+    words = ["--results", str(tmp_path / "results"), "--docs", str(tmp_path)]
+    assert gpu_page.main(words) == 0
+    speed, evidence = ((tmp_path / name).read_text() for name in ("speed.md", "evidence.md"))
+    assert "**1 x NVIDIA H100**" in speed and "| eager | 2512 images/s |\n| graphs | not run |" in speed
+    assert f"{SECTIONS[step].title}: killed (at its limit of 9 s)" in speed and f"{SECTIONS[6].title}: not run" in speed
+    assert "| knn | 51.5 % |" in evidence and "eager" not in evidence and "knn" not in speed
+    assert "old" not in speed and speed.startswith("prose\n") and speed.endswith("\nmore\n")
+    gpu_figures.write_record(tmp_path / "results" / "cpu.json", lines, {"device": "cpu"}, "drawn images", "unknown")
+    assert gpu_page.main(words) == 2 and "cpu.json: not measured on a GPU" in capsys.readouterr().err
+
+
+def test_the_pages_in_the_documents_are_those_of_the_records():
+    records = {path: load_record(path) for path in sorted((gpu_page.ROOT / "results/gpu").glob("*.json"))}
+    for name, sections in gpu_page.PAGES.items():
+        page = (gpu_page.ROOT / "docs" / name).read_text()
+        found = page.partition(gpu_page.BEGIN + "\n")[2].partition(gpu_page.END)[0]
+        assert found == gpu_page.tables(records, sections)
 
 
 def test_what_has_too_little_time_left_is_skipped_with_a_word(fakes, monkeypatch):
