@@ -1,16 +1,22 @@
-"""The input pipeline against the released AdCo's, lightly's and solo-learn's: per core, and a loader on two cores.
+"""The input pipeline against the released AdCo's, lightly's and solo-learn's: per core, and loaders to the device.
+
+    python benchmarks/run.py input [--quick] [--device cuda] [--data FOLDER] [--reference CLONE]
 
 The references are re-statements: the same libraries and calls, written here. `--reference CLONE` times the transforms
-of a clone of the released code as well. Pictures: 500 x 375 JPEGs, generated, or those of `--data FOLDER`.
+of a clone of the released code as well. Images: 500 x 375 JPEGs, generated, or those of `--data FOLDER`.
+
+Loaders are timed until normalised float32 views lie on the device: with 1, 8 and 16 threads (processes in the released
+loader) as far as there are cores, 1 and 2 on a small machine. `race.steady` says what of a loader's work counts.
 """
 
 from __future__ import annotations
 
 import io
 import random
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,21 +29,24 @@ from torchvision.transforms import v2
 
 from adco import native, views
 from adco.augment import MEAN, STD
+from adco.batch import Batch
 from adco.config import View
+from adco.device import usable_cores
 from adco.errors import UserError
 from adco.images import ImageIndex, index_folder
 from adco.loader import ViewDataset, batches, requests, resolve_backend
 from benchmarks.photographs import write_photographs
-from benchmarks.race import Options, Outcome, Ratio, Timing, race, ratio
+from benchmarks.race import Options, Outcome, Ratio, Timing, race, ratio, steady, steady_count, steady_length
 
 TWO = (View(), View())
 SMALLER = ((224, 0.2, 1.0), (192, 0.172, 0.86), (160, 0.143, 0.715), (128, 0.114, 0.571), (96, 0.086, 0.429))
 SIX = (View(), *(View(px=px, scale=[low, high]) for px, low, high in SMALLER))
 CPU = torch.device("cpu")
+NAMES = {1: "one", 2: "two"}  # of numbers of workers in names of ratios
 
 
 class Blur:
-    """MoCo's and solo-learn's GaussianBlur on a picture."""
+    """MoCo's and solo-learn's GaussianBlur on an image."""
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
@@ -93,7 +102,7 @@ def solo_learn_view() -> Callable:
 
 
 class Views:
-    """Picture -> one tensor a view."""
+    """Image -> one tensor a view."""
 
     def __init__(self, made: Sequence[Callable]):
         self.made = made
@@ -107,7 +116,7 @@ SIX_RELEASED = Views([released_view(spec.px, spec.scale) for spec in SIX])
 
 
 def run(options: Options) -> Outcome:
-    """The races: two crops and key + 5 crops on one core, then loaders with two workers."""
+    """The races: two crops and key + 5 crops on one core, then loaders with some numbers of workers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -137,44 +146,34 @@ def _run(options: Options, index: ImageIndex) -> Outcome:
         **{f"clone, {name}": partial(_by_pillow, files, made) for name, made in with_clone.items() if "5" in name},
     }
     timings = race(two, options.rounds, count) | race(six, options.rounds, count)
-    loaders, images = _loaders(index, 96 if options.quick else 384)
-    timings |= race(loaders, options.rounds, images)
+    counts, ratios = worker_counts(usable_cores()), []
+    for workers in counts:
+        found = race_loaders(index, workers, options)
+        timings |= found
+        ratios += loader_ratios(found, workers)
+    settings = {"backend": resolve_backend("auto", CPU, 2), "fast_jpeg": native.fast_jpeg(), "cores": 1}
+    settings |= {"loader_workers": list(counts), "device": options.device.type}
     return Outcome(
         unit="image",
         timings=list(timings.values()),
-        ratios=_ratios(timings),
+        ratios=[*ratios, *_ratios(timings)],
         scores={"mean_jpeg_kb": sum(map(len, files)) / count / 1e3},
         data=options.data.name if options.data else "generated photographs, 500 x 375",
-        settings={
-            "backend": resolve_backend("auto", CPU, 2),
-            "fast_jpeg": native.fast_jpeg(),
-            "cores": 1,
-            "loader_workers": 2,
-        },
+        settings=settings,
         notes=[] if options.reference else ["the clone of the released code: not run (--reference)"],
     )
 
 
 def _ratios(timings: dict[str, Timing]) -> list[Ratio]:
-    ours = timings["ours, two crops"]
-    others = [ratio(f"input.two_crops_vs_{n}", timings[f"{n}, two crops"], ours, 4) for n in ("lightly", "solo-learn")]
-    clone = [
-        ratio(
-            f"input.{'two_crops' if 'two' in name else 'key_and_5_crops'}_vs_clone",
-            timing,
-            timings["ours" + name[5:]],
-            goal,
-        )
-        for name, timing in timings.items()
-        for goal in (4 if "two" in name else 7,)
-        if name.startswith("clone")
-    ]
+    two, six = timings["ours, two crops"], timings["ours, key + 5 crops"]
+    others = [ratio(f"input.two_crops_vs_{n}", timings[f"{n}, two crops"], two, 4) for n in ("lightly", "solo-learn")]
+    if "clone, two crops" in timings:
+        others.append(ratio("input.two_crops_vs_clone", timings["clone, two crops"], two, 4))
+        others.append(ratio("input.key_and_5_crops_vs_clone", timings["clone, key + 5 crops"], six, 7))
     return [
         *others,
-        *clone,
-        ratio("input.loader_two_workers", timings["released, loader"], timings["ours, loader"], 4.5),
-        ratio("input.key_and_5_crops", timings["released, key + 5 crops"], timings["ours, key + 5 crops"], 7),
-        ratio("input.two_crops", timings["released, two crops"], ours, 4),
+        ratio("input.key_and_5_crops", timings["released, key + 5 crops"], six, 7),
+        ratio("input.two_crops", timings["released, two crops"], two, 4),
     ]
 
 
@@ -204,24 +203,81 @@ def _ours(index: ImageIndex, files: Sequence[bytes], specs: Sequence[View], full
     return work
 
 
-def _loaders(index: ImageIndex, images: int) -> tuple[dict[str, Callable[[], None]], int]:
-    """Loaders of two crops with two workers: the released one keeps its processes from round to round."""
-    batch = 32
-    steps = images // batch
-    folder = datasets.ImageFolder(str(index.root), TWO_RELEASED)
-    sampler = RandomSampler(folder, num_samples=steps * batch)
-    theirs = DataLoader(folder, batch, sampler=sampler, num_workers=2, drop_last=True, persistent_workers=True)
+def worker_counts(cores: int) -> tuple[int, ...]:
+    """The numbers of workers that loaders are timed with."""
+    return tuple(count for count in ((1, 8, 16) if cores >= 8 else (1, 2)) if count <= cores)
 
-    def released() -> None:
-        for _ in theirs:
-            pass
 
-    def ours() -> None:
-        dataset = ViewDataset(index, TWO, 0, 0)
-        for made in batches(dataset, requests(0, len(index), batch, 0, steps), 2, CPU):
-            made.to_views(CPU)
+def race_loaders(index: ImageIndex, workers: int, options: Options) -> dict[str, Timing]:
+    """Our backends and the released loader, two 224 px crops, until the views lie on the device."""
+    device, count = options.device, steady_count(workers, 16)
+    batch = min(len(index), 8 if options.quick else 32)
+    theirs = released_loader(index.root, TWO[0], batch, workers, count, device)
 
-    return {"released, loader": released, "ours, loader": ours}, steps * batch
+    def ours(backend: str) -> Callable[[], float]:
+        def work() -> float:
+            made = our_loader(index, TWO, backend, batch, workers, count, device)
+            return steady(made, lambda views: views.to_views(device), workers, count, device)[0]
+
+        return work
+
+    contestants = {f"{backend}, {workers} workers": ours(backend) for backend in backends_for(device)}
+    use = partial(uploaded, device=device)
+    contestants[f"released, {workers} workers"] = lambda: steady(theirs, use, workers, count, device)[0]
+    return race(contestants, options.rounds, batch * count, device)
+
+
+def loader_ratios(found: dict[str, Timing], workers: int) -> list[Ratio]:
+    """Every backend against the released loader, the first one last."""
+    name, reference = NAMES.get(workers, workers), found[f"released, {workers} workers"]
+    main, *others = (timing for timing in found.values() if timing is not reference)
+    more = [ratio(f"input.{t.name.split(',')[0]}_{name}_workers", reference, t, 1) for t in others]
+    return [*more, ratio(f"input.loader_{name}_workers", reference, main, 4.5)]
+
+
+def backends_for(device: torch.device) -> tuple[str, ...]:
+    """The backends worth timing, the one that `auto` takes first."""
+    cpu = "native" if native.available() else "device"
+    return tuple(dict.fromkeys((cpu, "device", "nvjpeg"))) if device.type == "cuda" else (cpu,)
+
+
+def our_loader(
+    index: ImageIndex, specs: Sequence[View], backend: str, batch: int, workers: int, count: int, device: torch.device
+) -> Iterable[Batch]:
+    """One pass of our loader, for `steady`; its threads are started for it, which takes no time."""
+    wanted = requests(0, len(index), batch, 0, steady_length(workers, count))
+    return batches(ViewDataset(index, specs, 0, 0, backend), wanted, workers, device)
+
+
+def released_loader(root: Path, view: View, batch: int, workers: int, count: int, device: torch.device) -> DataLoader:
+    """The released loader of two views; each iteration is a pass for `steady`, by processes that live as long as it.
+
+    Beside a GPU they are spawned: a fork would copy the locks of CUDA's threads. Raises UserError where the batches
+    that they make ahead do not fit into shared memory.
+    """
+    _check_shared_memory((2 * workers + 2) * batch * 2 * 3 * view.px**2 * 4)
+    folder = datasets.ImageFolder(str(root), Views([released_view(view.px, view.scale)] * 2))
+    sampler = RandomSampler(folder, num_samples=steady_length(workers, count) * batch)
+    cuda = device.type == "cuda"
+    return DataLoader(
+        folder, batch, sampler=sampler, num_workers=workers, drop_last=True, pin_memory=cuda, persistent_workers=True,
+        multiprocessing_context="spawn" if cuda else None,
+    )  # fmt: skip
+
+
+def uploaded(batch: Sequence, device: torch.device) -> list[torch.Tensor]:
+    """The views of a batch of the released loader on the device."""
+    return [view.to(device, non_blocking=True) for view in batch[0]]
+
+
+def _check_shared_memory(needed: int) -> None:
+    place = Path("/dev/shm")
+    free = shutil.disk_usage(place).free if place.is_dir() else needed
+    if free < needed:
+        raise UserError(
+            f"{place}: the released loader needs {needed >> 20} MiB of shared memory, and {free >> 20} are free; "
+            "start the container with --ipc=host or --shm-size"
+        )
 
 
 def _clone(root: Path) -> dict[str, Callable]:

@@ -1,9 +1,9 @@
-"""bf16 against float32: the same run twice, the loss of every step beside the other's.
+"""bf16, and on a GPU tf32, against float32: the same run in each, the losses of its steps beside the others'.
 
     python benchmarks/precision.py --device cuda [--steps 200] --output precision.json
 
-AdCo's recipe of 200 epochs (ResNet-50, 224 px, batch 256) on a GPU, the small one on a CPU; generated pictures, the
-same for both. What is told: the mean relative difference of the loss, and that of its mean over the last fifth.
+AdCo's recipe of 200 epochs (ResNet-50, 224 px, batch 256) on a GPU, the small one on a CPU; generated images, the same
+for all. Reported: the mean relative difference of the loss, and that of its mean over the last fifth.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     args = parser.parse_args(argv)
     device, begun = resolve_device(args.device), time.perf_counter()
-    losses = {precision: run(precision, args.steps, device) for precision in ("float32", "bf16")}
+    others = ("bf16", "tf32") if device.type == "cuda" else ("bf16",)
+    losses = {precision: run(precision, args.steps, device) for precision in ("float32", *others)}
     scores = compared(losses["float32"], losses["bf16"])
+    for other in others[1:]:
+        scores |= {f"{other}/{name}": value for name, value in compared(losses["float32"], losses[other]).items()}
     settings = {"steps": args.steps, "logged_every": 10, "losses": losses, "device": str(device)}
     seconds = round(time.perf_counter() - begun, 1)
     record = Record("benchmark/bf16-against-float32", scores, {}, {"name": "sample"}, settings, seconds)

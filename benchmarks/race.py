@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from adco.errors import UserError
+from adco.monitor import Rate
 from adco.records import Record, load_record
+
+T = TypeVar("T")
 
 ROUNDS = 5
 REGRESSION = 0.2  # a ratio this much below the committed one is worth a warning
@@ -24,7 +30,7 @@ REGRESSION = 0.2  # a ratio this much below the committed one is worth a warning
 @dataclass(frozen=True)
 class Options:
     """What the command line says. quick: end within a minute on two cores; reference: a clone of the released code;
-    data: a folder of pictures to use instead of generated ones; device: where the work runs."""
+    data: a folder of images to use instead of generated ones; device: where the work runs."""
 
     quick: bool = False
     reference: Path | None = None
@@ -54,6 +60,11 @@ class Timing:
     def rate(self) -> float:
         """Items a second at the median."""
         return self.items / self.median
+
+    @property
+    def spread(self) -> float:
+        """The slowest round's seconds less the fastest's, over the median."""
+        return (max(self.seconds) - min(self.seconds)) / self.median
 
 
 @dataclass(frozen=True)
@@ -86,8 +97,8 @@ class Outcome:
         """Aligned lines: name, milliseconds an item, items a second, spread of the rounds."""
         lines = [("contestant", f"ms/{self.unit}", f"{self.unit}/s", "spread")]
         for timing in self.timings:
-            spread = (max(timing.seconds) - min(timing.seconds)) / timing.median
-            lines.append((timing.name, f"{1e3 / timing.rate:.2f}", f"{timing.rate:.1f}", f"{100 * spread:.0f}%"))
+            row = f"{1e3 / timing.rate:.2f}", f"{timing.rate:.1f}", f"{100 * timing.spread:.0f}%"
+            lines.append((timing.name, *row))
         lines += [(name, f"{value:.4g}", "", "") for name, value in self.scores.items()]
         widths = [max(len(line[i]) for line in lines) for i in range(4)]
         return "\n".join(
@@ -116,8 +127,8 @@ def race(
 ) -> dict[str, Timing]:
     """Run every contestant once unmeasured, then `rounds` times in turn, the order reversed each round.
 
-    A contestant may return a float: the seconds of the part that counts; otherwise the whole call counts.
-    On a CUDA device a call ends when the device's work has ended.
+    A contestant may return a float: the seconds of the part that counts; otherwise the whole call counts. On a GPU that
+    is the time between two events, one before the call's work and one after it, and no work of other calls is left.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for round_ in range(rounds + 1):
@@ -127,6 +138,49 @@ def race(
             if round_:
                 seconds[name].append(taken)
     return {name: Timing(name, tuple(taken), items) for name, taken in seconds.items()}
+
+
+def repeated(step: Callable[[], object], times: int) -> Callable[[], None]:
+    """So many steps on end, as training runs them: a GPU is given the next one while it still works on the last."""
+
+    def work() -> None:
+        for _ in range(times):
+            step()
+
+    return work
+
+
+def steady(
+    made: Iterable[T], use: Callable[[T], object], workers: int, count: int, device: torch.device
+) -> tuple[float, float]:
+    """Seconds of taking and using `count` batches at a loader's steady rate, and the share of them spent waiting.
+
+    made: a pass of `steady_length` batches. The first 2 x workers + 2 are dropped unused: a loader makes so many ahead,
+    and they may be older than the clock. As many as there are workers are dropped after it: when the clock stops, as
+    much work is unfinished as when it starts, and nothing is being made while another contestant is timed.
+    """
+    rate = Rate(device)
+    stream = rate.waiting(made)
+    deque(islice(stream, 2 * workers + 2), maxlen=0)
+    _synchronize(device)
+    rate.scalars(0)
+    for batch in islice(stream, count):
+        use(batch)
+    _synchronize(device)
+    found = rate.scalars(count)
+    deque(stream, maxlen=0)
+    return count / found["images_per_second"], found["loader_wait_share"]
+
+
+def steady_count(workers: int, least: int = 30) -> int:
+    """How many batches to time: at least so many, and a multiple of the workers, because processes that make a batch
+    each deliver as many batches at a time as there are processes."""
+    return -(-least // workers) * workers
+
+
+def steady_length(workers: int, count: int) -> int:
+    """How many batches one pass of a loader needs for `steady` to time `count` of them."""
+    return 2 * workers + 2 + count + workers
 
 
 def ratio(name: str, reference: Timing, candidate: Timing, goal: float) -> Ratio:
@@ -156,8 +210,19 @@ def regressions(outcome: Outcome, committed: Path) -> list[str]:
 
 
 def _timed(work: Callable[[], object], device: torch.device | None) -> float:
-    begun = time.perf_counter()
+    if device is None or device.type != "cuda":
+        begun = time.perf_counter()
+        result = work()
+        return result if isinstance(result, float) else time.perf_counter() - begun
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    _synchronize(device)
+    before.record()
     result = work()
-    if device is not None and device.type == "cuda":
+    after.record()
+    _synchronize(device)
+    return result if isinstance(result, float) else before.elapsed_time(after) / 1000
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return result if isinstance(result, float) else time.perf_counter() - begun

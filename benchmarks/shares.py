@@ -1,10 +1,10 @@
-"""Where a training step's time goes: pictures, encoder, key encoder, bank, optimiser, each timed alone and in turn.
+"""Where a training step's time goes: images, encoder, key encoder, bank, optimiser, each timed alone and in turn.
 
     python benchmarks/shares.py [--device cuda] [--rounds 5] --output shares.json
 
 AdCo with ResNet-50 at 224 px, batch 256, 65,536 rows on a GPU; the small recipe on a CPU. Shares are of the parts' sum;
-the whole step, from the same pictures, stands beside it. Pictures are generated photographs' size, kept in memory, and
-made into views by as many threads as there are: on a GPU that work goes on beside the step, so its share is not added.
+the whole step stands beside it. `momentum_update` is the key encoder's moving average. Images are random pixels, kept
+in memory, and made into views by `--workers` threads: on a GPU that goes on beside the step, so its share is not added.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from adco.loader import ViewDataset, batches, requests
 from adco.records import Record
 from adco.trainer import Trainer
 from benchmarks.race import ROUNDS, race
+from benchmarks.step import random_batch
 from benchmarks.times import bank_step, trainer, whole_step
 
-PARTS = ("encoder", "key_encoder", "bank", "optimiser")
+PARTS = ("encoder", "key_encoder", "bank", "optimiser", "momentum_update")
 
 
 @command
@@ -65,10 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parts_of(made: Trainer) -> dict[str, Callable[[], object]]:
-    """The encoder forward and backward, the key encoder forward, the optimiser with the moving average."""
-    method, sizes = made.method, made.recipe.views
-    views = [torch.randn(made.recipe.batch, 3, view.px, view.px, device=made.device) for view in sizes]
-    views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+    """The encoder forward and backward, the key encoder forward, the optimiser, and the moving average."""
+    method, views = made.method, random_batch(made.recipe, made.device).pixels
 
     def encoder() -> None:
         made.optimizer.zero_grad()
@@ -78,16 +77,18 @@ def parts_of(made: Trainer) -> dict[str, Callable[[], object]]:
         with torch.no_grad():
             method.key_encoder([views[view] for view in method.key_views])
 
-    def optimiser() -> None:
-        made.optimizer.step()
-        momentum_update(method.key_encoder, method.encoder, made.recipe.encoder.key_momentum)
-
     encoder()  # so that there are gradients to step along
-    return {"encoder": encoder, "key_encoder": key_encoder, "optimiser": optimiser}
+    momentum = made.recipe.encoder.key_momentum
+    return {
+        "encoder": encoder,
+        "key_encoder": key_encoder,
+        "optimiser": made.optimizer.step,
+        "momentum_update": lambda: momentum_update(*method.followed, momentum),
+    }
 
 
 def make_input(made: Trainer, device: torch.device, workers: int) -> Callable[[], object]:
-    """The views of one batch, from pictures in memory to normalised pixels on the device."""
+    """The views of one batch, from images in memory to normalised pixels on the device."""
     recipe, px = made.recipe, 256 if device.type == "cuda" else 160
     pixels = np.random.default_rng(0).integers(0, 256, (recipe.batch, px, px, 3), dtype=np.uint8)
     paths = tuple(map(str, range(recipe.batch)))

@@ -2,8 +2,8 @@
 
     python benchmarks/times.py [--device cuda] [--rounds 5] --output times.json
 
-ResNet-18 at the small recipes' sizes, pictures in memory, so that nothing but the method differs. `seconds_per_epoch`
-is of 9,469 pictures. A bank's share of a step is the time from given embeddings to their gradient and the stepped bank,
+ResNet-18 at the small recipes' sizes, images in memory, so that nothing but the method differs. `seconds_per_epoch`
+is of 9,469 images. A bank's share of a step is the time from given embeddings to their gradient and the stepped bank,
 over the whole step's. Memory is the GPU's peak during a step beyond what was held before it; on a CPU: not run.
 """
 
@@ -24,11 +24,11 @@ from torch.nn import functional as F
 
 from adco.device import has_half_precision, resolve_device
 from adco.errors import command
-from adco.loader import Batch
 from adco.recipe_files import load_recipe
 from adco.records import Record
 from adco.trainer import Trainer
 from benchmarks.race import ROUNDS, Timing, race
+from benchmarks.step import random_batch
 
 IMAGES = 9469
 METHODS = ("adco", "caco", "moco", "mochi", "simclr", "byol", "simsiam", "swav")
@@ -67,7 +67,7 @@ def contestants() -> list[tuple[str, str, list[str]]]:
 
 
 def trainer(recipe: str, change: Sequence[str], device: torch.device, folder: Path) -> Trainer:
-    """A run of the recipe on as many pictures as a batch has, which are never read; no bank is filled."""
+    """A run of the recipe on as many images as a batch has, which are never read; no bank is filled."""
     precision = "bf16" if has_half_precision(device) else "float32"
     quiet = ["probe.every_epochs=0", "monitor.every_steps=0", "data.workers=0", f"compute.precision={precision}"]
     made = load_recipe(recipe, [*change, *quiet, f"data.root={folder / 'images'}", "epochs=1000"])
@@ -80,10 +80,8 @@ def trainer(recipe: str, change: Sequence[str], device: torch.device, folder: Pa
 
 
 def whole_step(made: Trainer, device: torch.device) -> Callable[[], object]:
-    """Forward, backward, optimiser, key encoder and bank, on the same pictures each time."""
-    generator = torch.Generator().manual_seed(0)
-    sizes = [(made.recipe.batch, 3, view.px, view.px) for view in made.recipe.views]
-    batch = Batch(tuple(torch.randn(size, generator=generator) for size in sizes), None, {}).to(device)
+    """Forward, backward, optimiser, key encoder and bank, on the same images each time."""
+    batch = random_batch(made.recipe, device)
     return lambda: made.train_step(batch)
 
 

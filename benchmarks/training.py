@@ -3,115 +3,106 @@
     python benchmarks/run.py training [--quick] [--device cuda] [--data FOLDER]
 
 On a GPU: ResNet-50, two 224 px crops, batch 256, bf16 for both, as many loader workers as there are cores (16 at most).
-On the CPU: ResNet-18, 64 px, batch 64, float32, two workers. `released` is our re-statement of the released transforms
-in a DataLoader (benchmarks/input.py) before our re-statement of its step (benchmarks/step.py). Each round starts its
-loader anew; the first step of a round, which waits for it to fill, does not count.
+On the CPU: ResNet-18, 64 px, batch 64, float32, two workers; quick: 32 px, batch 8. `released` is our re-statement of
+the released transforms in a DataLoader (benchmarks/input.py) before our re-statement of its step (benchmarks/step.py).
+
+A round is a pass of each loader in turn. Its first 2 x workers + 2 batches are dropped, since a loader makes so many
+ahead: trained on, a queue that was filled before the clock started would hide what the loader costs. At least 30 are
+timed, a multiple of the workers; as many as there are workers are dropped behind them, which keeps the loader at work
+until the clock stops, and idle while the other contestant runs (`race.steady`). The released loader's processes live
+through all rounds; our loader's threads are started again each round.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler
-from torchvision import datasets
 
-from adco.batch import Batch
-from adco.config import Data, Recipe, View
+from adco.config import Data, Recipe
+from adco.device import usable_cores
 from adco.images import ImageIndex, index_folder
-from adco.loader import ViewDataset, batches, requests
-from adco.monitor import Rate
 from adco.trainer import Trainer
-from benchmarks.input import Views, released_view
+from benchmarks.input import backends_for, our_loader, released_loader, uploaded
 from benchmarks.photographs import write_photographs
-from benchmarks.race import Options, Outcome, race, ratio
-from benchmarks.step import recipe_for, released_step
+from benchmarks.race import Options, Outcome, race, ratio, steady, steady_count
+from benchmarks.step import random_batch, recipe_for, released_step, with_arithmetic
 
+MOST_WORKERS = 16
 GOALS = {"cuda": 2.5, "cpu": 1.0}  # times the released images a second; the project names no goal for a CPU
-GPU_HOUR_OF_IMAGES = 3600.0
+SECONDS_AN_HOUR = 3600.0
 IMAGENET = 1_281_167
 
 
 def run(options: Options) -> Outcome:
     """Race the backends of our loader, each before our step, against the released loader before the released step."""
     device, big = options.device, options.device.type == "cuda"
-    workers = min(16, os.cpu_count() or 1) if big else 2
-    recipe = recipe_for(device)
-    steps = (4 if options.quick else 12) if big else (2 if options.quick else 4)
+    workers = min(MOST_WORKERS, usable_cores()) if big else 2
+    recipe, count = recipe_for(device, small=options.quick and not big), steady_count(workers)
+    main, *others = backends = backends_for(device)
     with tempfile.TemporaryDirectory() as folder:
         root = options.data or write_photographs(Path(folder) / "jpegs", 4 * recipe.batch, 2, 500, 375)
         index, shares = index_folder(root), {}
-        backends = ("native", "device", "nvjpeg") if big else ("native",)
         contestants = {
-            f"ours, {name}": _ours(recipe, name, index, workers, steps, Path(folder) / name, device, shares)
+            f"ours, {name}": our_training(recipe, name, index, workers, count, Path(folder) / name, device, shares)
             for name in backends
         }
-        contestants["released"] = _released(recipe, root, workers, steps, device)
-        found = race(contestants, options.rounds, steps * recipe.batch, device)
+        contestants["released"] = released_training(recipe, root, workers, count, device, shares)
+        found = race(contestants, options.rounds, count * recipe.batch, device)
     reference = found["released"]
-    ratios = [ratio(f"training_{name}_vs_released", reference, found[f"ours, {name}"], 1) for name in backends[1:]]
-    ratios.append(ratio("training_vs_released", reference, found["ours, native"], GOALS[device.type]))
+    ratios = [ratio(f"training_{name}_vs_released", reference, found[f"ours, {name}"], 1) for name in others]
+    ratios.append(ratio("training_vs_released", reference, found[f"ours, {main}"], GOALS[device.type]))
     scores = {f"loader_wait_share/{name}": share for name, share in shares.items()}
     if big:
         rate = max(timing.rate for name, timing in found.items() if name.startswith("ours"))
-        scores["gpu_hours_per_imagenet_epoch"] = IMAGENET / rate / GPU_HOUR_OF_IMAGES
+        scores["gpu_hours_per_imagenet_epoch"] = gpu_hours(rate)
     settings = {"arch": recipe.encoder.arch, "px": recipe.views[0].px, "batch": recipe.batch, "loader_workers": workers}
-    settings |= {"precision": recipe.compute.precision, "threads": torch.get_num_threads(), "steps_a_round": steps}
+    settings |= {"precision": recipe.compute.precision, "threads": torch.get_num_threads(), "steps_a_round": count}
+    settings["dropped_before"] = 2 * workers + 2
     notes = () if big else ("a GPU's figures: not run on this machine",)
     data = options.data.name if options.data else "generated photographs, 500 x 375"
     return Outcome("image", list(found.values()), ratios, scores, data, settings, notes)
 
 
-def _ours(
-    recipe: Recipe, backend: str, index: ImageIndex, workers: int, steps: int, output: Path, device: torch.device,
+def gpu_hours(images_per_second: float) -> float:
+    """Hours that one GPU takes for an epoch of ImageNet."""
+    return IMAGENET / images_per_second / SECONDS_AN_HOUR
+
+
+def our_training(
+    recipe: Recipe, backend: str, index: ImageIndex, workers: int, count: int, output: Path, device: torch.device,
     shares: dict[str, float],
 ) -> Callable[[], float]:  # fmt: skip
+    """A round of our loader and step: seconds of `count` steps. shares: where the share of waiting goes, by backend."""
     trainer = Trainer(replace(recipe, data=Data(root=str(index.root), workers=0)), output, device)
-    dataset = ViewDataset(index, recipe.views, 0, 0, backend)
+    train = with_arithmetic(trainer.train_step, device, recipe.compute.precision)
+    train(random_batch(recipe, device))  # cuDNN chooses its algorithms now, and not while the clock runs
 
     def work() -> float:
-        wanted = requests(0, len(index), recipe.batch, 0, steps + 1)
-        rate = Rate(device)
-        taken = _timed(rate.waiting(batches(dataset, wanted, workers, device)), trainer.train_step, device, rate)
-        shares[backend] = rate.scalars(steps)["loader_wait_share"]
-        return taken
+        made = our_loader(index, recipe.views, backend, recipe.batch, workers, count, device)
+        seconds, shares[backend] = steady(made, train, workers, count, device)
+        return seconds
 
     return work
 
 
-def _released(recipe: Recipe, root: Path, workers: int, steps: int, device: torch.device) -> Callable[[], float]:
-    view: View = recipe.views[0]
-    folder = datasets.ImageFolder(str(root), Views([released_view(view.px, view.scale)] * 2))
-    sampler = RandomSampler(folder, num_samples=(steps + 1) * recipe.batch)
-    make = partial(DataLoader, folder, recipe.batch, sampler=sampler, num_workers=workers, drop_last=True)
+def released_training(
+    recipe: Recipe, root: Path, workers: int, count: int, device: torch.device, shares: dict[str, float]
+) -> Callable[[], float]:
+    """The same of the released loader and step; its share of waiting goes under `released`."""
+    loader = released_loader(root, recipe.views[0], recipe.batch, workers, count, device)
     step = released_step(recipe, device)
 
-    def train(batch: tuple[list[Tensor], Tensor]) -> None:
-        step([view.to(device, non_blocking=True) for view in batch[0]])
+    step(list(random_batch(recipe, device).pixels))
 
-    return lambda: _timed(iter(make(pin_memory=device.type == "cuda")), train, device)
+    def train(batch: Sequence) -> None:
+        step(uploaded(batch, device))
 
+    def work() -> float:
+        seconds, shares["released"] = steady(loader, train, workers, count, device)
+        return seconds
 
-def _timed(
-    made: Iterator[Batch] | Iterable, train: Callable[[object], object], device: torch.device, rate: Rate | None = None
-) -> float:
-    """Seconds of all steps but the first."""
-    begun = 0.0
-    for number, batch in enumerate(made):
-        train(batch)
-        if number == 0:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if rate is not None:
-                rate.scalars(0)
-            begun = time.perf_counter()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begun
+    return work
