@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -16,18 +17,22 @@ import torch
 from sklearn.manifold import TSNE
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
 from adco import views
-from adco.config import Recipe
+from adco.augment import from_uint8
+from adco.batch import Request
+from adco.config import Recipe, View
+from adco.device import upload
 from adco.errors import UserError
 from adco.health import effective_rank
 from adco.images import ImageIndex, UnreadableImage
 from adco.methods import build_method
 from adco.recipe_files import as_recipe
-from adco.reference import reference_view
+from adco.reference import reference_levels
+from adco.threads import RowByRow, host_memory, in_threads
 from adco.weightfiles import read_weights
 
+BATCH = 64  # images at a time
 PERCENTILE = 5.0  # of the queries themselves, so many percent would be outliers
 NAMES = {"adco": "AdCo", "caco": "CaCo", "moco": "MoCo v2", "mochi": "MoCHi"}
 QUERIES, NEAR, FAR = "#9db4d3", "#e08e2b", "#b3123f"
@@ -76,10 +81,13 @@ def queries_of(run: Run, index: ImageIndex, images: int, seed: int, device: torc
     are left.
     """
     chosen = np.linspace(0, len(index) - 1, min(images, len(index))).round().astype(int)
-    loader = DataLoader(_Views(index, chosen, run.recipe.views[0], seed), 64, num_workers=workers)
+    wanted = (Request(0, rows) for rows in np.array_split(np.arange(len(chosen)), range(BATCH, len(chosen), BATCH)))
+    draws = views.draw(run.recipe.views[0], seed, 0, chosen, 0)
+    begin = partial(_views, index, chosen, run.recipe.views[0], draws, device)
     encoder, found = run.encoder.to(device), []
-    for pixels, readable in loader:
-        rows = encoder([pixels.to(device).contiguous(memory_format=torch.channels_last)])[0].cpu()
+    for pixels, readable in in_threads(begin, wanted, workers):
+        images = from_uint8(upload(pixels, device)).contiguous(memory_format=torch.channels_last)
+        rows = encoder([images])[0].cpu()
         found.append(F.normalize(rows, dim=1)[readable])
     found = torch.cat(found)
     if len(found) < 10:
@@ -87,22 +95,24 @@ def queries_of(run: Run, index: ImageIndex, images: int, seed: int, device: torc
     return found
 
 
-class _Views(Dataset):
-    """Picture i -> its random query view (3, px, px), normalised, and whether it could be read."""
+def _views(
+    index: ImageIndex, chosen: np.ndarray, view: View, draws: views.Draws, device: torch.device, request: Request
+) -> RowByRow:
+    """Random query views of images `chosen[request.samples]` in the making: (B, 3, px, px) uint8, and (B,)
+    whether each could be read."""
+    size = len(request.samples)
+    pixels = host_memory((size, 3, view.px, view.px), torch.uint8, device)
+    readable = torch.ones(size, dtype=torch.bool)
 
-    def __init__(self, index: ImageIndex, chosen: np.ndarray, view, seed: int):
-        self.index, self.chosen, self.view = index, chosen, view
-        self.draws = views.draw(view, seed, 0, chosen, 0)
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, bool]:
+    def fill(row: int, i: int, bad: dict[str, str]) -> None:
         try:
-            image = self.index.image(int(self.chosen[i]))
+            image = index.image(int(chosen[i]))
         except UnreadableImage:
-            return torch.zeros(3, self.view.px, self.view.px), False
-        return reference_view(image, self.view.px, self.view.scale, self.draws, i), True
+            pixels.numpy()[row], readable.numpy()[row] = 0, False
+        else:
+            pixels.numpy()[row] = reference_levels(image, view.px, view.scale, draws, i)
+
+    return RowByRow(request.samples, fill, lambda bad: (pixels, readable))
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,6 @@ class Batch:
     choices: tuple[views.Choices, ...] | None
     bad: dict[str, str]
 
-    def pin_memory(self) -> Batch:
-        """Called by DataLoader so that copies to a GPU overlap with work."""
-        return replace(self, pixels=tuple(p.pin_memory() for p in self.pixels))
-
     def to(self, device: torch.device) -> Batch:
         """The same batch with its pixels on the device; the choices stay on the CPU."""
         return replace(self, pixels=tuple(p.to(device, non_blocking=True) for p in self.pixels))

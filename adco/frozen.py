@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -15,8 +15,9 @@ from torchvision.transforms import functional as pixels
 from adco import distributed
 from adco.augment import from_uint8
 from adco.batch import Request
+from adco.device import upload
 from adco.images import ImageIndex, UnreadableImage
-from adco.loader import in_threads
+from adco.threads import RowByRow, host_memory, in_threads
 
 NOTHING = -1  # the label where there is no picture
 BATCH = 256
@@ -50,20 +51,15 @@ class Pictures:
         return torch.zeros(3, self.px, self.px, dtype=torch.uint8), NOTHING
 
 
-class _Crops:
-    """A batch of them in the making. By threads: a fork beside gloo's threads hangs now and then, in CPython itself."""
+def _crops(pictures: Pictures, device: torch.device, request: Request) -> RowByRow:
+    """A batch of them in the making: (B, 3, px, px) uint8 and labels (B,)."""
+    shape = len(request.samples), 3, pictures.px, pictures.px
+    images, labels = host_memory(shape, torch.uint8, device), torch.empty(shape[0], dtype=torch.int64)
 
-    def __init__(self, pictures: Pictures, request: Request):
-        self.pictures, self.samples = pictures, request.samples
-        self.images = torch.empty(len(self.samples), 3, pictures.px, pictures.px, dtype=torch.uint8)
-        self.labels = torch.empty(len(self.samples), dtype=torch.int64)
+    def fill(row: int, i: int, bad: dict[str, str]) -> None:
+        images.numpy()[row], labels.numpy()[row] = pictures[i]
 
-    def rows(self, first: int, last: int) -> None:
-        for row in range(first, last):
-            self.images[row], self.labels[row] = self.pictures[int(self.samples[row])]
-
-    def batch(self, parts: Sequence[None]) -> tuple[Tensor, Tensor]:
-        return self.images, self.labels
+    return RowByRow(request.samples, fill, lambda bad: (images, labels))
 
 
 @torch.no_grad()
@@ -78,8 +74,8 @@ def embed(
     share = np.arange(distributed.rank(), -(-len(pictures) // step) * step, step)
     wanted = (Request(0, share[first : first + BATCH]) for first in range(0, len(share), BATCH))
     rows, labels = [], []
-    for images, found in in_threads(partial(_Crops, pictures), wanted, workers):
-        images = from_uint8(images.to(device)).contiguous(memory_format=torch.channels_last)
+    for images, found in in_threads(partial(_crops, pictures, device), wanted, workers):
+        images = from_uint8(upload(images, device)).contiguous(memory_format=torch.channels_last)
         rows.append(network(images))
         labels.append(found)
     return torch.cat(rows), torch.cat(labels).to(device)

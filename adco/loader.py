@@ -1,4 +1,4 @@
-"""Batches in a fixed order: which samples make step s, and the threads or processes that make their views.
+"""Batches in a fixed order: which samples make step s, and the threads that make their views.
 
 A step's batch is a function of (seed, epoch, step) and the index alone, so training may stop after any step and go on
 at the next one with the same batches, whatever the number of workers or ranks.
@@ -7,7 +7,7 @@ Backends, one meaning (`resolve_backend` chooses):
   native     decode and one fused pass a view in C, in threads of this process (adco/native)
   device     decode and crop on the CPU, in C where it is built; colour and blur in batches on the training device
   nvjpeg     threads read files; decode, crop, colour and blur on the GPU (adco/nvjpeg.py)
-  reference  torchvision's transforms on Pillow pictures, in worker processes
+  reference  torchvision's transforms on Pillow images
 """
 
 from __future__ import annotations
@@ -15,28 +15,23 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from adco import counter, native, nvjpeg, views
 from adco.batch import Batch, Request, merged
 from adco.config import View
-from adco.errors import UserError, one_line
+from adco.errors import UserError
 from adco.images import ImageIndex, UnreadableImage, decode
-from adco.reference import reference_view
-from adco.stopping import leave_ctrl_c
+from adco.reference import reference_levels
+from adco.threads import RowByRow, at_once, host_memory, in_threads
 
 THREADS_FOR_A_GPU = 8  # from here on threads make whole views faster than a GPU trains on them
-AHEAD = 3  # batches being made while one is used
-DEATHS = 3  # of worker processes, with no batch between them, are no accident
 
 
 def requests(
@@ -84,7 +79,7 @@ def resolve_backend(name: str, device: torch.device, workers: int) -> str:
     return "native" if device.type == "cpu" or workers >= THREADS_FOR_A_GPU else "device"
 
 
-class ViewDataset(Dataset):
+class ViewDataset:
     """Request -> Batch: decode each image once, make every view of it with the numbers that views.draw gives.
 
     An unreadable image is replaced by the next readable one of the index and named in `Batch.bad`; past `max_bad` of
@@ -95,20 +90,26 @@ class ViewDataset(Dataset):
         self.index, self.specs, self.seed, self.max_bad, self.backend = index, specs, seed, max_bad, backend
 
     def __getitem__(self, request: Request) -> Batch:
-        """The batch made by Pillow, for worker processes; backend `reference`, or else `device`."""
+        """The batch, made by Pillow at once; backend `reference`, or else `device`."""
+        return at_once(self.by_pillow(request, torch.device("cpu")))
+
+    def by_pillow(self, request: Request, device: torch.device) -> RowByRow:
+        """The same in the making, in memory that a copy to the device is fast from."""
         full = self.backend == "reference"
-        draws, size, bad = self.draws(request), len(request.samples), {}
-        dtype = torch.float32 if full else torch.uint8
-        pixels = [torch.empty(size, 3, spec.px, spec.px, dtype=dtype) for spec in self.specs]
-        for row, sample in enumerate(request.samples):
-            image = self.image(int(sample), bad)
+        draws, size = self.draws(request), len(request.samples)
+        pixels = [host_memory((size, 3, spec.px, spec.px), torch.uint8, device) for spec in self.specs]
+
+        def fill(row: int, sample: int, bad: dict[str, str]) -> None:
+            image = self.image(sample, bad)
             for spec, draw, out in zip(self.specs, draws, pixels, strict=True):
                 if full:
-                    out[row] = reference_view(image, spec.px, spec.scale, draw, row)
+                    out.numpy()[row] = reference_levels(image, spec.px, spec.scale, draw, row)
                 else:
                     box = views.crop_box(*image.size, spec.scale, draw.crops[row])
-                    out[row] = torch.from_numpy(views.cut(image, spec.px, box).copy())
-        return Batch(tuple(pixels), None if full else tuple(draw.choices for draw in draws), bad)
+                    out.numpy()[row] = views.cut(image, spec.px, box)
+
+        choices = None if full else tuple(draw.choices for draw in draws)
+        return RowByRow(request.samples, fill, lambda bad: Batch(tuple(pixels), choices, bad))
 
     def draws(self, request: Request) -> list[views.Draws]:
         """Everything random about the views of a request."""
@@ -126,97 +127,18 @@ class ViewDataset(Dataset):
 
 
 def batches(dataset: ViewDataset, wanted: Iterable[Request], workers: int, device: torch.device) -> Iterable[Batch]:
-    """One Batch a request, in order, made ahead by `workers` threads or processes (0: when asked for). Iterate once."""
+    """One Batch a request, in order, made ahead by `workers` threads (0: when asked for). Iterate once."""
     backend = resolve_backend(dataset.backend, device, workers)
     if backend == "nvjpeg":
-        made = in_threads(lambda request: nvjpeg.Work(dataset, request, device), wanted, workers)
-    elif backend != "reference" and native.available():
+        begin = partial(nvjpeg.Work, dataset, device=device)
+    elif backend == "reference" or not native.available():
+        begin = partial(dataset.by_pillow, device=device)
+    else:
         full = backend == "native"
         buffers = _Buffers(torch.float32 if full and device.type == "cpu" else torch.uint8, device)
-        made = in_threads(lambda request: _Work(dataset, request, buffers, full), wanted, workers)
-    else:
-        made = _in_processes(dataset, wanted, workers, device)
+        begin = partial(_Work, dataset, buffers=buffers, full=full)
+    made = in_threads(begin, wanted, workers)
     return _uploaded(made, device) if device.type == "cuda" else made
-
-
-def _in_processes(
-    dataset: ViewDataset, wanted: Iterable[Request], workers: int, device: torch.device
-) -> Iterator[Batch]:
-    """Batches by worker processes. Where one is killed all are started anew, and make what was asked for again."""
-    asked: deque[Request] = deque()
-    wanted, deaths = iter(wanted), 0
-
-    def requested() -> Iterator[Request]:
-        yield from tuple(asked)
-        for request in wanted:
-            asked.append(request)
-            yield request
-
-    while True:
-        try:
-            for batch in _data_loader(dataset, requested(), workers, device):
-                asked.popleft()
-                yield batch
-                deaths = 0
-            return
-        except RuntimeError as error:
-            deaths += 1
-            if "DataLoader worker" not in str(error):
-                raise
-            if deaths == DEATHS:
-                raise UserError(
-                    f"data.workers={workers}: worker processes were killed {deaths} times running ({one_line(error)}); "
-                    "the system does so when memory is short: lower data.workers or batch"
-                ) from error
-            print(f"note: {one_line(error)}; the workers are started anew", file=sys.stderr)
-
-
-def _data_loader(dataset: ViewDataset, wanted: Iterable[Request], workers: int, device: torch.device) -> DataLoader:
-    return DataLoader(
-        dataset,
-        sampler=wanted,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        persistent_workers=False,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=leave_ctrl_c,
-    )
-
-
-class Work(Protocol):
-    """A batch in the making: threads make its rows, a part each, and `batch` is given what `rows` returned of each."""
-
-    def rows(self, first: int, last: int) -> object: ...
-
-    def batch(self, parts: Sequence) -> object: ...
-
-
-def in_threads(begin: Callable[[Request], Work], wanted: Iterable[Request], workers: int) -> Iterator:
-    """What `batch` gives for each request, by threads that hold no lock and share out the rows of a batch (0: none)."""
-    if not workers:
-        for request in wanted:
-            work = begin(request)
-            yield work.batch([work.rows(0, len(request.samples))])
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="views")
-    begun: deque[tuple[Work, list[Future]]] = deque()
-    try:
-        for request in wanted:
-            work, size = begin(request), len(request.samples)
-            chunk = max(1, size // (4 * workers))
-            begun.append((work, [pool.submit(work.rows, i, min(i + chunk, size)) for i in range(0, size, chunk)]))
-            if len(begun) > AHEAD:
-                yield _finished(begun)
-        while begun:
-            yield _finished(begun)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _finished(begun: deque[tuple[Work, list[Future]]]) -> object:
-    work, parts = begun.popleft()
-    return work.batch([part.result() for part in parts])
 
 
 class _Work:
@@ -258,13 +180,13 @@ class _Buffers:
     """Memory for views, used again once nothing refers to it: fresh pages cost as much as a blur."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device):
-        self.dtype, self.pinned = dtype, device.type == "cuda"
+        self.dtype, self.device = dtype, device
         self.free: dict[tuple[int, ...], list[np.ndarray]] = {}
 
     def take(self, shape: tuple[int, ...]) -> Tensor:
-        """An uninitialised tensor; pinned for copies to a GPU (torch then keeps the memory for the next one itself)."""
-        if self.pinned:
-            return torch.empty(shape, dtype=self.dtype, pin_memory=True)
+        """An uninitialised tensor; where it is pinned for a GPU, torch keeps the memory for the next one itself."""
+        if self.device.type == "cuda":
+            return host_memory(shape, self.dtype, self.device)
         free = self.free.setdefault(shape, [])
         owner = free.pop() if free else torch.empty(shape, dtype=self.dtype).numpy()
         lent = owner[:]

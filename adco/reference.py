@@ -5,12 +5,14 @@ Slow, and what the fast backends are compared with: the released code's pipeline
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import functional as F
 
 from adco import views
-from adco.augment import MEAN, STD
+from adco.augment import from_uint8
 
 _COLOR = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 _NEUTRAL = (1.0, 1.0, 1.0, 0.0)
@@ -18,6 +20,14 @@ _NEUTRAL = (1.0, 1.0, 1.0, 0.0)
 
 def reference_view(image: Image.Image, px: int, scale: tuple[float, float], draws: views.Draws, row: int) -> Tensor:
     """Row `row` of the draws applied to an RGB picture: (3, px, px) float32, normalised."""
+    return from_uint8(torch.from_numpy(reference_levels(image, px, scale, draws, row).copy()))
+
+
+def reference_levels(
+    image: Image.Image, px: int, scale: tuple[float, float], draws: views.Draws, row: int
+) -> np.ndarray:
+    """The same before it is normalised: (3, px, px) uint8. By Pillow and numpy alone: of torch's operations each thread
+    that makes views would start threads of its own."""
     choices = draws.choices
     left, top, width, height = views.crop_box(*image.size, scale, draws.crops[row])
     image = F.resized_crop(image, top, left, height, width, [px, px], antialias=True)
@@ -33,4 +43,4 @@ def reference_view(image: Image.Image, px: int, scale: tuple[float, float], draw
         image = F.solarize(image, 128)
     if choices.flip[row]:
         image = F.hflip(image)
-    return F.normalize(F.to_tensor(image), MEAN, STD)
+    return np.asarray(image).transpose(2, 0, 1)

@@ -47,11 +47,6 @@ class StopRequests:
         self.number = number
 
 
-def leave_ctrl_c(_: int) -> None:
-    """What a reading process does first: Ctrl-C is for the process that started it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 @contextmanager
 def starting_processes() -> Iterator[None]:
     """Processes started anew inside never see Ctrl-C, not even while they import; it reaches this one at the end."""

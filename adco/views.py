@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
@@ -39,10 +39,6 @@ class Choices:
     gray: Tensor
     sigma_px: Tensor
     solarize: Tensor
-
-    def map(self, change) -> Choices:
-        """The same choices with `change` applied to each tensor (moving to a device, pinning)."""
-        return Choices(*(change(getattr(self, field.name)) for field in fields(self)))
 
 
 @dataclass(frozen=True)

@@ -129,5 +129,6 @@ def test_a_pictures_view_does_not_depend_on_its_neighbours(photos):
         solarize=torch.arange(8) % 4 == 1,
     )
     together = augment.augment(photos, choices)
-    alone = torch.cat([augment.augment(photos[i : i + 1], choices.map(lambda t, i=i: t[i : i + 1])) for i in range(8)])
+    one = [Choices(**{name: rows[i : i + 1] for name, rows in vars(choices).items()}) for i in range(8)]
+    alone = torch.cat([augment.augment(photos[i : i + 1], one[i]) for i in range(8)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)

@@ -33,6 +33,7 @@ for name in ("checkpoint", "data", "output-dir", "cache-dir", "device", "workers
     parser.add_argument("--" + name)
 args = parser.parse_args()
 here, out, given = Path(__file__).parent, Path(args.output_dir), args.checkpoint
+(here / "workers").write_text(args.workers)
 with (here / "ran").open("a") as file:
     file.write(f"{args.protocol} {Path(given).name}\\n")
 while (here / f"wait-{args.protocol}").exists():
@@ -255,6 +256,32 @@ def stages_running(world: Path) -> list[int]:
         except OSError:
             continue
     return found
+
+
+@pytest.mark.parametrize(("given", "expected"), [((), "auto"), (("--workers", "3"), "3")])
+def test_each_stage_resolves_its_workers_where_it_runs(world, given, expected):
+    once = words(world, "--stages", "a", *given, checkpoints=["random:resnet18:1"])
+    assert benchmark.main(once) == 0
+    assert (world / "workers").read_text() == expected
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "cores"), [("auto", 0, 10), ("auto", 1, 10), ("auto", 4, 40), (2, 0, 3), (2, 4, 9), (0, 1, 1)]
+)
+def test_the_cores_of_a_clusters_job(workers, gpus, cores):
+    assert benchmark.cpus(workers, gpus) == cores
+
+
+def test_stages_side_by_side_share_the_cores(monkeypatch):
+    monkeypatch.setattr(benchmark, "usable_cores", lambda: 64)
+    assert benchmark.threads("auto", 8) == 7 and benchmark.threads(3, 8) == 3
+    assert benchmark.threads("auto", 1) == benchmark.threads("auto", 0) == "auto"
+
+
+def test_a_wrong_word_for_workers_is_one_line(world, capsys):
+    assert benchmark.main(words(world, "--workers", "many")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "error: --workers many: expected auto or a number of threads, at least 0"
 
 
 @pytest.mark.slow

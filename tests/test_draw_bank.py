@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict
 
@@ -80,18 +81,23 @@ def test_adco_beside_moco(pictures, tmp_path, capsys):
     for row in told["runs"]:
         assert row["outlier_share"] == 1
         assert (row["bank_rows"], row["queries"]) == (64, 40)
-    assert told["settings"] == {"rows": 30, "images": 40, "seed": 0, "outlier_percentile": 5.0}
+    assert told["settings"] == {
+        "rows": 30, "images": 40, "seed": 0, "outlier_percentile": 5.0, "precision": "float32",
+    }  # fmt: skip
     assert "100.0% of 64 rows are outliers" in capsys.readouterr().out
 
 
-def test_the_queries_are_those_of_the_checkpoints_encoder_and_unreadable_pictures_are_left_out(pictures, tmp_path):
+def test_the_queries_are_those_of_the_checkpoints_encoder_and_unreadable_pictures_are_left_out(
+    pictures, tmp_path, monkeypatch
+):
     shutil.copytree(pictures / "train", tmp_path / "data")
     (tmp_path / "data" / "class1" / "003.png").write_bytes(b"not a picture")
     loaded, index = bankmap.load_run(checkpoint(tmp_path / "adco", "adco")), index_folder(tmp_path / "data")
     queries = bankmap.queries_of(loaded, index, 1000, 0, torch.device("cpu"), 0)
     assert queries.shape == (47, 16)
     assert torch.allclose(queries.norm(dim=1), torch.ones(47))
-    assert torch.equal(queries, bankmap.queries_of(loaded, index, 1000, 0, torch.device("cpu"), 0))
+    monkeypatch.setattr(os, "fork", None)
+    assert torch.equal(queries, bankmap.queries_of(loaded, index, 1000, 0, torch.device("cpu"), 3))
     with torch.no_grad():
         loaded.encoder.head[-1].weight.neg_()
         loaded.encoder.head[-1].bias.neg_()
@@ -109,6 +115,7 @@ def test_the_queries_are_those_of_the_checkpoints_encoder_and_unreadable_picture
         ("output", "expected a name that ends in .png"),
         ("data", "no such image folder"),
         ("rows", "--rows 1: expected at least 10"),
+        ("workers", "--workers many: expected auto or a number of threads"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_nothing_is_written(fault, words, pictures, tmp_path, capsys):
@@ -124,7 +131,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(fault, words, pictures
         content["method"]["encoder.head.2.weight"] = torch.zeros(3, 3)
         torch.save(content, path)
     output = tmp_path / "figure.pdf" if fault == "output" else output
-    options = {"rows": 1} if fault == "rows" else options
+    options = {"rows": {"rows": 1}, "workers": {"workers": "many"}}.get(fault, options)
     assert run(tmp_path / "absent" if fault == "data" else pictures, output, path, **options) == 2
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1

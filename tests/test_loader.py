@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import functional as F
 
 from adco import augment, loader, native
 from adco.config import View
 from adco.errors import UserError
 from adco.images import index_folder
 from adco.loader import ViewDataset, batches, requests, resolve_backend
+from adco.reference import reference_levels
 from benchmarks.photographs import write_photographs
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -47,6 +50,28 @@ def test_any_number_of_workers_and_any_start_give_the_same_batches(pictures, bac
     for other in (loaded(pictures / "train", 0, 9, workers=2, backend=backend), parts):
         assert len(other) == 9
         assert all(same(a, b) for a, b in zip(whole, other, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["reference", "device"])
+def test_pillow_works_in_threads_and_no_process_is_started(pictures, monkeypatch, backend):
+    """A fork beside the threads of CUDA or gloo may hang or crash the child."""
+    monkeypatch.setattr(os, "fork", None)
+    monkeypatch.setattr(native, "available", lambda: False)
+    whole = loaded(pictures / "train", 0, 9, workers=0, backend=backend)
+    for other in (loaded(pictures / "train", 0, 9, workers, backend=backend) for workers in (1, 3)):
+        assert all(same(a, b) for a, b in zip(whole, other, strict=True))
+
+
+def test_reference_views_are_torchvisions_to_the_bit(pictures):
+    index = index_folder(pictures / "train")
+    dataset = ViewDataset(index, SPECS, 0, 0, "reference")
+    request = next(requests(0, len(index), 8, 0, 1))
+    made = dataset[request].to_views(CPU)
+    for spec, draw, view in zip(SPECS, dataset.draws(request), made, strict=True):
+        for row, sample in enumerate(request.samples):
+            levels = reference_levels(index.image(int(sample)), spec.px, spec.scale, draw, row)
+            theirs = F.normalize(F.to_tensor(levels.transpose(1, 2, 0).copy()), augment.MEAN, augment.STD)
+            assert torch.equal(view[row], theirs)
 
 
 def test_another_seed_or_epoch_gives_other_batches(pictures):

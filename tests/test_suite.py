@@ -301,6 +301,8 @@ def test_a_rate_is_measured_once_and_only_when_allowed(tmp_path, monkeypatch):
     assert [rates("resnet18", 64, Path("d")) for _ in range(3)] == [12.5] * 3
     line = "--checkpoint random:resnet18 --data d --image-px 64 --device cpu --workers 0"
     assert (tmp_path / "asked").read_text().splitlines() == [line]
+    assert cost.Rates("cpu", "auto")("resnet18", 64, Path("d")) == 12.5
+    assert (tmp_path / "asked").read_text().splitlines()[1].endswith("--workers auto")
     assert cost.Rates("cpu", 0, allowed=False)("resnet18", 64, Path("d")) is None
     (tmp_path / "rate.py").write_text("raise SystemExit(2)")
     assert cost.Rates("cpu", 0)("resnet18", 64, Path("d")) is None

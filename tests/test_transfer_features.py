@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 
 import transfer.features as features_module
+import transfer.reading as reading_module
 from adco.augment import from_uint8
 from adco.backbone import load_backbone
 from adco.errors import UserError
@@ -40,8 +40,8 @@ def pictures(tmp_path):
 @pytest.fixture
 def reads(monkeypatch):
     """The paths decoded so far."""
-    seen, read = [], features_module.read_image
-    monkeypatch.setattr(features_module, "read_image", lambda path: (seen.append(path), read(path))[1])
+    seen, read = [], reading_module.read_image
+    monkeypatch.setattr(reading_module, "read_image", lambda path: (seen.append(path), read(path))[1])
     return seen
 
 
@@ -148,10 +148,14 @@ def test_one_pass_gives_every_feature(backbone, pictures, tmp_path, reads):
         np.testing.assert_array_equal(alone.rows[feature], done.rows[feature])
 
 
-def test_worker_processes_change_nothing(backbone, pictures, tmp_path):
-    alone = extract(backbone, pictures, [GAP], tmp_path / "a", CPU)
-    helped = extract(backbone, pictures, [GAP], tmp_path / "b", Reader(torch.device("cpu"), workers=2, batch_size=5))
-    np.testing.assert_array_equal(alone.rows[GAP], helped.rows[GAP])
+def test_threads_change_nothing_and_no_process_is_started(backbone, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fork", None)  # beside CUDA's threads a fork may hang
+    alone = extract(backbone, pictures, [GAP, RES5], tmp_path / "a", CPU)
+    for workers in (1, 3):
+        reader = Reader(torch.device("cpu"), workers, batch_size=5)
+        helped = extract(backbone, pictures, [GAP, RES5], tmp_path / str(workers), reader)
+        for feature in (GAP, RES5):
+            np.testing.assert_array_equal(alone.rows[feature], helped.rows[feature])
 
 
 def test_second_run_computes_nothing(backbone, pictures, tmp_path, reads):
@@ -212,7 +216,7 @@ def test_damage_is_noticed_and_mended(backbone, pictures, tmp_path, capsys, dama
 
 def interrupt_at(monkeypatch, path):
     """Ctrl-C while this picture is read."""
-    read = features_module.read_image
+    read = reading_module.read_image
 
     def stop(found):
         if str(found).endswith(path):
@@ -220,7 +224,7 @@ def interrupt_at(monkeypatch, path):
         return read(found)
 
     with monkeypatch.context() as patched:
-        patched.setattr(features_module, "read_image", stop)
+        patched.setattr(reading_module, "read_image", stop)
         yield
 
 
@@ -304,20 +308,34 @@ def test_broken_weights_are_an_error(pictures, tmp_path, backbone):
         extract(broken, pictures, [GAP], tmp_path / "cache", CPU)
 
 
-def test_a_killed_reading_process_says_what_to_change(backbone, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(features_module, "read_image", lambda path: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(UserError, match="fewer --workers"):
-        extract(backbone, pictures, [GAP], tmp_path / "cache", Reader(torch.device("cpu"), workers=1, batch_size=5))
-    assert files_below(tmp_path / "cache") == []
-
-
-def test_a_full_gpu_says_what_to_change(backbone, pictures, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        MemoryError(),
+    ],
+    ids=["CUDA", "cuDNN", "cuDNN without a workspace", "Python"],
+)
+def test_a_full_memory_says_what_to_change(backbone, pictures, tmp_path, monkeypatch, error):
     def full(model, images):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(features_module, "stage_features", full)
-    with pytest.raises(UserError, match="smaller --batch-size"):
+    with pytest.raises(UserError, match="out of memory; choose a smaller --batch-size"):
         extract(backbone, pictures, [GAP], tmp_path / "cache", CPU)
+
+
+def test_another_error_stays_what_it_is(backbone, pictures, tmp_path, monkeypatch):
+    def broken(path):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(reading_module, "read_image", broken)
+    for workers in (0, 2):
+        with pytest.raises(RuntimeError, match="planted"):
+            extract(backbone, pictures, [GAP], tmp_path / "cache", Reader(torch.device("cpu"), workers, batch_size=5))
+    assert files_below(tmp_path / "cache") == []
 
 
 # unreadable pictures

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import transfer.features
+import transfer.reading
 from adco.errors import UserError
 from adco.records import load_record
 from tests.transfer_data import COLOURS, assert_one_line_error, files_below, make_voc
@@ -132,8 +132,8 @@ def test_table_says_what_was_not_measured(voc):
 
 
 def test_both_protocols_in_one_pass(voc, tmp_path, capsys, monkeypatch):
-    reads, read = [], transfer.features.read_image
-    monkeypatch.setattr(transfer.features, "read_image", lambda path: (reads.append(path), read(path))[1])
+    reads, read = [], transfer.reading.read_image
+    monkeypatch.setattr(transfer.reading, "read_image", lambda path: (reads.append(path), read(path))[1])
     out = tmp_path / "out"
     assert main(arguments(voc, out, "--protocol", "pcl", "--protocol", "vissl")) == 0
     assert len(reads) == 36
@@ -158,8 +158,8 @@ def test_both_protocols_in_one_pass(voc, tmp_path, capsys, monkeypatch):
 
 def test_both_solvers_and_every_stage_on_one_pass(voc, tmp_path, monkeypatch):
     """The same mAP within 0.05 points by either solver; res2 ... res5 and GAP from one reading of each picture."""
-    reads, read = [], transfer.features.read_image
-    monkeypatch.setattr(transfer.features, "read_image", lambda path: (reads.append(path), read(path))[1])
+    reads, read = [], transfer.reading.read_image
+    monkeypatch.setattr(transfer.reading, "read_image", lambda path: (reads.append(path), read(path))[1])
     wanted = ["--protocol", "pcl", "--protocol", "openselfsup", "--stage", "all"]
     out = {solver: tmp_path / solver for solver in ("newton", "liblinear")}
     for solver, folder in out.items():
@@ -316,7 +316,7 @@ def test_scripts_run_from_anywhere_and_use_their_own_checkout(tmp_path):
     for room in ("adco", "transfer"):
         shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
     errors = tmp_path / "adco" / "errors.py"
-    errors.write_text(errors.read_text().replace("error: ", "copied: "))
+    errors.write_text(errors.read_text().replace('f"error: ', 'f"copied: '))
     scripts = [
         tmp_path / "transfer" / name for name in ("voc07.py", "knn.py", "linear.py", "imagenet.py", "places205.py")
     ]

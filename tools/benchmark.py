@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from adco.cluster import Work, job_parameters, submit
+from adco.device import usable_cores
 from adco.errors import UserError, command
 from adco.files import output_folder
 from adco.jobs import Outcome, last_line, run_jobs
@@ -27,6 +28,9 @@ from adco.suite.plan import Place, Task, describe, make_plan, reusable
 from adco.suite.results import collect, measured
 from adco.suite.stages import load_suite, only
 from adco.suite.subjects import read_subjects
+from adco.threads import parse_workers
+
+CPUS_PER_GPU = 10  # as tools/submit.py
 
 EXAMPLES = """\
 examples:
@@ -46,12 +50,13 @@ Exit code: 0 when every stage that the data allow has ended or was reused, 1 whe
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     suite = only(load_suite(args.suite, args.set), [name for text in args.stages for name in text.split(",")])
-    place = Place(args.output_dir, devices(args), args.device, args.workers, args.trials)
+    gpus = devices(args)
+    place = Place(args.output_dir, gpus, args.device, threads(args.workers, len(gpus)), args.trials)
     given = data_given(args)
     print("reading checkpoints and data sets ...", flush=True)
     subjects = read_subjects(args.checkpoint, download=not args.dry_run)
     found, missing = find_all(args.data_root, given, [name for stage in suite.stages for name in stage.data])
-    tasks = make_plan(suite, subjects, found, missing, place, Rates(args.device, args.workers, args.measure))
+    tasks = make_plan(suite, subjects, found, missing, place, Rates(args.device, place.workers, args.measure))
     print(describe(suite, tasks, place), flush=True)
     if args.dry_run:
         return 0
@@ -111,7 +116,7 @@ def submitted(args: argparse.Namespace, tasks: Sequence[Task], place: Place) -> 
     for task in tasks:
         if task.runs:
             gpus = min(task.devices, len(place.devices))
-            wants = job_parameters(task.name, 1, 1, gpus, args.workers * max(1, gpus) + 1, args.hours, args.partition,
+            wants = job_parameters(task.name, 1, 1, gpus, cpus(args.workers, gpus), args.hours, args.partition,
                                    args.account)  # fmt: skip
             work = Work(part_words(args, task, gpus), task.name, ranks=False)
             jobs[task.name] = submit(work, args.submit, place.out / "submitit", wants)
@@ -126,6 +131,17 @@ def submitted(args: argparse.Namespace, tasks: Sequence[Task], place: Place) -> 
     logs = {task.name: place.out / "jobs" / task.name / f"{task.name}.log" for task in tasks}
     return {task.name: Outcome("ended") if reusable(task) else Outcome("failed", last_line(logs[task.name]))
             for task in tasks if not task.why_not}  # fmt: skip
+
+
+def threads(workers: int | str, gpus: int) -> int | str:
+    """Threads that read images for each rank: where stages or ranks run side by side on several GPUs, `auto` is each
+    GPU's share of the cores but one."""
+    return max(1, usable_cores() // gpus - 1) if workers == "auto" and gpus > 1 else workers
+
+
+def cpus(workers: int | str, gpus: int) -> int:
+    """Cores of a cluster's job: its reading threads and one more; 10 a GPU where the threads follow from the cores."""
+    return CPUS_PER_GPU * max(1, gpus) if workers == "auto" else workers * max(1, gpus) + 1
 
 
 def part_words(args: argparse.Namespace, task: Task, gpus: int) -> tuple[str, ...]:
@@ -191,7 +207,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--jobs", type=_positive, metavar="N", help="stages at a time (default: the number of GPUs, 1 on a CPU)")
     add("--gpus", type=int, metavar="N", help="how many GPUs are used (default: all; with --submit slurm 1 a stage)")
     add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    add("--workers", type=int, default=2, metavar="N", help="reading processes of a stage (default: %(default)s)")
+    add("--workers", type=parse_workers, default="auto", metavar="N",
+        help="threads that read pictures, of each rank (default: auto, the cores but one)")  # fmt: skip
     add("--trials", type=_positive, metavar="N", help="seeds of each detector (default: the suite's)")
     add("--budget-minutes", type=float, metavar="M", help="stop after so long; the same command goes on")
     add("--submit", choices=("slurm", "local"), help="a job for each stage, through submitit; local: on this machine")

@@ -20,11 +20,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from adco import bankmap
-from adco.device import resolve_device
+from adco.device import resolve_device, resolve_workers, set_arithmetic
 from adco.errors import UserError, command
 from adco.files import atomic_write, output_folder, sha256_of, write_text
 from adco.progress import progress
 from adco.sources import open_images
+from adco.threads import parse_workers
 from adco.zoo import is_zoo, resolve
 
 EXAMPLES = """\
@@ -52,10 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=2000, help="training images (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of views, rows and t-SNE (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="reading processes (default: %(default)s)")
+    parser.add_argument("--workers", type=parse_workers, default="auto", help="reading threads (default: %(default)s)")
     args = parser.parse_args(argv)
     _check(args)
     device, index = resolve_device(args.device), open_images(args.data)
+    set_arithmetic(device)
     paths = [resolve(name) for name in args.checkpoints]
     runs = [bankmap.load_run(path) for path in paths]
     runs = [replace(run, name=str(n)) if is_zoo(n) else run for n, run in zip(args.checkpoints, runs, strict=True)]
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with atomic_write(args.output) as file:
         file.write(bankmap.draw(panels))
     settings = {key: getattr(args, key) for key in ("rows", "images", "seed")}
-    settings["outlier_percentile"] = bankmap.PERCENTILE
+    settings |= {"outlier_percentile": bankmap.PERCENTILE, "precision": "float32"}
     write_text(args.output.with_suffix(".json"), json.dumps({"runs": told, "settings": settings}, indent=2) + "\n")
     for row in told:
         print(f"{row['name']}/{row['checkpoint']}: {row['outlier_share']:.1%} of {row['bank_rows']} rows are outliers")
@@ -79,14 +81,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check(args: argparse.Namespace) -> None:
     if args.output.suffix != ".png":
         raise UserError(f"--output {args.output}: expected a name that ends in .png")
-    for name, low in (("rows", 10), ("images", 10), ("seed", 0), ("workers", 0)):
+    for name, low in (("rows", 10), ("images", 10), ("seed", 0)):
         if getattr(args, name) < low:
             raise UserError(f"--{name} {getattr(args, name)}: expected at least {low}")
     output_folder(args.output.parent)
 
 
 def _panel(run: bankmap.Run, index, args: argparse.Namespace, device: torch.device) -> bankmap.Panel:
-    queries = bankmap.queries_of(run, index, args.images, args.seed, device, args.workers)
+    workers = resolve_workers(args.workers, device)
+    queries = bankmap.queries_of(run, index, args.images, args.seed, device, workers)
     found = bankmap.outliers(queries, run.rows)
     order = np.random.default_rng(args.seed).permutation(len(run.rows))
     shown = torch.from_numpy(np.sort(order[: args.rows]))

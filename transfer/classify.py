@@ -15,6 +15,7 @@ from adco import distributed
 from adco.errors import UserError
 from adco.predictions import write_hits
 from transfer.cli import Job, explain, make_job, make_plan
+from transfer.features import enough_memory
 from transfer.metrics import REPLICATES, hits_score, in_percent, top_k_hits
 from transfer.recipes import Recipe
 from transfer.train import Trained, train
@@ -61,7 +62,9 @@ def run_recipe(args: argparse.Namespace, recipe: Recipe, data: Labelled, val: La
         if recipe.batch % distributed.ranks():
             raise UserError(f"batch {recipe.batch} cannot be shared by {distributed.ranks()} ranks; see --train-batch")
         plan = make_plan(args, job, device, job.protocol(recipe.name))
-        trained = train(recipe, job.backbone, data, val, plan, hits)
+        share = f"{recipe.batch // distributed.ranks()} images of {job.crop_px} px at a time"
+        with enough_memory(f"{share}: choose a smaller --train-batch or --image-px, more ranks, or --bf16"):
+            trained = train(recipe, job.backbone, data, val, plan, hits)
         if distributed.rank() == 0:
             report(job, recipe, trained, val, about, more, time.perf_counter() - begun)
 
@@ -97,6 +100,7 @@ def report(job: Job, recipe: Recipe, trained: Trained, val: Labelled, about: dic
         "unreadable_training_pictures": dict(sorted(trained.bad.items())[:20]),
         "pixel_mean": recipe.mean,
         "pixel_std": recipe.std,
+        "precision": "float32" if trained.network.precision is None else "bf16",
     }
     keep = partial(write_hits, names=val.pictures.paths, hits=found)
     job.write_record(recipe.name, scores, about, settings | more, seconds, keep)

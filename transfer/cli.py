@@ -12,12 +12,14 @@ import torch
 
 from adco.augment import MEAN, STD
 from adco.backbone import Backbone, load_backbone
-from adco.device import resolve_device
+from adco.device import resolve_device, resolve_workers, set_arithmetic
 from adco.errors import UserError
 from adco.files import output_folder
 from adco.provenance import code_version
 from adco.records import Predictions, Record, Score
-from transfer.features import Extraction, Feature, Pictures, Reader, extract
+from adco.threads import parse_workers
+from transfer.features import Extraction, Feature, Reader, extract
+from transfer.reading import Pictures
 from transfer.train import Plan
 from transfer.transforms import CROP_PX, RESIZE_PX, Transform
 
@@ -39,7 +41,8 @@ def make_parser(description: str, data_help: str) -> Parser:
         "--cache-dir", metavar="FOLDER", type=Path, help="where features are kept (OUTPUT_DIR/features)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX (auto)")
-    parser.add_argument("--workers", type=_at_least(0), default=2, help="processes that read pictures (2)")
+    workers = "threads that read pictures (auto: the cores but one, at most 8 without a GPU)"
+    parser.add_argument("--workers", type=parse_workers, default="auto", help=workers)
     parser.add_argument("--batch-size", type=_at_least(1), default=64, help="pictures per forward pass (64)")
     parser.add_argument(
         "--image-px",
@@ -120,6 +123,7 @@ class Job:
             "seed": self.seed,
             "batch_size": self.reader.batch_size,
             "device": str(self.reader.device),
+            "precision": "float32",
         }
         path = self.output_dir / f"{self.protocol(protocol).replace('/', '-')}.json"
         record = Record(
@@ -175,7 +179,9 @@ def make_job(args: argparse.Namespace) -> Job:
     crop_px = args.image_px or CROP_PX
     resize_px = args.resize_px or usual_resize(crop_px)
     Transform("center", crop_px, resize_px)  # raises for sizes that make no sense
-    reader = Reader(resolve_device(args.device), args.workers, args.batch_size, args.max_bad_share)
+    device = resolve_device(args.device)
+    set_arithmetic(device)
+    reader = Reader(device, resolve_workers(args.workers, device), args.batch_size, args.max_bad_share)
     backbone = load_backbone(args.checkpoint)
     cache_dir = args.cache_dir or args.output_dir / "features"
     return Job(backbone, reader, args.output_dir, cache_dir, crop_px, resize_px, args.seed)

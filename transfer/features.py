@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,15 +15,16 @@ import PIL
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
 
 from adco.augment import from_uint8
 from adco.backbone import Backbone, stage_features
+from adco.device import upload
 from adco.errors import UserError
-from adco.images import BadImages, UnreadableImage, read_image
+from adco.failures import is_out_of_memory
+from adco.images import BadImages
 from adco.progress import progress
-from adco.stopping import leave_ctrl_c
 from transfer.cache import Entry, RowsWriter
+from transfer.reading import Pictures, read_batches
 from transfer.transforms import Transform
 
 # VISSL's AvgPool2d(kernel, stride) for the map of each stage at 224 px, about 9,000 numbers each for a ResNet-50:
@@ -48,30 +47,6 @@ class Feature:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Files below a folder, in a fixed order. name: a word for file names and progress, e.g. `val`."""
-
-    root: Path
-    paths: tuple[str, ...]
-    name: str
-
-    def fingerprint(self) -> str:
-        """sha256 of paths, sizes and times of change: a picture that was exchanged makes another data set.
-
-        A file that cannot even be looked at is left to the reading, which counts and names it.
-        """
-        digest = hashlib.sha256()
-        for path in self.paths:
-            try:
-                stat = (self.root / path).stat()
-                size, changed = stat.st_size, stat.st_mtime_ns
-            except OSError:
-                size, changed = -1, 0
-            digest.update(os.fsencode(f"{path}\0{size}\0{changed}\n"))
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True)
 class Extraction:
     """Rows (N, D) float32 per feature for the pictures `kept` (N,) (positions in `Pictures.paths`), in their order.
 
@@ -90,7 +65,7 @@ class Reader:
     """How pictures are read and batched. max_bad_share: unreadable pictures beyond this share are an error."""
 
     device: torch.device
-    workers: int = 2
+    workers: int = 1
     batch_size: int = 64
     max_bad_share: float = 0.0
 
@@ -116,7 +91,7 @@ def extract(
         bad.update(found[1] if found else {})
     computed = 0
     if missing:
-        with _mendable():
+        with enough_memory("choose a smaller --batch-size"):
             computed = _one_pass(model, weights, pictures, missing, reader, bad)
         loaded.update({feature: entry.load() for feature, entry in missing.items()})
     kept = np.array([i for i, path in enumerate(pictures.paths) if path not in bad.reasons], dtype=np.int64)
@@ -161,46 +136,15 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class Decoded(Dataset):
-    """Picture i -> its uint8 tensor for each transform, or the reason why there is none."""
-
-    def __init__(self, pictures: Pictures, transforms: Sequence[Transform]):
-        self.pictures, self.transforms = pictures, tuple(transforms)
-
-    def __len__(self) -> int:
-        return len(self.pictures.paths)
-
-    def __getitem__(self, i: int) -> tuple[int, dict[Transform, Tensor] | str]:
-        try:
-            image = read_image(self.pictures.root / self.pictures.paths[i])
-        except UnreadableImage as error:
-            return i, error.reason
-        return i, {transform: transform(image) for transform in self.transforms}
-
-
-def collate(items: list) -> tuple[list[int], list[int], dict[Transform, Tensor], dict[int, str]]:
-    """-> all positions, those with a picture, their stacked tensors, and the reasons of the others."""
-    good = [(i, tensors) for i, tensors in items if not isinstance(tensors, str)]
-    stacks = defaultdict(list)
-    for _, tensors in good:
-        for transform, tensor in tensors.items():
-            stacks[transform].append(tensor)
-    bad = {i: reason for i, reason in items if isinstance(reason, str)}
-    return [i for i, _ in items], [i for i, _ in good], {t: torch.stack(s) for t, s in stacks.items()}, bad
-
-
 @contextmanager
-def _mendable() -> Iterator[None]:
-    """Turn what a smaller setting would mend into a UserError: a full GPU memory, a reading process that was killed."""
+def enough_memory(advice: str) -> Iterator[None]:
+    """Turn memory that is full, of the CPU or the GPU, into a UserError that says what to change."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise UserError("the GPU's memory is full; choose a smaller --batch-size") from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0]
-        raise UserError(f"a reading process died ({reason}); choose fewer --workers, 0 for none") from error
+        raise UserError(f"out of memory; {advice}") from error
 
 
 @torch.inference_mode()
@@ -218,32 +162,26 @@ def _one_pass(
     """
     widths = {f: _forward(model, torch.zeros(1, 3, f.transform.crop_px, f.transform.crop_px, dtype=torch.uint8), [f],
                           reader.device)[f].shape[1] for f in missing}  # fmt: skip
-    dataset = Decoded(pictures, dict.fromkeys(feature.transform for feature in missing))
-    _announce(len(dataset), widths, missing)
-    with _writers(missing, len(dataset), widths, lambda: weights_sha256(model) == weights) as writers:
+    count, transforms = len(pictures.paths), dict.fromkeys(feature.transform for feature in missing)
+    _announce(count, widths, missing)
+    with _writers(missing, count, widths, lambda: weights_sha256(model) == weights) as writers:
         first = _common_start(writers, bad)
-        loader = DataLoader(
-            Subset(dataset, range(first, len(dataset))),
-            reader.batch_size,
-            num_workers=reader.workers,
-            collate_fn=collate,
-            pin_memory=reader.device.type == "cuda",
-            worker_init_fn=leave_ctrl_c,
-        )
+        left, device = range(first, count), reader.device
+        batches = read_batches(pictures, transforms, left, reader.batch_size, reader.workers, device)
         computed, noted = 0, time.monotonic()
-        with progress(len(dataset), f"features of {pictures.name}", "images", first) as bar:
-            for positions, good, inputs, reasons in loader:
-                bad.update({pictures.paths[i]: reason for i, reason in reasons.items()})
+        with progress(count, f"features of {pictures.name}", "images", first) as bar:
+            for batch in batches:
+                bad.update(batch.bad)
                 found = {}
-                for transform, images in inputs.items():
-                    found |= _forward(model, images, [f for f in missing if f.transform == transform], reader.device)
+                for transform, images in batch.images.items() if batch.readable.any() else ():
+                    found |= _forward(model, images, [f for f in missing if f.transform == transform], device)
                 for feature, writer in writers.items():
-                    rows = np.full((len(positions), writer.width), np.nan, dtype=np.float32)
-                    if good:
-                        rows[np.isin(positions, good)] = found[feature].cpu().numpy()
-                    writer.append(rows, {pictures.paths[i]: reason for i, reason in reasons.items()})
-                computed += len(good)
-                bar.update(len(positions))
+                    rows = np.full((len(batch.positions), writer.width), np.nan, dtype=np.float32)
+                    if found:
+                        rows[batch.readable] = found[feature].cpu().numpy()
+                    writer.append(rows, batch.bad)
+                computed += int(batch.readable.sum())
+                bar.update(len(batch.positions))
                 if time.monotonic() - noted > NOTE_SECONDS and weights_sha256(model) == weights:
                     for writer in writers.values():
                         writer.note()
@@ -291,7 +229,7 @@ def _common_start(writers: dict[Feature, RowsWriter], bad: BadImages) -> int:
 
 
 def _forward(model: nn.Module, images: Tensor, features: Sequence[Feature], device: torch.device) -> dict:
-    stages = stage_features(model, from_uint8(images.to(device, non_blocking=True)))
+    stages = stage_features(model, from_uint8(upload(images, device)))
     return {feature: pooled(stages, feature.kind) for feature in features}
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from adco.errors import UserError
 from adco.images import ImageIndex, index_folder
 from transfer.cli import Job, skipped
-from transfer.features import Feature, Pictures
+from transfer.features import Feature
+from transfer.reading import Pictures
 
 
 @dataclass(frozen=True)

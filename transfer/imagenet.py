@@ -21,9 +21,9 @@ from adco.files import output_folder, write_text
 from adco.images import ImageIndex
 from transfer.classify import chosen, listed, run_recipe
 from transfer.cli import add_protocols, add_training, make_parser, require_paths
-from transfer.features import Pictures
 from transfer.imagefolder import described, read_folders
 from transfer.labels import drawn_list, list_sha256, only, read_list
+from transfer.reading import Pictures
 from transfer.recipes import IMAGENET, SEMI_PERCENT
 from transfer.train_data import Labelled
 

@@ -20,8 +20,8 @@ from adco.annotations import places_list
 from adco.errors import UserError, command
 from transfer.classify import chosen, listed, run_recipe
 from transfer.cli import add_protocols, add_training, make_parser, require_paths
-from transfer.features import Pictures
 from transfer.imagefolder import fingerprint, read_folders
+from transfer.reading import Pictures
 from transfer.recipes import PLACES205
 from transfer.train_data import Labelled
 

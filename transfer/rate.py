@@ -16,15 +16,15 @@ if __name__ == "__main__":
 import os
 
 import torch
-from torch.utils.data import DataLoader
 
 from adco.augment import from_uint8
 from adco.backbone import load_backbone
 from adco.datacheck import PICTURES
-from adco.device import resolve_device
+from adco.device import resolve_device, resolve_workers, set_arithmetic, upload
 from adco.errors import UserError, command
+from adco.threads import parse_workers
 from transfer.cli import Parser, usual_resize
-from transfer.features import Decoded, Pictures, collate
+from transfer.reading import Pictures, read_batches
 from transfer.transforms import CROP_PX, Transform
 
 SECONDS, MOST = 4.0, 4096
@@ -37,12 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="a folder with pictures anywhere below it")
     parser.add_argument("--image-px", type=int, default=CROP_PX)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=parse_workers, default="auto")
     args = parser.parse_args(argv)
     pictures = some_pictures(args.data)
     transform = Transform("center", args.image_px, usual_resize(args.image_px))
     device = resolve_device(args.device)
-    print(f"{rate(load_backbone(args.checkpoint).module().to(device), pictures, transform, device, args.workers):.4g}")
+    set_arithmetic(device)
+    model, workers = load_backbone(args.checkpoint).module().to(device), resolve_workers(args.workers, device)
+    print(f"{rate(model, pictures, transform, device, workers):.4g}")
     return 0
 
 
@@ -61,16 +63,16 @@ def some_pictures(root: Path) -> Pictures:
 @torch.inference_mode()
 def rate(model: torch.nn.Module, pictures: Pictures, transform: Transform, device: torch.device, workers: int) -> float:
     """Pictures per second over a few seconds, from file to feature; a first batch of several is not counted."""
-    batch = 64 if device.type == "cuda" else 8
-    loader = DataLoader(Decoded(pictures, [transform]), batch, num_workers=workers, collate_fn=collate)
+    size = 64 if device.type == "cuda" else 8
+    positions = range(len(pictures.paths))
     begun, count = time.perf_counter(), 0
-    for number, (_, good, inputs, _) in enumerate(loader):
-        if good:
-            model(from_uint8(inputs[transform].to(device))).sum().item()
-        if number == 0 and len(pictures.paths) > batch:
+    for number, batch in enumerate(read_batches(pictures, [transform], positions, size, workers, device)):
+        if batch.readable.any():
+            model(from_uint8(upload(batch.images[transform], device))).sum().item()
+        if number == 0 and len(positions) > size:
             begun = time.perf_counter()
             continue
-        count += len(good)
+        count += int(batch.readable.sum())
         if time.perf_counter() - begun > SECONDS:
             break
     return count / (time.perf_counter() - begun)

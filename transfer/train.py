@@ -11,29 +11,34 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from adco import distributed
 from adco.augment import from_uint8
 from adco.backbone import Backbone, stage_features
+from adco.device import upload
 from adco.errors import UserError
 from adco.files import atomic_write
 from adco.images import BadImages
-from adco.optim import LARS
+from adco.optim import LARS, load_state
 from adco.progress import progress
+from adco.threads import in_threads
 from adco.weightfiles import load_torch
-from transfer.features import Decoded, collate, pooled_map, weights_sha256
+from transfer.features import pooled_map, weights_sha256
+from transfer.reading import read_batches
 from transfer.recipes import Recipe
-from transfer.train_data import Labelled, TrainingPictures, renormalised, requests, to_network, training_batches
+from transfer.train_data import Labelled, TrainingPictures, renormalised, requests, to_network
 from transfer.transforms import Transform
 
 LARC_TRUST = 0.001
+EVALUATION_BATCH = 64
+LOSS_EVERY = 10  # steps; to read it is to wait for the GPU
 Summary = Callable[[Tensor, Tensor], dict[str, Tensor]]  # logits (B, C), labels -> per-picture values by name
 
 
@@ -78,11 +83,14 @@ class Head(nn.Sequential):
 
 
 class Network(nn.Module):
-    """A torchvision ResNet and one head per feature kind."""
+    """A torchvision ResNet and one head per feature kind.
 
-    def __init__(self, backbone: Backbone, recipe: Recipe, classes: int, crop_px: int):
+    precision: None, or the dtype that autocast computes the ResNet and its pooling in; heads are float32 in any case.
+    """
+
+    def __init__(self, backbone: Backbone, recipe: Recipe, classes: int, crop_px: int, precision=None):
         super().__init__()
-        self.backbone, self.recipe = backbone.module(), recipe
+        self.backbone, self.recipe, self.precision = backbone.module(), recipe, precision
         with torch.inference_mode():
             maps = self.maps(torch.zeros(1, 3, crop_px, crop_px))
         heads = {kind: Head(m.shape[1], m[0].numel(), classes, recipe.norm) for kind, m in maps.items()}
@@ -91,8 +99,10 @@ class Network(nn.Module):
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) -> the pooled map (B, C, h, w) of each head's kind, float32."""
-        stages = stage_features(self.backbone, images)
-        return {kind: pooled_map(stages, kind).float() for kind in self.recipe.heads}
+        with torch.autocast(images.device.type, self.precision, enabled=self.precision is not None):
+            stages = stage_features(self.backbone, images)
+            maps = {kind: pooled_map(stages, kind) for kind in self.recipe.heads}
+        return {kind: values.float() for kind, values in maps.items()}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) -> logits (B, classes) of each head."""
@@ -144,9 +154,9 @@ def train(
     Raises UserError for too many unreadable pictures and for a folder that holds another run.
     """
     torch.manual_seed(plan.seed)
-    network = Network(backbone, recipe, len(data.classes), plan.crop_px).to(plan.device)
-    if plan.device.type == "cuda":
-        network = network.to(memory_format=torch.channels_last)
+    network = Network(backbone, recipe, len(data.classes), plan.crop_px, torch.bfloat16 if plan.bf16 else None)
+    layout = torch.channels_last if plan.device.type == "cuda" else torch.preserve_format
+    network = network.to(plan.device, memory_format=layout)
     optimiser, run = optimiser_for(network, recipe), Trained(network)
     before, state_file = weights_sha256(network.backbone), plan.folder / "training.pth"
     key = run_key(recipe, backbone, data, plan)
@@ -156,19 +166,19 @@ def train(
     bad = BadImages(data.pictures.root, len(data), plan.max_bad_share, "--max-bad-share")
     bad.reasons.update(run.bad)
     wrapped = distributed.parallel(network) if recipe.backbone == "tuned" else network
-    pictures = TrainingPictures(data, recipe, plan.crop_px, plan.seed)
-    wanted = requests(plan.seed, len(data), recipe.batch, first, total)
+    begin = partial(TrainingPictures(data, recipe, plan.crop_px, plan.seed).begin, device=plan.device)
+    batches = in_threads(begin, requests(plan.seed, len(data), recipe.batch, first, total), plan.workers)
     with progress(total, recipe.name, "steps", first) as bar:
-        for step, item in enumerate(training_batches(pictures, wanted, plan.workers, plan.device), first):
-            rate = recipe.factor(step, per_epoch)
-            loss = one_step(wrapped, network, optimiser, item, recipe, plan, rate)
+        for step, item in enumerate(batches, first):
+            loss = one_step(wrapped, network, optimiser, item, recipe, plan, recipe.factor(step, per_epoch))
             bad.update(item[3])
-            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            if (step + 1) % LOSS_EVERY == 0:
+                bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
             bar.update()
             if step + 1 in looks:
                 run.final = evaluate(network, val, plan, summary)
                 means = {f"{h}/{n}": float(np.nanmean(v)) for h, values in run.final.items() for n, v in values.items()}
-                run.history.append({"step": step + 1, "loss": loss, **means})
+                run.history.append({"step": step + 1, "loss": loss.item(), **means})
                 if keep_best and means[keep_best] >= max(row[keep_best] for row in run.history):
                     run.best = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
             if (step + 1) % per_epoch == 0 or step + 1 == total:
@@ -190,28 +200,26 @@ def looks_at(per_epoch: int, total: int, evaluations: int) -> set[int]:
     return {min(total, int(epoch) * per_epoch) for epoch in spread} | {total}
 
 
-def one_step(wrapped, network: Network, optimiser, item, recipe: Recipe, plan: Plan, rate: float) -> float:
-    """One optimiser step on this rank's pictures; returns the loss."""
+def one_step(wrapped, network: Network, optimiser, item, recipe: Recipe, plan: Plan, rate: float) -> Tensor:
+    """One optimiser step on this rank's pictures; returns the loss, on the device."""
     request, crops, labels, _ = item
     images = to_network(crops, request, recipe, plan.crop_px, plan.seed, plan.device)
-    labels = labels.to(plan.device, non_blocking=True)
+    labels = upload(labels, plan.device)
     for group in optimiser.param_groups:
         group["lr"] = rate * group["base_lr"]
     network.training_mode()
-    with torch.autocast(plan.device.type, torch.bfloat16, enabled=plan.bf16):
-        if recipe.backbone == "tuned":
-            logits = {kind: values.float() for kind, values in wrapped(images).items()}
-        else:
-            with torch.no_grad():
-                maps = network.maps(images)
-    if recipe.backbone != "tuned":
+    if recipe.backbone == "tuned":
+        logits = wrapped(images)
+    else:
+        with torch.no_grad():
+            maps = network.maps(images)
         logits = network.classify({kind: distributed.gather(values) for kind, values in maps.items()})
         labels = distributed.gather(labels)
     loss = loss_of(logits, labels, recipe.loss)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()
-    return loss.item()
+    return loss.detach()
 
 
 @torch.inference_mode()
@@ -223,20 +231,17 @@ def evaluate(network: Network, val: Labelled, plan: Plan, summary: Summary, fit:
     network.eval()
     transform = Transform(fit or network.recipe.fit, plan.crop_px, plan.resize_px)
     own = range(distributed.rank(), len(val), distributed.ranks())
-    decoded = torch.utils.data.Subset(Decoded(val.pictures, [transform]), own)
     found: dict[str, dict[str, list]] = {kind: {} for kind in network.heads}
-    for _, good, inputs, reasons in DataLoader(decoded, 64, num_workers=plan.workers, collate_fn=collate):
-        for i, reason in reasons.items():
-            raise UserError(f"{val.pictures.root / val.pictures.paths[i]}: cannot be read ({reason}); "
+    for batch in read_batches(val.pictures, [transform], own, EVALUATION_BATCH, plan.workers, plan.device):
+        for path, reason in batch.bad.items():
+            raise UserError(f"{val.pictures.root / path}: cannot be read ({reason}); "
                             "every picture that is tested on is needed: mend the file or take it out")  # fmt: skip
-        images, crops = inputs[transform].to(plan.device), 1
+        images, crops = upload(batch.images[transform], plan.device), 1
         if images.ndim == 5:
             crops, images = images.shape[1], images.flatten(0, 1)
-        with torch.autocast(plan.device.type, torch.bfloat16, enabled=plan.bf16):
-            maps = network.maps(renormalised(from_uint8(images), network.recipe))
-        labels = torch.from_numpy(val.labels[good])
-        for kind, logits in network.classify(maps).items():
-            logits = logits.float().unflatten(0, (-1, crops)).mean(dim=1).cpu()
+        labels = torch.from_numpy(val.labels[batch.positions])
+        for kind, logits in network(renormalised(from_uint8(images), network.recipe)).items():
+            logits = logits.unflatten(0, (-1, crops)).mean(dim=1).cpu()
             for name, values in summary(logits, labels).items():
                 found[kind].setdefault(name, []).append(values.numpy())
     parts = distributed.gather_objects({k: {n: np.concatenate(v) for n, v in d.items()} for k, d in found.items()})
@@ -283,7 +288,7 @@ def resume(path: Path, key: str, network: Network, optimiser, run: Trained) -> i
         raise UserError(f"{path}: the state of another run (protocol, checkpoint, data, size or seed); "
                         "choose another --output-dir, or remove it")  # fmt: skip
     (network.heads if network.recipe.backbone == "frozen" else network).load_state_dict(content["model"])
-    optimiser.load_state_dict(content["optimizer"])
+    load_state(optimiser, content["optimizer"])
     run.history, run.bad, run.best = content["history"], content["bad"], content["best"]
     return content["step"]
 

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as pixels
 
 from adco import augment, counter, distributed, views
+from adco.batch import Request
 from adco.config import View
+from adco.device import constant, upload
 from adco.errors import UserError
 from adco.images import UnreadableImage, read_image
-from adco.stopping import leave_ctrl_c
-from transfer.features import Pictures
+from adco.threads import RowByRow, at_once, host_memory
+from transfer.reading import Pictures
 from transfer.recipes import Recipe
 
 VOC_PX = 300
@@ -41,14 +42,6 @@ class Labelled:
         return len(self.labels)
 
 
-@dataclass(frozen=True)
-class Request:
-    """This rank's samples of one step, and the epoch whose random choices they take."""
-
-    epoch: int
-    samples: np.ndarray
-
-
 def requests(seed: int, count: int, batch: int, first_step: int, last_step: int) -> Iterator[Request]:
     """This rank's share of steps [first_step, last_step). An epoch's last batch is smaller, filled up to a multiple of
     the ranks with the epoch's first samples, as torch's DistributedSampler does."""
@@ -63,7 +56,7 @@ def requests(seed: int, count: int, batch: int, first_step: int, last_step: int)
         yield Request(epoch, np.concatenate([samples, np.resize(order, missing)])[rank::ranks])
 
 
-class TrainingPictures(Dataset):
+class TrainingPictures:
     """Request -> (request, uint8 crops (B, 3, S, S), labels, reasons by path of unreadable pictures).
 
     An unreadable picture gives its place to the next readable one, with that one's label.
@@ -73,14 +66,22 @@ class TrainingPictures(Dataset):
         self.data, self.recipe, self.crop_px, self.seed = data, recipe, crop_px, seed
 
     def __getitem__(self, request: Request) -> tuple[Request, Tensor, Tensor, dict[str, str]]:
-        bad: dict[str, str] = {}
-        uniform = _uniforms(self.recipe, self.seed, request, self.crop_px)
-        crops, rows = [], []
-        for row, sample in enumerate(request.samples):
-            image, found = self._decode(int(sample), bad)
-            rows.append(found)
-            crops.append(self._cut(image, uniform[row]))
-        return request, torch.from_numpy(np.stack(crops)), torch.from_numpy(self.data.labels[rows]), bad
+        return at_once(self.begin(request, torch.device("cpu")))
+
+    def begin(self, request: Request, device: torch.device) -> RowByRow:
+        """The same in the making, in memory that a copy to the device is fast from."""
+        size, uniform = len(request.samples), _uniforms(self.recipe, self.seed, request, self.crop_px)
+        crops = host_memory((size, 3, self.crop_px, self.crop_px), torch.uint8, device)
+        taken = np.empty(size, dtype=np.int64)  # which picture each row shows
+
+        def fill(row: int, sample: int, bad: dict[str, str]) -> None:
+            image, taken[row] = self._decode(sample, bad)
+            crops.numpy()[row] = self._cut(image, uniform[row])
+
+        def finish(bad: dict[str, str]) -> tuple[Request, Tensor, Tensor, dict[str, str]]:
+            return request, crops, torch.from_numpy(self.data.labels[taken]), bad
+
+        return RowByRow(request.samples, fill, finish)
 
     def _cut(self, image: Image.Image, uniform: np.ndarray) -> np.ndarray:
         if self.recipe.view == "voc":
@@ -99,23 +100,18 @@ class TrainingPictures(Dataset):
         raise UserError(f"{pictures.root}: none of the {len(self.data)} {pictures.name} pictures can be read")
 
 
-def training_batches(data: TrainingPictures, wanted: Iterator[Request], workers: int, device: torch.device):
-    """A loader that yields one item of `data` a request, in order."""
-    return DataLoader(
-        data, sampler=wanted, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers else None, worker_init_fn=leave_ctrl_c,
-    )  # fmt: skip
-
-
 def to_network(crops: Tensor, request: Request, recipe: Recipe, crop_px: int, seed: int, device: torch.device):
-    """uint8 crops -> the network's float input on the device, with the pixel work of the recipe's view."""
-    crops = crops.to(device, non_blocking=True)
+    """uint8 crops (B, 3, S, S) -> the network's float input on the device, with the pixel work of the recipe's view.
+
+    The random choices stay on the CPU, and the CPU waits for no copy to a GPU.
+    """
+    crops = upload(crops, device)
     if recipe.view == "voc":
         return standardise(crops.float() / 255, recipe)
     choices = views.draw(_view(recipe, crop_px), seed, request.epoch, request.samples, 0).choices
-    images = augment.augment(crops, choices.map(lambda tensor: tensor.to(device)))
+    images = augment.augment(crops, choices)
     if recipe.lighting:
-        images = images + lighting(seed, request, images) / images.new_tensor(augment.STD).view(3, 1, 1)
+        images = images + lighting(seed, request, images) / _per_channel(augment.STD, images)
     return renormalised(images, recipe)
 
 
@@ -125,21 +121,24 @@ def lighting(seed: int, request: Request, images: Tensor) -> Tensor:
     radius, angle = np.sqrt(-2 * np.log(1 - u[:, :3])), 2 * np.pi * u[:, 3:]
     alpha = PCA_DEVIATION * radius * np.cos(angle)
     noise = (alpha * np.array(PCA_VALUES)) @ np.array(PCA_VECTORS).T
-    return torch.from_numpy(noise).to(images)[:, :, None, None]
+    return upload(torch.from_numpy(noise).to(images.dtype), images.device)[:, :, None, None]
 
 
 def standardise(images: Tensor, recipe: Recipe) -> Tensor:
     """Images in [0, 1] minus the recipe's mean, over its standard deviation."""
-    mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (recipe.mean, recipe.std))
-    return (images - mean) / std
+    return (images - _per_channel(recipe.mean, images)) / _per_channel(recipe.std, images)
 
 
 def renormalised(images: Tensor, recipe: Recipe) -> Tensor:
     """Images normalised with ImageNet's statistics -> with the recipe's."""
     if (recipe.mean, recipe.std) == (augment.MEAN, augment.STD):
         return images
-    mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (augment.MEAN, augment.STD))
-    return standardise(images * std + mean, recipe)
+    return standardise(images * _per_channel(augment.STD, images) + _per_channel(augment.MEAN, images), recipe)
+
+
+def _per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:
+    """Three numbers as (3, 1, 1), where and as what the images are."""
+    return constant(values, images.device, images.dtype).view(3, 1, 1)
 
 
 def voc_view(image: Image.Image, px: int, uniform: np.ndarray) -> np.ndarray:

@@ -45,6 +45,11 @@ class Transform:
         standard = (self.crop_px, self.resize_px) == (CROP_PX, RESIZE_PX)
         return f"{self.fit}{self.crop_px}" + ("" if standard else f"-resize{self.resize_px}")
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what it makes of a picture."""
+        return (*((5,) if self.fit == "five" else ()), 3, self.crop_px, self.crop_px)
+
     def __call__(self, image: Image.Image) -> Tensor:
         """RGB picture -> (3, crop_px, crop_px) uint8, five of them for `five`; see `adco.augment.from_uint8`."""
         bilinear = pixels.InterpolationMode.BILINEAR

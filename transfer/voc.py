@@ -12,7 +12,7 @@ import numpy as np
 
 from adco.annotations import inside
 from adco.errors import UserError
-from transfer.features import Pictures
+from transfer.reading import Pictures
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),

@@ -18,7 +18,7 @@ from adco import distributed
 from adco.predictions import write_ranks
 from adco.records import Score
 from transfer.cli import Job, usual_resize
-from transfer.features import Pictures
+from transfer.features import enough_memory
 from transfer.metrics import (
     REPLICATES,
     average_precision,
@@ -27,6 +27,7 @@ from transfer.metrics import (
     sample_average_precision,
     weighted_mean,
 )
+from transfer.reading import Pictures
 from transfer.recipes import VOC_ADCO
 from transfer.train import Plan, evaluate, train, with_weights
 from transfer.train_data import VOC_PX, Labelled
@@ -60,9 +61,10 @@ def run(job: Job, voc: Voc, epochs: int | None) -> None:
     folder = job.output_dir / name.replace("/", "-")
     plan = Plan(job.reader.device, job.reader.workers, px, job.resize_px, folder, job.seed,
                 evaluations=recipe.epochs, max_bad_share=job.reader.max_bad_share)  # fmt: skip
-    trained = train(recipe, job.backbone, parts["train"], parts["val"], plan, by_image, keep_best="gap/sample_AP")
-    network = with_weights(trained.network, trained.best)
-    found = evaluate(network, parts["test"], plan, lambda logits, labels: {"logits": logits}, fit="five")
+    with enough_memory("choose a smaller --image-px"):
+        trained = train(recipe, job.backbone, parts["train"], parts["val"], plan, by_image, keep_best="gap/sample_AP")
+        network = with_weights(trained.network, trained.best)
+        found = evaluate(network, parts["test"], plan, lambda logits, labels: {"logits": logits}, fit="five")
     if distributed.rank():
         return
     scores = both_metrics(found["gap"]["logits"], parts["test"].labels == 1, job.seed)

@@ -27,7 +27,7 @@ class Rates:
     allowed: False measures nothing: every rate is None, as one is that cannot be measured
     """
 
-    def __init__(self, device: str, workers: int, allowed: bool = True):
+    def __init__(self, device: str, workers: int | str, allowed: bool = True):
         self.device, self.workers, self.allowed = device, workers, allowed
         self.found: dict[tuple[str, int, Path], float | None] = {}
 

@@ -24,13 +24,14 @@ from adco.suite.subjects import Subject
 class Place:
     """Where and on what stages run. out: the output folder; devices: CUDA_VISIBLE_DEVICES of each GPU, none: the CPU.
 
+    workers: threads that read images for a rank of a stage, or `auto`, which each stage resolves where it runs
     trials: seeds of a detector; None leaves them to the suite
     """
 
     out: Path
     devices: tuple[str, ...] = ()
     device: str = "auto"
-    workers: int = 2
+    workers: int | str = "auto"
     trials: int | None = None
 
     @property

@@ -16,7 +16,7 @@ def photographs(tmp_path_factory):
     return write_photographs(tmp_path_factory.mktemp("photographs"), 24, classes=2, width=80, height=60)
 
 
-@pytest.mark.parametrize("backend", ["native", "device"])
+@pytest.mark.parametrize("backend", ["native", "device", "reference"])
 def test_views_arrive_on_the_gpu_as_they_are_on_the_cpu(photographs, backend, gpu):
     index = index_folder(photographs)
     dataset = ViewDataset(index, SPECS, 0, 0, backend)

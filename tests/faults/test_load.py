@@ -85,7 +85,7 @@ def test_a_large_folder_starts_quickly_the_second_time(tmp_path, monkeypatch, co
 @fault(
     "many-workers",
     "Load",
-    "64 data workers, threads (native) and processes (reference), for 48 pictures on few cores",
+    "64 data workers, threads of the native and of the reference backend, for 48 pictures on few cores",
     "the same batches as without workers, none is left at the end",
 )
 def test_sixty_four_workers_make_the_same_batches(recipe, data, tmp_path, backend, workers, seen):

@@ -1,4 +1,4 @@
-"""What stops a run from within: killed, its workers killed, no number, other pictures. It goes on, or says why."""
+"""What stops a run from within: killed, an error in a thread, no number, other pictures. It goes on, or says why."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from adco import checkpoint, loader
-from adco.errors import Failure, UserError
+from adco.errors import Failure
 from adco.files import sha256_of
 from adco.images import index_folder
 from adco.recipe_files import load_recipe
@@ -115,65 +115,17 @@ def test_damaged_checkpoints_are_passed_over(recipe, data, tmp_path, seen):
         assert toy.identical(toy.weights(whole), toy.weights(part))
 
 
-@pytest.mark.parametrize("steps", [(3,), pytest.param((1, 3, 5), marks=pytest.mark.slow)])
-@fault(
-    "worker-killed",
-    "Training",
-    "SIGKILL to a data worker process while a run goes on",
-    "the workers are started anew, the run ends bit-identical",
-)
-def test_a_data_worker_is_killed(recipe, data, tmp_path, capsys, steps, seen):
-    options = data, "epochs=2", "data.workers=1", "data.backend=reference"
-    toy.trainer(recipe, tmp_path / "whole", *options).fit()
-    run = toy.trainer(recipe, tmp_path / "run", *options)
-    step, made, killed = run.train_step, loader._data_loader, []
-
-    def watched(*arguments):
-        loaders = made(*arguments)
-
-        def batches():
-            alive = iter(loaders)
-            for batch in alive:
-                if run.step in steps and run.step not in killed:
-                    worker = alive._workers[0]
-                    os.kill(worker.pid, signal.SIGKILL)
-                    worker.join()
-                    killed.append(run.step)
-                yield batch
-
-        return batches()
-
-    with mock.patch.object(loader, "_data_loader", watched):
-        run.train_step = step
-        run.fit()
-    assert killed == list(steps)
-    assert "started anew" in capsys.readouterr().err
-    assert toy.identical(toy.weights(tmp_path / "whole"), toy.weights(tmp_path / "run"))
-    seen.tries, seen.lost_steps = len(steps), 0
-
-
-@fault(
-    "workers-keep-dying",
-    "Training",
-    "data workers that the system kills as often as they are started",
-    "one line that names data.workers, no hang",
-)
-def test_workers_that_keep_dying_are_an_error(recipe, data, tmp_path):
-    with mock.patch.object(loader.ViewDataset, "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL)):
-        run = toy.trainer(recipe, tmp_path / "run", data, "data.workers=1", "data.backend=reference")
-        with pytest.raises(UserError, match="data.workers=1: worker processes were killed 3 times"):
-            run.fit()
-
-
+@pytest.mark.parametrize("backend", ["auto", "reference"])
 @fault(
     "worker-thread-error",
     "Training",
     "an unforeseen error in one of the threads that make views",
     "the run stops with that error, no hang, and goes on bit for bit when resumed",
 )
-def test_an_error_in_a_data_thread_is_not_swallowed(recipe, data, tmp_path, seen):
-    toy.trainer(recipe, tmp_path / "whole", data).fit()
-    run = toy.trainer(recipe, tmp_path / "run", data, "data.workers=2")
+def test_an_error_in_a_data_thread_is_not_swallowed(recipe, data, tmp_path, backend, seen):
+    made_by = f"data.backend={backend}"
+    toy.trainer(recipe, tmp_path / "whole", data, made_by).fit()
+    run = toy.trainer(recipe, tmp_path / "run", data, made_by, "data.workers=2")
     read, calls = type(run.index).read, iter(range(10**6))
 
     def broken(index, number):
@@ -184,7 +136,7 @@ def test_an_error_in_a_data_thread_is_not_swallowed(recipe, data, tmp_path, seen
     with mock.patch.object(type(run.index), "read", broken), pytest.raises(ZeroDivisionError, match="planted"):
         run.fit()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("views")]
-    toy.trainer(recipe, tmp_path / "run", data, resume=True).fit()
+    toy.trainer(recipe, tmp_path / "run", data, made_by, resume=True).fit()
     assert toy.identical(toy.weights(tmp_path / "whole"), toy.weights(tmp_path / "run"))
     seen.lost_steps = 0
 
