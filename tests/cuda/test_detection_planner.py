@@ -17,4 +17,3 @@ def test_accumulation_under_mixed_precision_on_a_gpu(gpu):
     before = trainer.layer.weight.clone()
     accumulated_step(trainer, 2)
     assert not torch.equal(before, trainer.layer.weight)
-

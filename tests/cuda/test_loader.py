@@ -25,4 +25,3 @@ def test_views_arrive_on_the_gpu_as_they_are_on_the_cpu(photographs, backend, gp
     for step, batch in enumerate(here):
         for a, b in zip(there[step], batch.to_views(CPU), strict=True):
             assert (a.cpu() - b).abs().max() < 0.02  # a level is 0.017 apart
-

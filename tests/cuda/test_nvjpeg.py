@@ -28,7 +28,6 @@ def test_the_gpu_makes_what_the_cpu_makes(photographs, gpu):
     assert len(arrived) == 6 and all(pixels.is_cuda for batch in arrived for pixels in batch.pixels)
 
 
-
 def test_batches_made_under_load_are_those_of_a_synchronous_run(tmp_path, gpu):
     """Images of many sizes, so that the allocator hands memory on, while matrix products keep the GPU busy: every
     batch is what it is when nothing else runs and the CPU waits for it."""
