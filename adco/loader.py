@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -126,8 +126,10 @@ class ViewDataset:
         return Image.new("RGB", (8, 8))
 
 
-def batches(dataset: ViewDataset, wanted: Iterable[Request], workers: int, device: torch.device) -> Iterable[Batch]:
-    """One Batch a request, in order, made ahead by `workers` threads (0: when asked for). Iterate once."""
+def batches(
+    dataset: ViewDataset, wanted: Iterable[Request], workers: int, device: torch.device
+) -> Generator[Batch, None, None]:
+    """One Batch a request, in order, made ahead by `workers` threads (0: when asked for), which end with it."""
     backend = resolve_backend(dataset.backend, device, workers)
     if backend == "nvjpeg":
         begin = partial(nvjpeg.Work, dataset, device=device)
@@ -194,7 +196,7 @@ class _Buffers:
         return torch.from_numpy(lent)
 
 
-def _uploaded(made: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+def _uploaded(made: Iterable[Batch], device: torch.device) -> Generator[Batch, None, None]:
     """Batches on a GPU: the next one is copied on a stream of its own while the one before is used."""
     stream, made, waiting = torch.cuda.Stream(device), iter(made), None
     while True:

@@ -7,7 +7,7 @@ No process is forked: a fork beside the threads of CUDA or gloo may hang or cras
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -75,8 +75,12 @@ def at_once(work: Work) -> object:
     return work.batch([work.rows(0, len(work.samples))])
 
 
-def in_threads(begin: Callable[[Request], Work], wanted: Iterable[Request], workers: int) -> Iterator:
-    """What `batch` gives for each request, by threads that hold no lock and share out the rows of a batch (0: none)."""
+def in_threads(begin: Callable[[Request], Work], wanted: Iterable[Request], workers: int) -> Generator:
+    """What `batch` gives for each request, by threads that hold no lock and share out the rows of a batch (0: none).
+
+    The threads end with the generator: one that may be left by an error belongs into `contextlib.closing`, because the
+    error's traceback keeps it otherwise.
+    """
     if not workers:
         yield from map(at_once, map(begin, wanted))
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -92,9 +92,12 @@ class Trainer:
             if self.step == 0 and self.method.bank is not None and self.recipe.bank.init != "random":
                 self.fill_bank()
             self.begun_at, total = self.step, self.steps * batch_images
-            with progress(total, "pretraining", "images", self.step * batch_images, self.main) as bar:
+            with (
+                progress(total, "pretraining", "images", self.step * batch_images, self.main) as bar,
+                closing(self._batches(self.step, self.steps)) as made,
+            ):
                 rate = Rate(self.device)
-                for batch in rate.waiting(self._batches(self.step, self.steps)):
+                for batch in rate.waiting(made):
                     self._note_bad(batch.bad)
                     step = self.train_step(batch)
                     bar.update(batch_images)
@@ -144,8 +147,12 @@ class Trainer:
         """Fill the bank with key embeddings of training images, as `bank.init` says, before the first step."""
         method, rows, row = self.method, self.recipe.bank.size, 0
         train = self.recipe.bank.init == "train_and_fill"
-        with progress(rows, "filling the bank", "keys", shown=self.main) as bar:
-            for number, batch in enumerate(self._batches(0, math.ceil(rows / self.recipe.batch), FILL_EPOCH)):
+        steps = math.ceil(rows / self.recipe.batch)
+        with (
+            progress(rows, "filling the bank", "keys", shown=self.main) as bar,
+            closing(self._batches(0, steps, FILL_EPOCH)) as made,
+        ):
+            for number, batch in enumerate(made):
                 self._note_bad(batch.bad)
                 parts = self._parts(batch)
                 moment = Moment(number, self.steps, self.steps_per_epoch)
@@ -160,7 +167,7 @@ class Trainer:
                     self.stops.stop()
         method.restart_key_encoder()
 
-    def _batches(self, first: int, last: int, first_epoch: int = 0) -> Iterable[Batch]:
+    def _batches(self, first: int, last: int, first_epoch: int = 0) -> Generator[Batch, None, None]:
         recipe, rank, ranks = self.recipe, distributed.rank(), distributed.ranks()
         most_bad = int(recipe.data.max_bad_share * len(self.index))
         dataset = ViewDataset(self.index, recipe.views, recipe.seed, most_bad, recipe.data.backend)

@@ -197,8 +197,8 @@ def test_what_has_too_little_time_left_is_skipped_with_a_word(fakes, monkeypatch
 
 
 def test_seconds_fit_into_what_is_left():
-    assert gpu.scale(SECTIONS, 600) == 1
-    assert gpu.seconds_for(SECTIONS, 600) == SECTIONS[0].seconds
+    assert gpu.scale(SECTIONS, 700) == 1
+    assert gpu.seconds_for(SECTIONS, 700) == SECTIONS[0].seconds
     together, left = 0.0, 115.0
     for number in range(len(SECTIONS)):
         given = gpu.seconds_for(SECTIONS[number:], left)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from unittest import mock
@@ -345,6 +346,17 @@ def test_half_precision_trains_and_resumes_exactly(tiny, tmp_path, precision, ca
     assert checkpoint.load(part / "checkpoint_00000005.pth").method["bank.rows"].dtype == torch.float32
     trainer(tiny, part, *options, resume=True).fit()
     assert identical(weights(tmp_path / "whole"), weights(part))
+
+
+def test_an_error_in_a_step_ends_the_threads_that_read_ahead(tiny, tmp_path):
+    run = trainer(tiny, tmp_path / "out", "data.workers=2")
+    with (
+        mock.patch.object(run, "train_step", side_effect=ZeroDivisionError("planted")),
+        pytest.raises(ZeroDivisionError) as kept,  # and with it the frames that hold the batches
+    ):
+        run.fit()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("views")]
+    assert "planted" in str(kept.value)
 
 
 def test_resume_with_nothing_there_starts_from_the_beginning(tiny, tmp_path, capsys):

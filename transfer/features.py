@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,9 +167,9 @@ def _one_pass(
     with _writers(missing, count, widths, lambda: weights_sha256(model) == weights) as writers:
         first = _common_start(writers, bad)
         left, device = range(first, count), reader.device
-        batches = read_batches(pictures, transforms, left, reader.batch_size, reader.workers, device)
+        made = read_batches(pictures, transforms, left, reader.batch_size, reader.workers, device)
         computed, noted = 0, time.monotonic()
-        with progress(count, f"features of {pictures.name}", "images", first) as bar:
+        with progress(count, f"features of {pictures.name}", "images", first) as bar, closing(made) as batches:
             for batch in batches:
                 bad.update(batch.bad)
                 found = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,7 +61,7 @@ def read_batches(
     batch_size: int,
     workers: int,
     device: torch.device,
-) -> Iterator[Decoded]:
+) -> Generator[Decoded, None, None]:
     """The pictures at `positions`, in this order, each decoded once for all transforms.
 
     workers: threads that read ahead, 0 for none; device: where the images will go, from pinned memory to a GPU

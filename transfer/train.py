@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -167,8 +168,8 @@ def train(
     bad.reasons.update(run.bad)
     wrapped = distributed.parallel(network) if recipe.backbone == "tuned" else network
     begin = partial(TrainingPictures(data, recipe, plan.crop_px, plan.seed).begin, device=plan.device)
-    batches = in_threads(begin, requests(plan.seed, len(data), recipe.batch, first, total), plan.workers)
-    with progress(total, recipe.name, "steps", first) as bar:
+    made = in_threads(begin, requests(plan.seed, len(data), recipe.batch, first, total), plan.workers)
+    with progress(total, recipe.name, "steps", first) as bar, closing(made) as batches:
         for step, item in enumerate(batches, first):
             loss = one_step(wrapped, network, optimiser, item, recipe, plan, recipe.factor(step, per_epoch))
             bad.update(item[3])

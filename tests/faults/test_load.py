@@ -106,6 +106,7 @@ def test_sixty_four_workers_make_the_same_batches(recipe, data, tmp_path, backen
 
 def million_adversaries(recipe: str, output: str, answer: str, *overrides: str) -> None:
     """Train two steps, resume after the first, compare; what it took goes to a file."""
+    before = mib()  # what a forked child has from its parent
     whole = toy.trainer(recipe, Path(output) / "whole", *overrides, "checkpoint.keep=2")
     step, seconds = whole.train_step, []
 
@@ -117,7 +118,7 @@ def million_adversaries(recipe: str, output: str, answer: str, *overrides: str) 
 
     whole.train_step = timed
     whole.fit()
-    peak, size = mib(), max(path.stat().st_size for path in (Path(output) / "whole").glob("*.pth"))
+    peak, size = mib() - before, max(path.stat().st_size for path in (Path(output) / "whole").glob("*.pth"))
     end = toy.weights(Path(output) / "whole")
     shutil.rmtree(Path(output) / "part", ignore_errors=True)
     shutil.move(Path(output) / "whole", Path(output) / "part")
