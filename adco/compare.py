@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit
 
 from adco.predictions import Metric, load_predictions
 from adco.published import Published
@@ -158,8 +158,8 @@ def over_trials(a: Score, b: Score, metric: str) -> Difference:
     if error == 0:
         return Difference(metric, found, found, found, 0.0 if found else 1.0, "trials without any spread")
     freedom = sum(parts) ** 2 / sum(part**2 / (score.trials - 1) for part, score in zip(parts, (a, b), strict=True))
-    reach = float(student.ppf(0.975, freedom)) * error
-    p = 2 * float(student.sf(abs(found) / error, freedom))
+    reach = float(stdtrit(freedom, 0.975)) * error
+    p = 2 * float(stdtr(freedom, -abs(found) / error))
     return Difference(metric, found, found - reach, found + reach, p, f"Welch's t, {a.trials} + {b.trials} trials")
 
 

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from adco.errors import UserError
 from adco.files import write_text
@@ -72,7 +72,7 @@ class Score(float):
         if count < 2:
             return cls(mean)
         std = statistics.stdev(values)
-        reach = float(student.ppf(0.975, count - 1)) * std / math.sqrt(count)
+        reach = float(stdtrit(count - 1, 0.975)) * std / math.sqrt(count)
         return cls(mean, mean - reach, mean + reach, std, count, "trials")
 
 

@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STARTUP_SECONDS = 4.0  # of a section's process, beside what the section is given
 RESERVE_SECONDS = 5.0  # for the last table
 SLACK_SECONDS = 15.0  # of a section, beyond one and a half times what it is given
+MINIATURE_SECONDS = 3.0  # of a section on a CPU: the first figures of each, and what more fits
 OLD_LOG_BYTES = 4 << 20  # of earlier calls' logs that are kept
 
 
@@ -172,7 +173,7 @@ def run_sections(run: Run) -> dict[Section, Result]:
     try:
         for number, section in enumerate(run.sections):
             left = run.left() - RESERVE_SECONDS
-            seconds = max(seconds_for(run.sections[number:], left), 1.0 if run.small else 0.0)
+            seconds = MINIATURE_SECONDS if run.small else seconds_for(run.sections[number:], left)
             enough = 0.0 if run.small else _least(section) * at_first / 2
             print(f"{section.number:2} {section.module}: {section.title}; {seconds:.0f} of {left:.0f} s", flush=True)
             if left < STARTUP_SECONDS or seconds < enough or not seconds:

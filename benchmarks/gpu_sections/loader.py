@@ -16,7 +16,7 @@ from benchmarks.input import TWO, backends_for, our_loader, released_loader, upl
 from benchmarks.race import steady, steady_count
 from benchmarks.training import MOST_WORKERS
 
-RELEASED_SECONDS = 20.0  # for its processes to start, and a pass of theirs
+RELEASED_SECONDS, SMALL_SECONDS = 20.0, 2.0  # for its processes to start, and a pass of theirs; in miniature
 
 
 def run(context: Context) -> None:
@@ -29,7 +29,7 @@ def run(context: Context) -> None:
     for backend, workers in [*ours, *((name, most) for name in others)]:
         make = partial(our_loader, index, TWO, backend, batch, workers, device=device)
         measured(context, f"{backend}/{workers}", make, lambda made: made.to_views(device), workers, batch, backend)
-    if context.left() < RELEASED_SECONDS:
+    if context.left() < (SMALL_SECONDS if context.small else RELEASED_SECONDS):
         context.skip(f"released/{cores}", f"{context.left():.0f} s were left of {context.seconds:.0f}")
         return
     make = partial(released_loader, index.root, TWO[0], batch, cores, device=device)

@@ -27,7 +27,8 @@ ORDER = (
     "contiguous", "released, tf32", "unfused", "bare, compiled",
 )  # fmt: skip
 COMPILED = ("compiled", "graphs", "bare, compiled")
-QUICK_SECONDS, COMPILED_SECONDS = 8.0, 30.0  # that a contestant is given at least
+QUICK_SECONDS, COMPILED_SECONDS = 8.0, 30.0  # that a contestant is given at least on a GPU
+SMALL_SECONDS = 1.0  # and in miniature
 
 
 def run(context: Context) -> None:
@@ -50,7 +51,7 @@ def run(context: Context) -> None:
 
 def enough(context: Context, name: str, seconds: float) -> bool:
     """Whether so much time is left; where not, the figure is reported as not run."""
-    if context.left() >= seconds:
+    if context.left() >= (SMALL_SECONDS if context.small else seconds):
         return True
     context.skip(name, f"{context.left():.0f} s were left of {context.seconds:.0f}")
     return False
