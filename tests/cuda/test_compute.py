@@ -26,7 +26,8 @@ def test_options_compute_the_same(gpu, compute):
 
 
 def test_float32_is_float32_and_tf32_is_not(gpu):
-    """Against float64, in units of the largest value: float32 is good to some 1e-6, TF32's ten bits to some 1e-4."""
+    """Against float64, in units of the largest value: float32 is good to some 1e-6 (fast algorithms: 1e-5), TF32's ten
+    bits to some 4e-4."""
     torch.manual_seed(0)
     images, weight = torch.randn(8, 64, 28, 28), torch.randn(64, 64, 3, 3)
     exact = F.conv2d(images.double(), weight.double())
@@ -36,10 +37,10 @@ def test_float32_is_float32_and_tf32_is_not(gpu):
         found = F.conv2d(images.to(gpu), weight.to(gpu)).cpu().double()
         return ((found - exact).abs().max() / exact.abs().max()).item()
 
-    assert error("float32") < 5e-6
+    assert error("float32") < 3e-5
     if torch.cuda.get_device_capability() >= (8, 0):  # older ones have no TF32
-        assert 2e-5 < error("tf32") < 5e-3
-    assert error("float32") < 5e-6  # and back
+        assert 1e-4 < error("tf32") < 5e-3
+    assert error("float32") < 3e-5  # and back
 
 
 def test_matrix_products_are_float32_in_every_precision(gpu):
