@@ -79,6 +79,7 @@ def fakes(tmp_path, monkeypatch) -> Path:
         monkeypatch.setattr(module, "SECTIONS", FAKES)
     for name, seconds in {"STARTUP": 0.2, "RESERVE": 0.1, "SLACK": -1.0}.items():
         monkeypatch.setattr(gpu, f"{name}_SECONDS", seconds)
+    monkeypatch.setattr(gpu, "MINIATURE_SECONDS", 2.0)
     monkeypatch.setattr(gpu_process, "GRACE_SECONDS", 0.5)
     monkeypatch.setenv("COMMAND", str(os.getpid()))
     return tmp_path / "out"
@@ -107,7 +108,7 @@ def test_a_section_that_crashes_hangs_or_prints_without_end_stops_no_other(fakes
     assert there[2]["reason"].startswith("at its limit of") and there[2]["seconds"] < 4
     assert there[4]["reason"] == "ValueError: no such thing"
     assert "failed: 4 of 6 sections: crash, hang, endless, error; see" in shown.err
-    assert " 1 crash: it is crash; 2 of " in shown.out and " 0 good: ended after" in shown.out
+    assert " 1 crash: it is crash; 2 of 60 s" in shown.out and " 0 good: ended after" in shown.out
     child = int((fakes / "child").read_text())
     assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]
 

@@ -64,9 +64,10 @@ def test_a_check_that_fails_is_a_figure_and_the_others_go_on(context):
     assert lines["right"]["value"] is True
 
 
-def test_no_check_begins_once_the_time_is_up(context):
+def test_no_check_but_the_first_begins_once_the_time_is_up(context):
     found = context(1, seconds=0.0)
-    perform(found, [("late", pytest.fail)])
+    perform(found, [("first", lambda: Finding(True)), ("late", pytest.fail)])
+    assert figures(found)["first"]["value"] is True
     assert figures(found)["late"]["reason"] == "not run: the time was up"
 
 
