@@ -157,7 +157,7 @@ class Compute:
     """How the arithmetic runs; the loss and the bank are float32 always.
 
     precision: of the encoders, `float32`, `bf16` or `fp16` (autocast), or on a GPU `tf32`: float32 whose convolutions
-        round their inputs to TF32, which torch does unless told otherwise and `float32` here never does
+        round their inputs to TF32, which is torch's default and which `float32` here never does
     accumulate: micro-batches of a step, one backward pass each, with the meaning of the whole batch
     channels_last, fused_optimizer, compile: see docs/speed.md for what each gave where
     cuda_graphs: compile, and replay the backbone's kernels as CUDA graphs, one for each shape of a batch

@@ -48,8 +48,8 @@ def has_half_precision(device: torch.device) -> bool:
 
 
 def set_arithmetic(device: torch.device, precision: str = "float32") -> None:
-    """Make float32 on a GPU mean float32, in this process: torch lets cuDNN's convolutions round their inputs to TF32
-    (10 bits of mantissa) unless it is told not to. `tf32` lets them. Matrix products are float32 in any case, because
+    """Make float32 on a GPU mean float32, in this process: torch's default lets cuDNN's convolutions round their
+    inputs to TF32 (10 bits of mantissa); here only `tf32` does. Matrix products are float32 in any case, because
     losses and banks are made of them. On a GPU cuDNN also times its algorithms for each new shape and keeps the best.
     """
     torch.backends.cuda.matmul.allow_tf32 = False

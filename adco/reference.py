@@ -6,34 +6,26 @@ Slow, and what the fast backends are compared with: the released code's pipeline
 from __future__ import annotations
 
 import numpy as np
-import torch
 from PIL import Image, ImageFilter
-from torch import Tensor
 from torchvision.transforms import functional as F
 
 from adco import views
-from adco.augment import from_uint8
+from adco.augment import NEUTRAL
 
 _COLOR = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
-_NEUTRAL = (1.0, 1.0, 1.0, 0.0)
-
-
-def reference_view(image: Image.Image, px: int, scale: tuple[float, float], draws: views.Draws, row: int) -> Tensor:
-    """Row `row` of the draws applied to an RGB picture: (3, px, px) float32, normalised."""
-    return from_uint8(torch.from_numpy(reference_levels(image, px, scale, draws, row).copy()))
 
 
 def reference_levels(
     image: Image.Image, px: int, scale: tuple[float, float], draws: views.Draws, row: int
 ) -> np.ndarray:
-    """The same before it is normalised: (3, px, px) uint8. By Pillow and numpy alone: of torch's operations each thread
-    that makes views would start threads of its own."""
+    """Row `row` of the draws applied to an RGB image: (3, px, px) uint8. By Pillow and numpy alone: of torch's
+    operations each thread that makes views would start threads of its own."""
     choices = draws.choices
     left, top, width, height = views.crop_box(*image.size, scale, draws.crops[row])
     image = F.resized_crop(image, top, left, height, width, [px, px], antialias=True)
     factors = choices.factors[row].tolist()
     for number in choices.order[row].tolist():
-        if factors[number] != _NEUTRAL[number]:
+        if factors[number] != NEUTRAL[number]:
             image = _COLOR[number](image, factors[number])
     if choices.gray[row]:
         image = F.to_grayscale(image, num_output_channels=3)

@@ -85,20 +85,20 @@ def in_threads(begin: Callable[[Request], Work], wanted: Iterable[Request], work
         yield from map(at_once, map(begin, wanted))
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="views")
-    begun: deque[tuple[Work, list[Future]]] = deque()
+    unfinished: deque[tuple[Work, list[Future]]] = deque()
     try:
         for request in wanted:
             work, size = begin(request), len(request.samples)
             chunk = max(1, size // (4 * workers))
-            begun.append((work, [pool.submit(work.rows, i, min(i + chunk, size)) for i in range(0, size, chunk)]))
-            if len(begun) > AHEAD:
-                yield _finished(begun)
-        while begun:
-            yield _finished(begun)
+            unfinished.append((work, [pool.submit(work.rows, i, min(i + chunk, size)) for i in range(0, size, chunk)]))
+            if len(unfinished) > AHEAD:
+                yield _next_finished(unfinished)
+        while unfinished:
+            yield _next_finished(unfinished)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _finished(begun: deque[tuple[Work, list[Future]]]) -> object:
-    work, parts = begun.popleft()
+def _next_finished(unfinished: deque[tuple[Work, list[Future]]]) -> object:
+    work, parts = unfinished.popleft()
     return work.batch([part.result() for part in parts])

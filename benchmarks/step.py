@@ -32,7 +32,7 @@ from adco.batch import Batch
 from adco.config import Bank, Compute, Contrast, Data, Encoder, Monitor, Recipe, View
 from adco.device import set_arithmetic
 from adco.encoder import Encoder as Network
-from adco.methods.base import PRECISION
+from adco.methods.base import PRECISION, allow_graphs
 from adco.trainer import Trainer
 from benchmarks.bank import released_update
 from benchmarks.race import Options, Outcome, race, ratio, repeated
@@ -40,7 +40,6 @@ from benchmarks.race import Options, Outcome, race, ratio, repeated
 GOALS = {"cuda": (1.5, 0.85), "cpu": (1.0, 0.85)}  # against the released step; share of the bare network's speed
 STEPS_A_ROUND = {"cuda": 4, "cpu": 1}
 RELEASED_ARITHMETIC = "tf32"  # torch's own defaults, and cudnn.benchmark
-GRAPHS = 64  # of one function, before torch.compile runs it uncompiled: several networks share the ResNet's code
 
 Step = Callable[[], object]
 
@@ -122,8 +121,6 @@ def our_trainer(recipe: Recipe, device: torch.device, folder: Path) -> Trainer:
     for number in range(recipe.batch):
         if not (images / f"{number}.png").is_file():
             Image.new("RGB", (8, 8)).save(images / f"{number}.png")
-    if recipe.compute.compile or recipe.compute.cuda_graphs:
-        _allow_graphs()
     return Trainer(replace(recipe, data=replace(recipe.data, root=str(images))), folder / "output", device)
 
 
@@ -164,7 +161,7 @@ def bare_step(recipe: Recipe, device: torch.device) -> Step:
     key = copy.deepcopy(query).requires_grad_(False)
     query.precision = key.precision = PRECISION[compute.precision]
     if compute.compile:
-        _allow_graphs()
+        allow_graphs(2)
         query.backbone.compile(dynamic=False)
         key.backbone.compile(dynamic=False)
 
@@ -200,7 +197,3 @@ def _released(recipe: Recipe, device: torch.device) -> Step:
     contiguous = replace(recipe, compute=replace(recipe.compute, channels_last=False))
     step, views = released_step(recipe, device), list(random_batch(contiguous, device).pixels)
     return lambda: step(views)
-
-
-def _allow_graphs() -> None:
-    torch._dynamo.config.cache_size_limit = GRAPHS  # the name that every torch knows

@@ -15,7 +15,7 @@ from torchvision.transforms import functional as pixels
 
 from adco import augment, native, views
 from adco.config import View
-from adco.reference import reference_view
+from adco.reference import reference_levels
 from benchmarks.photographs import jpeg, photograph
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the C kernel is not built: no compiler at install")
@@ -129,7 +129,8 @@ def test_a_whole_view_is_within_two_levels_of_torchvision_and_of_the_device_back
     spec = View(px=64, solarize_p=0.3)
     drawn = draws(spec)
     ours = torch.from_numpy(rendered(spec, drawn, photos)).permute(0, 3, 1, 2)
-    reference = [reference_view(Image.fromarray(p), 64, spec.scale, drawn, row) for row, p in enumerate(photos)]
+    made = [reference_levels(Image.fromarray(p), 64, spec.scale, drawn, row) for row, p in enumerate(photos)]
+    reference = [augment.from_uint8(torch.from_numpy(view.copy())) for view in made]
     assert ((ours - torch.stack(reference)).abs() * STD * 255).mean() < 2
     crops = torch.from_numpy(rendered(spec, drawn, photos, np.uint8, full=False)).permute(0, 3, 1, 2)
     device = augment.augment(crops, drawn.choices)

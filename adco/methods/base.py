@@ -79,7 +79,7 @@ class Method(nn.Module):
                 # a graph for each size of views: one for all would carry sizes as symbols, which costs speed
                 encoder.backbone.compile(mode="reduce-overhead" if compute.cuda_graphs else None, dynamic=False)
         if compute.compile or compute.cuda_graphs:
-            _allow_graphs(2 * len(self.sizes) * len(encoders))  # with gradient and, where micro-batches are, without
+            allow_graphs(2 * len(self.sizes) * len(encoders))  # with gradient and, where micro-batches are, without
         return self
 
     def meet(self, pairs: Sequence[Pair]) -> None:
@@ -100,11 +100,10 @@ class Method(nn.Module):
         """After the optimizer's step."""
 
 
-def _allow_graphs(count: int) -> None:
-    """Let torch.compile make so many graphs of one function before it gives up and runs it uncompiled."""
-    options = torch._dynamo.config
-    name = "recompile_limit" if hasattr(options, "recompile_limit") else "cache_size_limit"  # before torch 2.7
-    setattr(options, name, max(getattr(options, name), count))
+def allow_graphs(count: int) -> None:
+    """Let torch.compile make so many more graphs of one function before it gives up and runs it uncompiled: all
+    networks of a process share the ResNet's code, and with it the limit."""
+    torch._dynamo.config.cache_size_limit += count  # the name that every torch knows
 
 
 class KeyedMethod(Method):
