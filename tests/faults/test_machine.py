@@ -72,6 +72,7 @@ def test_the_output_is_read_only(recipe, data, tmp_path, seen):
 
     def then_read_only(batch):
         if run.step == 7:
+            run.writer.wait()  # a disk cannot become read-only while a file on it is open for writing
             stack.enter_context(mounted(tmp_path / "run", "ro"))  # hides what is there
         return step(batch)
 
