@@ -5,7 +5,7 @@
 
 import functools as _functools
 
-from adco.zoo import models as _models
+from adco.weights.zoo import models as _models
 
 dependencies = ["numpy", "safetensors", "torch", "torchvision", "tqdm", "yaml"]
 

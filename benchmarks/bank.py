@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adco.bank import Bank
-from adco.config import Bank as BankOptions
-from adco.contrast import adversarial_contrast, make_pairs
-from adco.device import set_arithmetic
+from adco.config.schema import Bank as BankOptions
+from adco.losses.bank_softmax import adversarial_contrast, make_pairs
+from adco.models.memory_bank import Bank
+from adco.utils.device import set_arithmetic
 from benchmarks.race import Options, Outcome, Ratio, race, ratio, repeated
 
 N, D = 256, 128

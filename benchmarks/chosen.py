@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adco.errors import UserError, command
-from adco.records import load_record
+from adco.evaluation.records import load_record
+from adco.utils.errors import UserError, command
 
 
 def score_of(folder: Path) -> float:

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from adco.errors import UserError, command
-from adco.files import atomic_write
-from adco.knn import knn_predict
-from adco.records import Record, Score, load_record
+from adco.evaluation.knn import knn_predict
+from adco.evaluation.records import Record, Score, load_record
+from adco.utils.errors import UserError, command
+from adco.utils.files import atomic_write
 from transfer.cli import Job, make_job, make_parser
 from transfer.features import Feature
 from transfer.imagefolder import Labelled, labelled_features, read_folders

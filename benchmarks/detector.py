@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adco.errors import command
+from adco.utils.errors import command
 
 
 @command

@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import yaml
 
-from adco.device import has_half_precision, resolve_device
-from adco.errors import command
-from adco.files import atomic_write, output_folder
-from adco.images import index_folder
-from adco.jobs import Outcome, run_jobs
+from adco.data.images import index_folder
+from adco.launch.jobs import Outcome, run_jobs
+from adco.utils.device import has_half_precision, resolve_device
+from adco.utils.errors import command
+from adco.utils.files import atomic_write, output_folder
 from benchmarks.evidence_plan import chosen_only, measured_rate, runnable
 from benchmarks.evidence_stages import Place, Stage, build
 from benchmarks.holdout import held_out_split

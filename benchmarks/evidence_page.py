@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import yaml
 
-from adco.errors import command
-from adco.files import between, write_text
-from adco.records import Record, Score, load_record
+from adco.evaluation.records import Record, Score, load_record
+from adco.utils.errors import command
+from adco.utils.files import between, write_text
 
 HERE = Path(__file__).resolve().parent
 PLAN, PAGE, RESULTS = HERE / "evidence.yaml", HERE.parent / "docs/evidence.md", HERE.parent / "results/evidence"

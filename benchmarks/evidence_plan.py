@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from adco.errors import UserError
-from adco.jobs import Job
-from adco.records import load_record
+from adco.evaluation.records import load_record
+from adco.launch.jobs import Job
+from adco.utils.errors import UserError
 from benchmarks.evidence_stages import Stage
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from adco.jobs import Job
-from adco.recipe_files import load_recipe
+from adco.config.loading import load_recipe
+from adco.launch.jobs import Job
 
 PROBE_COST = 1 / 4  # a picture embedded once costs a quarter of one trained on: two views forward, one backward
 VOC_MINUTES, DETECTION_MINUTES = {"cpu": 2, "cuda": 1}, {"cpu": 12, "cuda": 3}

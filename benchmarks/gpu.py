@@ -25,9 +25,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 # Only what needs no more than the standard library and torch: other packages may have to come out of a pack first.
-from adco.device import resolve_device
-from adco.errors import Failure, UserError, command, one_line
-from adco.files import claimed, output_folder, write_text
+from adco.utils.device import resolve_device
+from adco.utils.errors import Failure, UserError, command, one_line
+from adco.utils.files import claimed, output_folder, write_text
 from benchmarks.gpu_figures import Result, append, read_lines, table, write_record
 from benchmarks.gpu_pack import check_data, pack
 from benchmarks.gpu_process import run_process, uninterrupted

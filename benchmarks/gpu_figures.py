@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adco.errors import one_line
+from adco.utils.errors import one_line
 from benchmarks.gpu_sections import SECTIONS
 
 
@@ -90,8 +90,8 @@ def _shown(figure: Mapping) -> str:
 def write_record(path: Path, lines: Sequence[Mapping], asked: Mapping[str, object], data: str, commit: str) -> None:
     """The figures as a result record, which the pages are made from: numbers as scores `section/name`, all else as
     settings. asked: what the command line says; commit: for a tree that is no checkout."""
-    from adco import provenance  # these need packages that a pack may have to bring
-    from adco.records import Record
+    from adco.evaluation import provenance  # these need packages that a pack may have to bring
+    from adco.evaluation.records import Record
 
     figures, facts = newest(lines)
     modules = {section.number: section.module for section in SECTIONS}

@@ -23,15 +23,22 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-from adco.errors import UserError, one_line
-from adco.files import output_folder, sha256_of
-from adco.provenance import commit
+from adco.evaluation.provenance import commit
+from adco.utils.errors import UserError, one_line
+from adco.utils.files import output_folder, sha256_of
 from benchmarks.gpu_unpack import IMAGES, MANIFEST, PROJECT
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_MIB = 60
 IMAGE_PX, JPEG_QUALITY = 96, 85  # the shorter side
-LEFT_OUT = ("adco/models/", "results/", ".ci/", "docs/", "MODEL_ZOO.md", "uv.lock")  # what running does not need
+LEFT_OUT = (
+    "adco/weights/models/",
+    "results/",
+    ".ci/",
+    "docs/",
+    "MODEL_ZOO.md",
+    "uv.lock",
+)  # what running does not need
 STOCK = ("torch", "torchvision", "scikit-learn", "matplotlib", "tensorboard", "PyYAML", "safetensors", "tqdm", "pytest")
 NEEDED = ("adco", "pb1-detectron2", "faster-coco-eval")
 ALWAYS = ("setuptools", "cloudpickle")  # some versions of STOCK bring them, others not
@@ -108,7 +115,7 @@ def pack_project(path: Path) -> None:
 
 def pack_images(data: Path, path: Path) -> int:
     """train/CLASS/NAME.jpg and val/CLASS/NAME.jpg, RGB, the shorter side IMAGE_PX at most; returns how many."""
-    from adco.images import SUFFIXES
+    from adco.data.images import SUFFIXES
 
     files = [f for s in ("train", "val") for f in sorted((data / s).glob("*/*")) if f.suffix.lower() in SUFFIXES]
     with tarfile.open(path, "w:gz", compresslevel=1) as tar, ThreadPoolExecutor() as pool:
@@ -123,7 +130,7 @@ def small_jpeg(path: Path) -> bytes:
     """An image file as a JPEG whose shorter side has IMAGE_PX pixels, or what it has where that is less."""
     from PIL import Image
 
-    from adco.images import UnreadableImage, decode, read_file
+    from adco.data.images import UnreadableImage, decode, read_file
 
     try:
         image = decode(read_file(path), path)

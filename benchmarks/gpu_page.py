@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adco.errors import UserError, command
-from adco.files import between, write_text
-from adco.records import Record, load_record
+from adco.evaluation.records import Record, load_record
+from adco.utils.errors import UserError, command
+from adco.utils.files import between, write_text
 from benchmarks.gpu_sections import SECTIONS
 
 ROOT = Path(__file__).resolve().parent.parent

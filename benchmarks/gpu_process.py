@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from adco import leash
-from adco.errors import one_line
+from adco.launch import supervisor
+from adco.utils.errors import one_line
 from benchmarks.gpu_figures import Result
 
 GRACE_SECONDS = 3.0  # between SIGTERM and SIGKILL
@@ -28,7 +28,7 @@ def run_process(
     too, and is not raised again: the result is `interrupted`."""
     begin, result, reason = time.monotonic(), "", ""
     process = subprocess.Popen(
-        [sys.executable, "-I", leash.__file__, *words],  # it ends when this process does, however it does
+        [sys.executable, "-I", supervisor.__file__, *words],  # it ends when this process does, however it does
         cwd=folder, env=environment, start_new_session=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from adco.errors import UserError, one_line
-from adco.files import atomic_write, sha256_of
+from adco.utils.errors import UserError, one_line
+from adco.utils.files import atomic_write, sha256_of
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST, PROJECT, IMAGES = "manifest.json", "project.tar.gz", "images.tar.gz"
@@ -124,7 +124,7 @@ def untar(path: Path, folder: Path) -> None:
 
 
 def place_kernel(packed: Sequence[Path]) -> None:
-    """Put the packed C kernel where adco.native looks for it, if none there can be loaded."""
+    """Put the packed C kernel where adco.data.native looks for it, if none there can be loaded."""
     native = ROOT / "adco" / "native"
     if packed and not any(map(_loads, native.glob("_pixels*.so"))):
         with atomic_write(native / packed[0].name) as file:

@@ -10,8 +10,8 @@ import hashlib
 import os
 from pathlib import Path
 
-from adco.errors import UserError
-from adco.images import index_folder
+from adco.data.images import index_folder
+from adco.utils.errors import UserError
 
 ONE_IN = 5  # a fifth of train is held out
 

@@ -27,14 +27,15 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision import datasets, transforms
 from torchvision.transforms import v2
 
-from adco import native, views
-from adco.augment import MEAN, STD
-from adco.batch import Batch
-from adco.config import View
-from adco.device import usable_cores
-from adco.errors import UserError
-from adco.images import ImageIndex, index_folder
-from adco.loader import ViewDataset, batches, requests, resolve_backend
+from adco.config.schema import View
+from adco.data import native
+from adco.data.batch import Batch
+from adco.data.images import ImageIndex, index_folder
+from adco.data.loader import ViewDataset, batches, requests, resolve_backend
+from adco.data.transforms import parameters
+from adco.data.transforms.functional import MEAN, STD
+from adco.utils.device import usable_cores
+from adco.utils.errors import UserError
 from benchmarks.photographs import write_photographs
 from benchmarks.race import Options, Outcome, Ratio, Timing, race, ratio, steady, steady_count, steady_length
 
@@ -194,7 +195,7 @@ def _ours(index: ImageIndex, files: Sequence[bytes], specs: Sequence[View], full
     out = [np.empty((len(files), spec.px, spec.px, 3), dtype) for spec in specs]
 
     def work() -> None:
-        draws = [views.draw(spec, 0, 0, samples, number) for number, spec in enumerate(specs)]
+        draws = [parameters.draw(spec, 0, 0, samples, number) for number, spec in enumerate(specs)]
         canvas = native.Canvas([spec.scale for spec in specs], draws, out, full)
         for row, file in enumerate(files):
             if not canvas.jpeg(row, file):

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from adco.errors import UserError, command
-from adco.records import Record, Score, load_record
+from adco.evaluation.records import Record, Score, load_record
+from adco.utils.errors import UserError, command
 from transfer.metrics import interval
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adco.errors import command
-from adco.records import Record
+from adco.evaluation.records import Record
+from adco.utils.errors import command
 
 
 @command

@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from adco.device import resolve_device
-from adco.errors import command
-from adco.monitor import read_metrics
-from adco.recipe_files import load_recipe
-from adco.records import Record
-from adco.trainer import Trainer
+from adco.config.loading import load_recipe
+from adco.evaluation.records import Record
+from adco.train.logger import read_metrics
+from adco.train.trainer import Trainer
+from adco.utils.device import resolve_device
+from adco.utils.errors import command
 
 
 @command

@@ -17,9 +17,9 @@ from typing import TypeVar
 
 import torch
 
-from adco.errors import UserError
-from adco.monitor import Rate
-from adco.records import Record, load_record
+from adco.evaluation.records import Record, load_record
+from adco.train.logger import Rate
+from adco.utils.errors import UserError
 
 T = TypeVar("T")
 

@@ -12,10 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from adco import checkpoint
-from adco.config import Bank, Encoder, Recipe
+from adco.config.schema import Bank, Encoder, Recipe
 from adco.methods import build_method
-from adco.optim import build_optimizer
+from adco.train import checkpoint
+from adco.train.optimizer import build_optimizer
 from benchmarks.race import Options, Outcome, Ratio, race, ratio
 
 GOAL = 2.0

@@ -17,9 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adco.device import resolve_device
-from adco.errors import UserError, command
-from adco.files import output_folder
+from adco.utils.device import resolve_device
+from adco.utils.errors import UserError, command
+from adco.utils.files import output_folder
 from benchmarks.race import Options, regressions
 
 NAMES = ("input", "step", "training", "bank", "svm", "resume")

@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch.nn import functional as F
 
-from adco import distributed
-from adco.bank import Bank
-from adco.config import Bank as BankOptions
-from adco.contrast import adversarial_contrast, make_pairs
-from adco.errors import command
+from adco.config.schema import Bank as BankOptions
+from adco.losses.bank_softmax import adversarial_contrast, make_pairs
+from adco.models.memory_bank import Bank
+from adco.utils import distributed
+from adco.utils.errors import command
 from tests.ranks import run_ranks
 
 FLOAT = 4  # bytes

@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from adco.device import resolve_device
-from adco.encoder import momentum_update
-from adco.errors import command
-from adco.images import ArrayIndex
-from adco.loader import ViewDataset, batches, requests
-from adco.records import Record
-from adco.trainer import Trainer
+from adco.data.images import ArrayIndex
+from adco.data.loader import ViewDataset, batches, requests
+from adco.evaluation.records import Record
+from adco.models.encoder import momentum_update
+from adco.train.trainer import Trainer
+from adco.utils.device import resolve_device
+from adco.utils.errors import command
 from benchmarks.race import ROUNDS, race
 from benchmarks.step import random_batch
 from benchmarks.times import bank_step, trainer, whole_step

@@ -29,10 +29,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adco import distributed
-from adco.errors import Requeue, UserError, command
-from adco.files import write_text
-from adco.records import Record
+from adco.evaluation.records import Record
+from adco.utils import distributed
+from adco.utils.errors import Requeue, UserError, command
+from adco.utils.files import write_text
 from tests.conftest import write_pictures
 from tests.faults import toy
 

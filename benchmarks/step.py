@@ -28,12 +28,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from adco.batch import Batch
-from adco.config import Bank, Compute, Contrast, Data, Encoder, Monitor, Recipe, View
-from adco.device import set_arithmetic
-from adco.encoder import Encoder as Network
+from adco.config.schema import Bank, Compute, Contrast, Data, Encoder, Monitor, Recipe, View
+from adco.data.batch import Batch
 from adco.methods.base import PRECISION, allow_graphs
-from adco.trainer import Trainer
+from adco.models.encoder import Encoder as Network
+from adco.train.trainer import Trainer
+from adco.utils.device import set_arithmetic
 from benchmarks.bank import released_update
 from benchmarks.race import Options, Outcome, race, ratio, repeated
 

@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from adco.device import has_half_precision, resolve_device
-from adco.errors import command
-from adco.recipe_files import load_recipe
-from adco.records import Record
-from adco.trainer import Trainer
+from adco.config.loading import load_recipe
+from adco.evaluation.records import Record
+from adco.train.trainer import Trainer
+from adco.utils.device import has_half_precision, resolve_device
+from adco.utils.errors import command
 from benchmarks.race import ROUNDS, Timing, race
 from benchmarks.step import random_batch
 

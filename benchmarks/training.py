@@ -22,10 +22,10 @@ from pathlib import Path
 
 import torch
 
-from adco.config import Data, Recipe
-from adco.device import usable_cores
-from adco.images import ImageIndex, index_folder
-from adco.trainer import Trainer
+from adco.config.schema import Data, Recipe
+from adco.data.images import ImageIndex, index_folder
+from adco.train.trainer import Trainer
+from adco.utils.device import usable_cores
 from benchmarks.input import backends_for, our_loader, released_loader, uploaded
 from benchmarks.photographs import write_photographs
 from benchmarks.race import Options, Outcome, race, ratio, steady, steady_count

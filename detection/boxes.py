@@ -1,4 +1,4 @@
-"""Which detections found what, kept small (adco/predictions.py), so that AP can be computed on images drawn again.
+"""Which detections found what, kept small (adco.evaluation), so that AP can be computed on images drawn again.
 
 A detection is matched within its own image, so drawing images again cannot change what it matched: a bit for each IoU
 is all that AP, AP50 and AP75 need.
@@ -13,9 +13,9 @@ import numpy as np
 from detectron2.evaluation.pascal_voc_evaluation import parse_rec
 from pycocotools.cocoeval import COCOeval
 
-from adco.files import sha256_of
-from adco.predictions import IOUS, detection_ap, write_boxes
-from adco.records import Predictions
+from adco.evaluation.predictions import IOUS, detection_ap, write_boxes
+from adco.evaluation.records import Predictions
+from adco.utils.files import sha256_of
 
 BOXES = "boxes.npz"  # below `inference`, until the run's record is written beside it
 BITS = np.uint16(1) << np.arange(len(IOUS), dtype=np.uint16)
@@ -31,7 +31,7 @@ def write_voc(
 ) -> dict[str, np.ndarray]:
     """detectron2's lines `IMAGE SCORE XMIN YMIN XMAX YMAX` by class, matched as its VOC evaluator does.
 
-    Returns what was written, as adco/predictions.py names it.
+    Returns what was written, as adco/evaluation/predictions.py names it.
 
     image_set: the list of test images; annotations: a template for their XML files
     points: 11 for VOC2007's metric, 0 for the area under the envelope

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from adco.errors import UserError
+from adco.utils.errors import UserError
 
 HOW_TO_INSTALL = (
     "detectron2 is not installed; in this checkout `uv sync --group detection` brings it, elsewhere "

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
-from adco.backbone import Backbone, load_backbone
-from adco.index_cache import alone
-from adco.zoo import SCHEME, is_zoo
-from adco.zoo_manifest import zoo_folder
+from adco.data.index_cache import alone
+from adco.weights.backbone import Backbone, load_backbone
+from adco.weights.manifest import zoo_folder
+from adco.weights.zoo import SCHEME, is_zoo
 from detection import verify, weights
 
 

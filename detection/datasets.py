@@ -10,9 +10,9 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from adco.annotations import VocObject, check_coco_content, inside, read_bytes, read_coco, voc_objects
-from adco.errors import UserError
-from adco.files import sha256_of
+from adco.data.datasets.annotations import VocObject, check_coco_content, inside, read_bytes, read_coco, voc_objects
+from adco.utils.errors import UserError
+from adco.utils.files import sha256_of
 
 ROOT_HINT = "DETECTRON2_DATASETS must name the folder that holds VOC2007, VOC2012 and coco"
 

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from PIL import Image, ImageDraw
 
-from adco.errors import UserError, command
-from adco.files import atomic_write
+from adco.utils.errors import UserError, command
+from adco.utils.files import atomic_write
 
 TRUTH, FOUND = (40, 200, 80), (255, 120, 0)
 WIDTH_PX = 320

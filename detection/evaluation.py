@@ -13,8 +13,8 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.evaluation.pascal_voc_evaluation import parse_rec
 from detectron2.utils import comm
 
-from adco.errors import UserError
-from adco.files import write_text
+from adco.utils.errors import UserError
+from adco.utils.files import write_text
 from detection import boxes, scoring
 
 PREDICTIONS = "coco_instances_results.json"  # the name that detectron2's COCOEvaluator gives its own

@@ -10,7 +10,7 @@ import functools
 from detectron2.checkpoint import DetectionCheckpointer, detection_checkpoint
 from detectron2.utils import comm
 
-from adco.weightfiles import load_arrays
+from adco.weights.readers import load_arrays
 from detection.verify import every_tensor_loads
 from detection.weights import backbone_tensors
 

@@ -7,7 +7,7 @@ import logging
 
 from detectron2.data import detection_utils
 
-from adco.errors import UserError, one_line
+from adco.utils.errors import UserError, one_line
 
 ADVICE = "mend or replace it; tools/check_data.py --decode all finds every such file"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 
-from adco.errors import UserError
+from adco.utils.errors import UserError
 
 SCHEDULE = ("MAX_ITER", "STEPS", "WARMUP_ITERS", "CHECKPOINT_PERIOD")  # scaled inversely to the batch
 PLANNED = ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 
-from adco.datacheck import OFFICIAL
-from adco.files import sha256_of
-from adco.provenance import versions
-from adco.records import Predictions, Record
+from adco.data.datasets.check import OFFICIAL
+from adco.evaluation.provenance import versions
+from adco.evaluation.records import Predictions, Record
+from adco.utils.files import sha256_of
 from detection.settings import NORM_OWNERS
 from detection.weights import origin_of
 

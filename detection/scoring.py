@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from detectron2.evaluation import coco_evaluation
 
-from adco.errors import UserError
+from adco.utils.errors import UserError
 from detection.compat import has_extension
 
 EVALUATORS = ("detectron2", "faster-coco-eval", "pycocotools")  # fastest first

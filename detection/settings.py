@@ -10,7 +10,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
 
-from adco.errors import UserError
+from adco.utils.errors import UserError
 
 SYNC_NORMS = ("SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 NORMS = ("SyncBN", "naiveSyncBN", "BN", "FrozenBN")

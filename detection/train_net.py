@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adco.errors import UserError, command
+from adco.utils.errors import UserError, command
 
 
 @command
@@ -77,7 +77,7 @@ def prepare(args, started: float):
     """Everything that can be wrong before training is found here, by one process: (GPUs, config, job)."""
     import torch
 
-    from adco.files import output_folder
+    from adco.utils.files import output_folder
     from detection import planner, scoring, settings
     from detection.convert import local_weights
     from detection.datasets import inspect_dataset
@@ -114,7 +114,7 @@ def user_error_inside(error: Exception) -> UserError | None:
     """The UserError that `error` is, or that a spawned process died of (torch passes its traceback on as text)."""
     if isinstance(error, UserError):
         return error
-    lines = [line for line in str(error).splitlines() if line.startswith("adco.errors.UserError: ")]
+    lines = [line for line in str(error).splitlines() if line.startswith("adco.utils.errors.UserError: ")]
     return UserError(lines[-1].partition(": ")[2]) if lines else None
 
 

@@ -17,8 +17,8 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from adco.errors import UserError
-from adco.provenance import code_version
+from adco.evaluation.provenance import code_version
+from adco.utils.errors import UserError
 from detection import register, scoring
 from detection.accumulate import accumulated_step
 from detection.boxes import keep_beside

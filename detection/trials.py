@@ -12,9 +12,9 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from adco.errors import UserError
-from adco.records import Record, Score, load_record, record_of
-from adco.typed import plain
+from adco.evaluation.records import Record, Score, load_record, record_of
+from adco.utils.errors import UserError
+from adco.utils.serialization import plain
 from detection.report import make_record
 from detection.trainer import Job
 

@@ -13,9 +13,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
 from torch import Tensor, nn
 
-from adco.backbone import STAGES, Backbone, stage_features
-from adco.errors import UserError
-from adco.weightfiles import read_weights
+from adco.utils.errors import UserError
+from adco.weights.backbone import STAGES, Backbone, stage_features
+from adco.weights.readers import read_weights
 from detection.weights import BACKBONE_TENSOR, resnet_settings
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adco.backbone import Backbone, build_resnet
-from adco.errors import UserError
-from adco.files import atomic_write, output_folder
-from adco.weightfiles import load_arrays, write_state
+from adco.utils.errors import UserError
+from adco.utils.files import atomic_write, output_folder
+from adco.weights.backbone import Backbone, build_resnet
+from adco.weights.readers import load_arrays, write_state
 
 AUTHOR = "adco"
 # A ResNet's tensors inside any detectron2 model: `backbone.res2...`, `backbone.bottom_up.stem...`, `roi_heads.res5...`

@@ -19,11 +19,11 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adco import distributed
-from adco.bank import Bank
-from adco.config import Bank as Options
-from adco.contrast import Contrast, Pair, adversarial_contrast, cooperative_contrast, make_pairs
+from adco.config.schema import Bank as Options
+from adco.losses.bank_softmax import Contrast, Pair, adversarial_contrast, cooperative_contrast, make_pairs
 from adco.methods.caco import make_pairs as make_caco_pairs
+from adco.models.memory_bank import Bank
+from adco.utils import distributed
 from tests.ranks import run_ranks
 
 TOLERANCE = 1e-10

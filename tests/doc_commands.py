@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from adco.errors import UserError
-from adco.recipe_files import RECIPES, _all_keys, load_recipe
-from adco.zoo import SCHEME, find
+from adco.config.loading import RECIPES, _all_keys, load_recipe
+from adco.utils.errors import UserError
+from adco.weights.zoo import SCHEME, find
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "MODEL_ZOO.md", *sorted((ROOT / "docs").glob("*.md")))

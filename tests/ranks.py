@@ -45,7 +45,7 @@ def _stop(ranks: int) -> None:
 
 
 def _serve(pipe, rank: int, ranks: int, meeting: str) -> None:
-    from adco import distributed
+    from adco.utils import distributed
 
     torch.set_num_threads(1)
     os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(ranks)})

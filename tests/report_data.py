@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from adco.config import Recipe
-from adco.predictions import write_hits
-from adco.recipe_files import load_recipe
-from adco.records import Record, Score
+from adco.config.loading import load_recipe
+from adco.config.schema import Recipe
+from adco.evaluation.predictions import write_hits
+from adco.evaluation.records import Record, Score
 
 METHODS = {"adco": 52.0, "moco": 48.0, "caco": 51.0, "simclr": 46.5, "byol": 49.5}
 SEEDS = 3

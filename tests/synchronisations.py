@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from adco.device import constant
+from adco.utils.device import constant
 
 PROJECT = Path(__file__).resolve().parent.parent
 ROOMS = tuple(str(PROJECT / room) for room in ("adco", "tests/test_"))  # code whose lines are named

@@ -6,9 +6,9 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from adco.accumulate import backward, split
 from adco.methods import build_method
 from adco.methods.base import Moment
+from adco.train.gradient_cache import backward, split
 from tests.test_many_ranks import N, recipe, tiny_backbone
 
 
@@ -27,7 +27,7 @@ def test_micro_batches_compile_in_the_first_step_and_their_graphs_take_tensors_a
     """A number that a graph takes is a tensor of the CPU, copied to the GPU at each call; CUDA graphs refuse it."""
     options = recipe("adco", norm_splits=2)
     options = replace(options, compute=replace(options.compute, accumulate=2))
-    with mock.patch("adco.encoder.build_resnet", Backbone):
+    with mock.patch("adco.models.encoder.build_resnet", Backbone):
         method = build_method(options)
     inputs, counts = [], []
 

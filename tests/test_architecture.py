@@ -52,6 +52,6 @@ def test_only_detection_knows_detectron2_and_only_one_file_names_torch_distribut
 def test_importing_adco_and_transfer_needs_no_detectron2():
     code = (
         "import sys; sys.modules['detectron2'] = None\n"
-        "import adco.trainer, adco.backbone, transfer.voc07, transfer.knn, transfer.linear"
+        "import adco.train.trainer, adco.weights.backbone, transfer.voc07, transfer.knn, transfer.linear"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

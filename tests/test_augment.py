@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms import functional as pixels
 
-from adco import augment
-from adco.views import ORDERS, Choices
+from adco.data.transforms import functional
+from adco.data.transforms.parameters import ORDERS, Choices
 
 LEVELS = 255
 
@@ -35,10 +35,10 @@ def levels_off(ours: torch.Tensor, theirs: list[Image.Image]) -> float:
 
 
 OPERATIONS = {
-    "brightness": (augment.brightness, pixels.adjust_brightness, (0.6, 1.4)),
-    "contrast": (augment.contrast, pixels.adjust_contrast, (0.6, 1.4)),
-    "saturation": (augment.saturation, pixels.adjust_saturation, (0.6, 1.4)),
-    "hue": (augment.hue, pixels.adjust_hue, (-0.1, 0.1)),
+    "brightness": (functional.brightness, pixels.adjust_brightness, (0.6, 1.4)),
+    "contrast": (functional.contrast, pixels.adjust_contrast, (0.6, 1.4)),
+    "saturation": (functional.saturation, pixels.adjust_saturation, (0.6, 1.4)),
+    "hue": (functional.hue, pixels.adjust_hue, (-0.1, 0.1)),
 }
 
 
@@ -59,7 +59,7 @@ def test_jitter_applies_each_images_own_order(photos):
     order = torch.from_numpy(ORDERS[np.linspace(0, 23, count).astype(int)])
     factors = torch.tensor([1.3, 0.7, 1.4, 0.08]).repeat(count, 1)
     factors[-1] = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    result = augment.color_jitter(photos / LEVELS, factors, order)
+    result = functional.color_jitter(photos / LEVELS, factors, order)
     functions = [theirs for _, theirs, _ in OPERATIONS.values()]
     for row in range(count):
         expected = photos[row] / LEVELS
@@ -72,7 +72,7 @@ def test_jitter_applies_each_images_own_order(photos):
 def test_greyscale_equals_pillow(photos):
     assert (
         levels_off(
-            augment.luma(photos / LEVELS).expand(-1, 3, -1, -1), [pil(p).convert("L").convert("RGB") for p in photos]
+            functional.luma(photos / LEVELS).expand(-1, 3, -1, -1), [pil(p).convert("L").convert("RGB") for p in photos]
         )
         < 0.6
     )
@@ -81,12 +81,12 @@ def test_greyscale_equals_pillow(photos):
 def test_solarize_equals_pillow_on_every_level():
     every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(-1, 3, -1, -1)
     theirs = pixels.pil_to_tensor(pixels.solarize(pil(every[0]), 128))
-    assert torch.equal((augment.solarize(every / LEVELS)[0] * LEVELS).round(), theirs.float())
+    assert torch.equal((functional.solarize(every / LEVELS)[0] * LEVELS).round(), theirs.float())
 
 
 def test_blur_equals_torchvisions_gaussian_and_is_near_pillows(photos):
     sigma = torch.tensor([0.0, 0.1, 0.5, 0.8, 1.0, 1.3, 1.7, 2.0])
-    result = augment.gaussian_blur(photos / LEVELS, sigma)
+    result = functional.gaussian_blur(photos / LEVELS, sigma)
     assert torch.equal(result[0], photos[0] / LEVELS)
     assert (
         levels_off(
@@ -111,12 +111,14 @@ def test_augment_composes_in_mocos_order(photos):
         sigma_px=torch.where(torch.arange(count) % 4 == 0, 1.0, 0.0),
         solarize=torch.arange(count) % 5 == 0,
     )
-    expected = augment.color_jitter(photos / LEVELS, choices.factors, choices.order)
-    expected[choices.gray] = augment.luma(expected[choices.gray]).expand(-1, 3, -1, -1)
-    expected = augment.gaussian_blur(expected, choices.sigma_px)
-    expected[choices.solarize] = augment.solarize(expected[choices.solarize])
+    expected = functional.color_jitter(photos / LEVELS, choices.factors, choices.order)
+    expected[choices.gray] = functional.luma(expected[choices.gray]).expand(-1, 3, -1, -1)
+    expected = functional.gaussian_blur(expected, choices.sigma_px)
+    expected[choices.solarize] = functional.solarize(expected[choices.solarize])
     expected[choices.flip] = pixels.hflip(expected[choices.flip])
-    torch.testing.assert_close(augment.augment(photos, choices), pixels.normalize(expected, augment.MEAN, augment.STD))
+    torch.testing.assert_close(
+        functional.augment(photos, choices), pixels.normalize(expected, functional.MEAN, functional.STD)
+    )
 
 
 def test_a_pictures_view_does_not_depend_on_its_neighbours(photos):
@@ -128,7 +130,7 @@ def test_a_pictures_view_does_not_depend_on_its_neighbours(photos):
         sigma_px=torch.linspace(0, 2, 8),
         solarize=torch.arange(8) % 4 == 1,
     )
-    together = augment.augment(photos, choices)
+    together = functional.augment(photos, choices)
     one = [Choices(**{name: rows[i : i + 1] for name, rows in vars(choices).items()}) for i in range(8)]
-    alone = torch.cat([augment.augment(photos[i : i + 1], one[i]) for i in range(8)])
+    alone = torch.cat([functional.augment(photos[i : i + 1], one[i]) for i in range(8)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from adco.backbone import ARCHITECTURES, STAGES, build_resnet, expected_shapes, load_backbone, stage_features
-from adco.errors import UserError
-from adco.layouts import LAYOUTS, SOURCES, wrapper_of
+from adco.config.loading import load_recipe
 from adco.methods import METHODS, build_method
-from adco.recipe_files import load_recipe
-from adco.weightfiles import load_arrays, write_state
+from adco.utils.errors import UserError
+from adco.weights.backbone import ARCHITECTURES, STAGES, build_resnet, expected_shapes, load_backbone, stage_features
+from adco.weights.layouts import LAYOUTS, SOURCES, wrapper_of
+from adco.weights.readers import load_arrays, write_state
 from tests.public_checkpoints import BUILDERS, moco_v2, network, solo_learn, torchvision_file
 
 COUNTS = {  # convolutions + 4 a BatchNorm

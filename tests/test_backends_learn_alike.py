@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from adco import native
-from adco.config import View
-from adco.images import ImageIndex, index_folder
-from adco.knn import knn_accuracy
-from adco.loader import ViewDataset, batches, requests
+from adco.config.schema import View
+from adco.data import native
+from adco.data.images import ImageIndex, index_folder
+from adco.data.loader import ViewDataset, batches, requests
+from adco.evaluation.knn import knn_accuracy
 from adco.sample import make_sample
 
 CPU = torch.device("cpu")

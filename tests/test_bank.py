@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adco.bank import Bank
-from adco.config import Bank as Options
+from adco.config.schema import Bank as Options
+from adco.models.memory_bank import Bank
 from tests.ranks import run_ranks
 
 

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adco import counter
-from adco.accumulate import backward
-from adco.config import Contrast, Mix, Recipe, Swap, View
-from adco.errors import UserError
+from adco.config.schema import Contrast, Mix, Recipe, Swap, View
 from adco.methods import build_method
 from adco.methods.base import Moment
 from adco.methods.mochi import mixed
 from adco.methods.swav import sinkhorn
-from adco.optim import build_optimizer
+from adco.train.gradient_cache import backward
+from adco.train.optimizer import build_optimizer
+from adco.utils import philox
+from adco.utils.errors import UserError
 from tests import test_many_ranks
 from tests.ranks import run_ranks
 from tests.test_many_ranks import D, N, close, tiny_backbone, trained
@@ -42,7 +42,7 @@ def recipe(method: str, views: int = 2, **changes) -> Recipe:
 
 def build(recipe: Recipe):
     torch.manual_seed(0)
-    with mock.patch("adco.encoder.build_resnet", tiny_backbone):
+    with mock.patch("adco.models.encoder.build_resnet", tiny_backbone):
         return build_method(recipe).double()
 
 
@@ -190,7 +190,7 @@ def test_mochi_equals_a_loop_over_mixed_negatives():
     mix, method = Mix(hard=5, pairs=4, with_query=3, from_epoch=1), build(recipe("mochi"))
     q, k, n = unit(N, D, seed=1).requires_grad_(), unit(N, D, seed=2), F.normalize(method.bank.rows, dim=1)
     step = method.objective({0: q}, {1: k}, LATE)
-    u = counter.uniforms(0, LATE.step, np.arange(N), 0, 3 * 4 + 2 * 3, counter.MIX)
+    u = philox.uniforms(0, LATE.step, np.arange(N), 0, 3 * 4 + 2 * 3, philox.MIX)
     total = 0.0
     for i in range(N):
         order = sorted(range(len(n)), key=lambda row: -(q[i].detach() @ n[row]).item())[:5]

@@ -16,9 +16,9 @@ import pytest
 import torch
 import yaml
 
-from adco.backbone import load_backbone
-from adco.records import Record, load_record
+from adco.evaluation.records import Record, load_record
 from adco.suite import plan
+from adco.weights.backbone import load_backbone
 from tests.test_suite import folders
 from tools import benchmark
 
@@ -300,8 +300,8 @@ def test_a_job_for_each_stage_through_submitit(world, monkeypatch, capsys):
 def test_a_detectors_smaller_config_bears_the_protocols_name(tmp_path):
     settings = pytest.importorskip("detection.settings")
     from adco.suite import commands
+    from adco.suite.checkpoints import Subject
     from adco.suite.stages import load_suite, only
-    from adco.suite.subjects import Subject
     from detection.report import protocol_of
 
     suite = only(load_suite("quick", ["iterations=8", "image_px=64"]), ["detection-voc"])
@@ -318,10 +318,10 @@ def test_a_detectors_smaller_config_bears_the_protocols_name(tmp_path):
 
 
 def test_a_conversion_that_fails_is_named_with_its_reason_and_an_old_result_does_not_stand_for_the_new(tmp_path):
-    from adco.jobs import Outcome
+    from adco.launch.jobs import Outcome
+    from adco.suite.checkpoints import Subject
     from adco.suite.results import collect
     from adco.suite.stages import load_suite
-    from adco.suite.subjects import Subject
 
     subject = Subject("random:resnet18", "random", "random", "random:resnet18:0", "resnet18", "imagenet")
     task = plan.Task(subject, load_suite("quick").stages[-1], ("detection/x",), tmp_path / "work")

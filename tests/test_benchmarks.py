@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adco.device import set_arithmetic
-from adco.errors import UserError
-from adco.images import index_folder
-from adco.records import load_record
+from adco.data.images import index_folder
+from adco.evaluation.records import load_record
+from adco.utils.device import set_arithmetic
+from adco.utils.errors import UserError
 from benchmarks import bank, run, step
 from benchmarks import input as input_benchmark
 from benchmarks.input import backends_for, released_loader, worker_counts

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from adco.datacheck import OFFICIAL, Split, check_folder
-from adco.errors import UserError
+from adco.data.datasets.check import OFFICIAL, Split, check_folder
 from adco.sample import make_sample
+from adco.utils.errors import UserError
 from tools.check_data import main
 
 

@@ -10,9 +10,9 @@ import time
 import pytest
 import torch
 
-from adco import checkpoint
-from adco.errors import UserError
-from adco.files import atomic_write
+from adco.train import checkpoint
+from adco.utils.errors import UserError
+from adco.utils.files import atomic_write
 
 
 def state(step: int) -> checkpoint.State:
@@ -78,7 +78,7 @@ def test_no_space_is_one_line_and_leaves_nothing(tmp_path):
 WRITER = """
 import sys, torch
 from pathlib import Path
-from adco import checkpoint
+from adco.train import checkpoint
 for step in range(1, 10_000):
     method = {"weight": torch.full((200_000,), float(step))}
     checkpoint.save(Path(sys.argv[1]), checkpoint.State(step, {}, method, {}, {}, "", {}, 0.0), keep=2)

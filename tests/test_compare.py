@@ -8,7 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adco.compare import (
+from adco.evaluation.average_precision import (
+    average_precision,
+    eleven_point_ap,
+    sample_average_precision,
+    weighted_mean,
+)
+from adco.evaluation.comparison import (
     bootstrap_difference,
     column_key,
     over_trials,
@@ -16,11 +22,10 @@ from adco.compare import (
     significance,
     why_not_comparable,
 )
-from adco.errors import UserError
-from adco.predictions import detection_ap, load_predictions, write_boxes, write_hits, write_ranks
-from adco.published import load_published
-from adco.ranking import average_precision, eleven_point_ap, sample_average_precision, weighted_mean
-from adco.records import Record, Score, load_record
+from adco.evaluation.predictions import detection_ap, load_predictions, write_boxes, write_hits, write_ranks
+from adco.evaluation.published import load_published
+from adco.evaluation.records import Record, Score, load_record
+from adco.utils.errors import UserError
 
 RNG = np.random.default_rng(0)
 NAMES = tuple(f"{i}.jpg" for i in range(200))

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from adco.accumulate import backward, split
-from adco.batch import Batch
-from adco.config import Bank, Compute, Encoder, Recipe, View
-from adco.errors import UserError
-from adco.limits import check_recipe
+from adco.config.schema import Bank, Compute, Encoder, Recipe, View
+from adco.config.validation import check_recipe
+from adco.data.batch import Batch
 from adco.methods import build_method
 from adco.methods.base import Moment
-from adco.monitor import KnnProbe
+from adco.train.gradient_cache import backward, split
+from adco.train.logger import KnnProbe
+from adco.utils.errors import UserError
 
 CPU = torch.device("cpu")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from adco.errors import UserError
-from adco.recipe_files import load_recipe
+from adco.config.loading import load_recipe
+from adco.utils.errors import UserError
 
 
 @pytest.fixture

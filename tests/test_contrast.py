@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from adco import contrast
-from adco.contrast import Pair, adversarial_contrast, cooperative_contrast, make_pairs
+from adco.losses import bank_softmax
+from adco.losses.bank_softmax import Pair, adversarial_contrast, cooperative_contrast, make_pairs
 
 N, D, K = 5, 6, 9
 TAU, TAU_BANK = 0.12, 0.03
@@ -113,7 +113,9 @@ PLAYS = {
 @pytest.mark.parametrize("rows", [1, 4, 8])
 def test_chunks_of_the_bank_are_the_bank(game, play, rows):
     whole = everything(game, play)
-    with mock.patch.dict(contrast.BLOCK, cpu=2 * N * rows):  # K = 9 rows: chunks of equal size, and a last smaller one
+    with mock.patch.dict(
+        bank_softmax.BLOCK, cpu=2 * N * rows
+    ):  # K = 9 rows: chunks of equal size, and a last smaller one
         for a, b in zip(whole, everything(game, play), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from adco.backbone import ARCHITECTURES, Backbone, expected_shapes, load_backbone
-from adco.errors import UserError
-from adco.layouts import from_detectron2
+from adco.utils.errors import UserError
+from adco.weights.backbone import ARCHITECTURES, Backbone, expected_shapes, load_backbone
+from adco.weights.layouts import from_detectron2
 from detection import verify, weights
 from detection.verify import TOLERANCE, loaded_resnet, prove, stage_differences
 from tests.detection_helpers import save_torchvision, trained_state

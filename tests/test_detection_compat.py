@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import detection  # noqa: F401
-from adco.errors import UserError
+from adco.utils.errors import UserError
 from detection import compat
 
 ROOT = Path(__file__).resolve().parent.parent

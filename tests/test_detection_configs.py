@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import detection  # noqa: F401
-from adco.errors import UserError
+from adco.utils.errors import UserError
 from detection.planner import Plan
 from detection.settings import (
     NOT_GIVEN,

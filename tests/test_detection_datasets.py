@@ -7,7 +7,7 @@ import json
 import pytest
 
 import detection  # noqa: F401
-from adco.errors import UserError
+from adco.utils.errors import UserError
 from detection.datasets import inspect_coco, inspect_dataset, inspect_voc
 from tests.detection_helpers import make_coco, make_voc, write_annotation
 

@@ -16,10 +16,10 @@ from detectron2.data.datasets import register_coco_instances, register_pascal_vo
 from detectron2.evaluation import pascal_voc_evaluation
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from adco.compare import paired_bootstrap
-from adco.errors import UserError
-from adco.predictions import load_predictions
-from adco.records import Record, load_record
+from adco.evaluation.comparison import paired_bootstrap
+from adco.evaluation.predictions import load_predictions
+from adco.evaluation.records import Record, load_record
+from adco.utils.errors import UserError
 from detection import scoring
 from detection.boxes import BOXES, keep_beside
 from detection.evaluation import PREDICTIONS, build_evaluator

@@ -14,8 +14,8 @@ import detection  # noqa: F401  (patches before detectron2)
 # isort: split
 from detectron2.checkpoint import DetectionCheckpointer
 
-from adco.backbone import load_backbone
-from adco.errors import UserError
+from adco.utils.errors import UserError
+from adco.weights.backbone import load_backbone
 from detection.register import setup_environment
 from detection.verify import detectron2_resnet
 from detection.weights import to_detectron2, write_weights

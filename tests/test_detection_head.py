@@ -13,8 +13,8 @@ import detection  # noqa: F401  (patches before detectron2)
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
-from adco.backbone import load_backbone
-from adco.errors import UserError
+from adco.utils.errors import UserError
+from adco.weights.backbone import load_backbone
 from detection.register import setup_environment
 from detection.settings import fit_to_hardware, load_config
 from detection.verify import every_tensor_loads

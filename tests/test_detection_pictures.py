@@ -14,7 +14,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper, build_detection_test_loader, detection_utils
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances
 
-from adco.errors import UserError, command
+from adco.utils.errors import UserError, command
 from detection.register import setup_environment
 from tests.detection_helpers import SIZE, make_voc
 

@@ -14,7 +14,7 @@ import detection  # noqa: F401  (patches before detectron2)
 # isort: split
 from detectron2.engine import DefaultTrainer
 
-from adco.errors import UserError
+from adco.utils.errors import UserError
 from detection.accumulate import accumulated_step
 from detection.planner import describe, plan
 from detection.settings import load_config

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import detection  # noqa: F401
-from adco.backbone import load_backbone
-from adco.records import load_record
+from adco.evaluation.records import load_record
+from adco.weights.backbone import load_backbone
 from detection.draw import main as draw
 from detection.evaluation import PREDICTIONS
 from detection.weights import to_detectron2, write_weights

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import detection  # noqa: F401  (patches before detectron2)
-from adco.errors import UserError
-from adco.records import load_record
+from adco.evaluation.records import load_record
+from adco.utils.errors import UserError
 from detection import trials
 from detection.planner import plan
 from detection.report import make_record, official, protocol_of

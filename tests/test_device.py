@@ -1,11 +1,11 @@
-"""adco/device.py: a GPU that is asked for and absent is an error, never a silent CPU run."""
+"""adco/utils/device.py: a GPU that is asked for and absent is an error, never a silent CPU run."""
 
 import pytest
 import torch
 
-from adco import device
-from adco.device import constant, resolve_device, resolve_workers, set_arithmetic, upload, usable_cores
-from adco.errors import UserError
+from adco.utils import device
+from adco.utils.device import constant, resolve_device, resolve_workers, set_arithmetic, upload, usable_cores
+from adco.utils.errors import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from adco import distributed
-from adco.errors import UserError, command
+from adco.utils import distributed
+from adco.utils.errors import UserError, command
 from tests.ranks import run_ranks
 
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from adco import limits, methods
-from adco.backbone import load_backbone
-from adco.health import CONCERNS
-from adco.monitor import read_metrics
-from adco.recipe_files import load_recipe
-from adco.records import load_record
+from adco import methods
+from adco.config import validation
+from adco.config.loading import load_recipe
+from adco.evaluation.records import load_record
 from adco.sample import make_sample
+from adco.train.embedding_metrics import CONCERNS
+from adco.train.logger import read_metrics
+from adco.weights.backbone import load_backbone
 from tests import doc_commands
 from tests.doc_commands import DOCUMENTS, ROOT, Wrong, check, check_names, commands, commands_in_help, words_of
 from tests.doc_runs import SMALL_PX, TRAIN, Place, run, why_not_run
@@ -177,7 +178,7 @@ def example(name: str):
 @pytest.fixture
 def barlow(monkeypatch):
     monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
-    monkeypatch.setitem(limits.CHOICES, "method", limits.CHOICES["method"])
+    monkeypatch.setitem(validation.CHOICES, "method", validation.CHOICES["method"])
     monkeypatch.setattr(sys, "path", list(sys.path))
     return example("barlow_twins")
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from adco import bankmap
-from adco.images import index_folder
+from adco.config.loading import load_recipe
+from adco.data.images import index_folder
 from adco.methods import build_method
-from adco.recipe_files import load_recipe
+from adco.report import bank_tsne
 from tools import draw_bank
 
 
@@ -27,20 +27,20 @@ def test_outliers_are_rows_farther_from_every_query_than_queries_are_from_each_o
         angles = torch.tensor(degrees).deg2rad().double()
         return torch.stack([angles.cos(), angles.sin()], dim=1)
 
-    found = bankmap.outliers(at(0, 1, 2, 4), at(0.5, 4.9, 6.5, -1.5, 180), percentile=0)
+    found = bank_tsne.outliers(at(0, 1, 2, 4), at(0.5, 4.9, 6.5, -1.5, 180), percentile=0)
     assert found.floor == pytest.approx(np.cos(np.deg2rad(2)), abs=1e-9)
     assert found.mask.tolist() == [False, False, True, False, True]
     assert found.share == pytest.approx(0.4)
-    found = bankmap.outliers(at(0, 1, 2, 4), at(-1.5), percentile=50)  # now 1 degree is the limit
+    found = bank_tsne.outliers(at(0, 1, 2, 4), at(-1.5), percentile=50)  # now 1 degree is the limit
     assert found.mask.tolist() == [True]
 
 
 def test_a_bank_spread_as_the_queries_are_has_the_percentile_as_outliers_and_a_distant_one_all():
     generator = torch.Generator().manual_seed(0)
     points = F.normalize(torch.randn(4000, 8, generator=generator), dim=1)
-    assert bankmap.outliers(points[:2000], points[2000:]).share == pytest.approx(0.05, abs=0.02)
+    assert bank_tsne.outliers(points[:2000], points[2000:]).share == pytest.approx(0.05, abs=0.02)
     half = points * torch.where(points[:, :1] > 0, 1.0, -1.0)  # one side of the sphere against the other
-    assert bankmap.outliers(half[:2000], -half[2000:]).share > 0.5
+    assert bank_tsne.outliers(half[:2000], -half[2000:]).share > 0.5
 
 
 def checkpoint(folder, method: str, bank: str | None = "rows"):
@@ -72,7 +72,7 @@ def test_adco_beside_moco(pictures, tmp_path, capsys):
         width, height = picture.size
         colors = {color for _, color in picture.convert("RGB").getcolors(1 << 20)}
     assert width > 1.5 * height
-    assert tuple(bytes.fromhex(bankmap.FAR[1:])) in colors  # random rows are far from the queries
+    assert tuple(bytes.fromhex(bank_tsne.FAR[1:])) in colors  # random rows are far from the queries
     told = json.loads(output.with_suffix(".json").read_text())
     assert [(row["name"], row["method"], row["step"]) for row in told["runs"]] == [
         ("adco", "adco", 12),
@@ -92,16 +92,16 @@ def test_the_queries_are_those_of_the_checkpoints_encoder_and_unreadable_picture
 ):
     shutil.copytree(pictures / "train", tmp_path / "data")
     (tmp_path / "data" / "class1" / "003.png").write_bytes(b"not a picture")
-    loaded, index = bankmap.load_run(checkpoint(tmp_path / "adco", "adco")), index_folder(tmp_path / "data")
-    queries = bankmap.queries_of(loaded, index, 1000, 0, torch.device("cpu"), 0)
+    loaded, index = bank_tsne.load_run(checkpoint(tmp_path / "adco", "adco")), index_folder(tmp_path / "data")
+    queries = bank_tsne.queries_of(loaded, index, 1000, 0, torch.device("cpu"), 0)
     assert queries.shape == (47, 16)
     assert torch.allclose(queries.norm(dim=1), torch.ones(47))
     monkeypatch.setattr(os, "fork", None)
-    assert torch.equal(queries, bankmap.queries_of(loaded, index, 1000, 0, torch.device("cpu"), 3))
+    assert torch.equal(queries, bank_tsne.queries_of(loaded, index, 1000, 0, torch.device("cpu"), 3))
     with torch.no_grad():
         loaded.encoder.head[-1].weight.neg_()
         loaded.encoder.head[-1].bias.neg_()
-    assert torch.allclose(-queries, bankmap.queries_of(loaded, index, 1000, 0, torch.device("cpu"), 0), atol=1e-5)
+    assert torch.allclose(-queries, bank_tsne.queries_of(loaded, index, 1000, 0, torch.device("cpu"), 0), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adco.config import Encoder as Options
-from adco.encoder import Encoder, key_encoder_of, mlp_head, momentum_update, paired_parameters
+from adco.config.schema import Encoder as Options
+from adco.models.encoder import Encoder, key_encoder_of, mlp_head, momentum_update, paired_parameters
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from adco.errors import UserError
-from adco.jobs import Job, Outcome, run_jobs
-from adco.recipe_files import load_recipe
-from adco.records import Record, Score, load_record
+from adco.config.loading import load_recipe
+from adco.evaluation.records import Record, Score, load_record
+from adco.launch.jobs import Job, Outcome, run_jobs
+from adco.utils.errors import UserError
 from benchmarks import chosen, curve, evidence, evidence_page, lead, outliers, precision, times
 from benchmarks.evidence_plan import chosen_only, measured_rate, runnable
 from benchmarks.evidence_stages import Place, Stage, build

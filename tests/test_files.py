@@ -6,8 +6,8 @@ from unittest import mock
 
 import pytest
 
-from adco.errors import UserError
-from adco.files import atomic_write
+from adco.utils.errors import UserError
+from adco.utils.files import atomic_write
 
 
 def test_a_disk_that_becomes_read_only_during_a_write_is_the_error_reported(tmp_path):

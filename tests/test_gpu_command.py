@@ -19,8 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
-from adco.errors import Failure, UserError
-from adco.records import load_record
+from adco.evaluation.records import load_record
+from adco.utils.errors import Failure, UserError
 from benchmarks import gpu, gpu_figures, gpu_pack, gpu_page, gpu_process, gpu_unpack
 from benchmarks.gpu_sections import SECTIONS, Context, Section, cuda_tests, machine
 
@@ -366,7 +366,7 @@ def test_a_pack_holds_what_it_says_and_is_unpacked_once(packed, tmp_path, capsys
     assert manifest["images"] == 2 and "yacs" in manifest["versions"] and "numpy" not in manifest["versions"]
     with tarfile.open(packed / "project.tar.gz") as tar:
         names = tar.getnames()
-    assert {"benchmarks/gpu.py", "adco/native/jpeg.c", "tests/cuda/conftest.py", "pyproject.toml"} <= set(names)
+    assert {"benchmarks/gpu.py", "adco/data/native/jpeg.c", "tests/cuda/conftest.py", "pyproject.toml"} <= set(names)
     assert not [name for name in names if name.startswith((".git/", "results/")) or name.endswith(".safetensors")]
 
     work = tmp_path / "work"

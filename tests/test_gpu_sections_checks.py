@@ -9,12 +9,13 @@ from functools import partial
 import pytest
 import torch
 
-from adco import checkpoint, distributed, optim
-from adco.config import View
-from adco.errors import Failure
-from adco.images import index_folder
-from adco.limits import check_recipe
-from adco.recipe_files import load_recipe
+from adco.config.loading import load_recipe
+from adco.config.schema import View
+from adco.config.validation import check_recipe
+from adco.data.images import index_folder
+from adco.train import checkpoint, optimizer
+from adco.utils import distributed
+from adco.utils.errors import Failure
 from benchmarks.gpu_sections import SECTIONS, Context, correctness, input_races, learning, nccl
 from benchmarks.gpu_sections.checks import Finding, perform
 from benchmarks.photographs import write_photographs
@@ -94,7 +95,7 @@ def test_other_weights_and_other_losses_are_noticed(images):
 
 def test_buffers_that_a_resume_mixes_up_are_noticed(images, monkeypatch):
     recipe = correctness.small_recipe("adco", images, small=True)
-    monkeypatch.setattr(optim, "load_state", lambda optimizer, state: optimizer.load_state_dict(state))
+    monkeypatch.setattr(optimizer, "load_state", lambda optimizer, state: optimizer.load_state_dict(state))
     finding = correctness.resumed(recipe, CPU, channels_last=False)
     assert not finding.passed and finding.facts["weights_difference"] > 0.5
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from adco import distributed, health
-from adco.health import DEAD_AFTER, PATIENCE, Health, Watch
+from adco.train import embedding_metrics
+from adco.train.embedding_metrics import DEAD_AFTER, PATIENCE, Health, Watch
+from adco.utils import distributed
 from tests.ranks import run_ranks
 
 TAU = 0.1
@@ -35,67 +36,75 @@ def test_alignment_is_the_mean_squared_distance():
         sum(sum((a - b) ** 2 for a, b in zip(*pair, strict=True)) for pair in zip(q.tolist(), k.tolist(), strict=True))
         / 5
     )
-    assert health.alignment(q, k).item() == pytest.approx(naive, rel=1e-5)
-    assert health.alignment(q, q) == 0
-    assert health.alignment(q, -q).item() == pytest.approx(4)
+    assert embedding_metrics.alignment(q, k).item() == pytest.approx(naive, rel=1e-5)
+    assert embedding_metrics.alignment(q, q) == 0
+    assert embedding_metrics.alignment(q, -q).item() == pytest.approx(4)
 
 
 def test_uniformity_is_the_log_mean_potential_over_pairs():
     q = unit(6, 3)
     terms = [math.exp(-2 * math.dist(q[i].tolist(), q[j].tolist()) ** 2) for i in range(6) for j in range(i)]
-    assert health.uniformity(q).item() == pytest.approx(math.log(sum(terms) / len(terms)), rel=1e-5)
-    assert health.uniformity(unit(1, 4).repeat(8, 1)).item() == pytest.approx(0, abs=1e-5)
-    assert health.uniformity(torch.eye(8)).item() == pytest.approx(-4, rel=1e-5)  # all pairs at a right angle
+    assert embedding_metrics.uniformity(q).item() == pytest.approx(math.log(sum(terms) / len(terms)), rel=1e-5)
+    assert embedding_metrics.uniformity(unit(1, 4).repeat(8, 1)).item() == pytest.approx(0, abs=1e-5)
+    assert embedding_metrics.uniformity(torch.eye(8)).item() == pytest.approx(
+        -4, rel=1e-5
+    )  # all pairs at a right angle
 
 
 def test_effective_rank_counts_the_directions_in_use():
-    assert health.effective_rank(torch.eye(8)).item() == pytest.approx(8, rel=1e-5)
-    assert health.effective_rank(torch.eye(8)[[0, 1, 2] * 10]).item() == pytest.approx(3, rel=1e-4)
-    assert health.effective_rank(unit(1, 8).repeat(20, 1)).item() == pytest.approx(1, abs=1e-3)
+    assert embedding_metrics.effective_rank(torch.eye(8)).item() == pytest.approx(8, rel=1e-5)
+    assert embedding_metrics.effective_rank(torch.eye(8)[[0, 1, 2] * 10]).item() == pytest.approx(3, rel=1e-4)
+    assert embedding_metrics.effective_rank(unit(1, 8).repeat(20, 1)).item() == pytest.approx(1, abs=1e-3)
     p = [3 / 4, 1 / 4]  # singular values 3 and 1
     by_hand = math.exp(-sum(x * math.log(x) for x in p))
-    assert health.effective_rank(torch.diag(torch.tensor([3.0, 1.0]))).item() == pytest.approx(by_hand, rel=1e-5)
+    assert embedding_metrics.effective_rank(torch.diag(torch.tensor([3.0, 1.0]))).item() == pytest.approx(
+        by_hand, rel=1e-5
+    )
 
 
 def test_spread_is_one_on_the_sphere_and_nought_at_a_point():
-    assert health.spread(unit(4000, 32)).item() == pytest.approx(1, abs=0.01)
-    assert health.spread(unit(1, 32).repeat(50, 1)).item() == pytest.approx(0, abs=1e-4)
+    assert embedding_metrics.spread(unit(4000, 32)).item() == pytest.approx(1, abs=0.01)
+    assert embedding_metrics.spread(unit(1, 32).repeat(50, 1)).item() == pytest.approx(0, abs=1e-4)
     q = F.normalize(torch.ones(32) + 0.5 * torch.randn(4000, 32, generator=torch.Generator().manual_seed(0)), dim=1)
     mean_cosine = (q @ q.T).mean().item()
-    assert health.spread(q).item() == pytest.approx(math.sqrt(1 - mean_cosine), abs=0.02)
+    assert embedding_metrics.spread(q).item() == pytest.approx(math.sqrt(1 - mean_cosine), abs=0.02)
 
 
 def test_use_of_the_bank_equals_a_naive_softmax_and_does_not_depend_on_chunks(monkeypatch):
     q, n = unit(7, 5), unit(23, 5, 1)
     p = naive_softmax(q, n, TAU)
     for chunk in (2048, 4):
-        monkeypatch.setattr(health, "CHUNK_ROWS", chunk)
-        used = health.use_of_bank(q, n, TAU)
+        monkeypatch.setattr(embedding_metrics, "CHUNK_ROWS", chunk)
+        used = embedding_metrics.use_of_bank(q, n, TAU)
         assert used.mass.tolist() == pytest.approx([sum(column) / 7 for column in zip(*p, strict=True)], rel=1e-4)
         assert used.peak.tolist() == pytest.approx([max(column) for column in zip(*p, strict=True)], rel=1e-4)
         assert used.nearest.tolist() == [row.index(max(row)) for row in p]
 
 
 def test_use_of_the_bank_survives_a_temperature_whose_exponentials_overflow():
-    used = health.use_of_bank(unit(4, 8), unit(9, 8, 1), 0.001)
+    used = embedding_metrics.use_of_bank(unit(4, 8), unit(9, 8, 1), 0.001)
     assert used.mass.sum().item() == pytest.approx(1, rel=1e-5)
 
 
 def test_bank_entropy():
     q = unit(1, 4).repeat(3, 1)
-    assert health.bank_entropy(q, unit(1, 4, 1).repeat(16, 1), TAU).item() == pytest.approx(1, rel=1e-5)  # all alike
+    assert embedding_metrics.bank_entropy(q, unit(1, 4, 1).repeat(16, 1), TAU).item() == pytest.approx(
+        1, rel=1e-5
+    )  # all alike
     one = torch.cat([q[:1], (-q[:1]).repeat(15, 1)])
-    assert health.bank_entropy(q, one, 0.01).item() == pytest.approx(0, abs=1e-5)  # one takes all
+    assert embedding_metrics.bank_entropy(q, one, 0.01).item() == pytest.approx(0, abs=1e-5)  # one takes all
     axes = torch.eye(16)
-    assert health.bank_entropy(axes[:4], axes, 0.01).item() == pytest.approx(math.log(4) / math.log(16), rel=1e-4)
+    assert embedding_metrics.bank_entropy(axes[:4], axes, 0.01).item() == pytest.approx(
+        math.log(4) / math.log(16), rel=1e-4
+    )
     q, n = unit(7, 5), unit(23, 5, 1)
     mass = [sum(column) / 7 for column in zip(*naive_softmax(q, n, TAU), strict=True)]
     naive = -sum(m * math.log(m) for m in mass) / math.log(23)
-    assert health.bank_entropy(q, n, TAU).item() == pytest.approx(naive, rel=1e-5)
+    assert embedding_metrics.bank_entropy(q, n, TAU).item() == pytest.approx(naive, rel=1e-5)
 
 
 def test_the_nearest_share_is_that_of_the_most_popular_row():
-    assert health.nearest_share(torch.tensor([4, 4, 2, 4])).item() == 0.75
+    assert embedding_metrics.nearest_share(torch.tensor([4, 4, 2, 4])).item() == 0.75
 
 
 def test_a_row_is_dead_after_as_many_idle_evaluations_and_alive_with_one_query():
@@ -115,7 +124,7 @@ def test_a_uniform_bank_is_not_called_dead_at_a_sharp_temperature():
     for step in range(DEAD_AFTER):
         q = unit(64, 128, step)
         found = see(q, q, n, 0.02)
-    assert (health.use_of_bank(q, n, 0.02).mass < 0.1 / 4096).float().mean() > 0.3
+    assert (embedding_metrics.use_of_bank(q, n, 0.02).mass < 0.1 / 4096).float().mean() > 0.3
     assert found["bank_dead_share"] < 0.01
 
 
@@ -135,7 +144,7 @@ def test_an_embedding_that_is_not_finite_has_no_readings():
 
 
 def test_a_large_batch_is_looked_at_through_evenly_spaced_queries(monkeypatch):
-    monkeypatch.setattr(health, "MOST_ROWS", 8)
+    monkeypatch.setattr(embedding_metrics, "MOST_ROWS", 8)
     q = torch.eye(8)[torch.arange(16) // 2]
     assert Health()(q, q, None, TAU)["effective_rank"] == pytest.approx(8, rel=1e-4)
 
@@ -166,7 +175,7 @@ def trained(contrast: bool, steps: int = 300) -> list[str]:
     for step in range(steps):
         points = torch.randn(64, 16)
         q, k = (F.normalize(network(points + 0.3 * torch.randn_like(points)), dim=1) for _ in range(2))
-        loss = F.cross_entropy(q @ k.T / 0.2, torch.arange(64)) if contrast else health.alignment(q, k)
+        loss = F.cross_entropy(q @ k.T / 0.2, torch.arange(64)) if contrast else embedding_metrics.alignment(q, k)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from adco.errors import UserError
-from adco.images import BadImages, UnreadableImage, index_folder, read_image
+from adco.data.images import BadImages, UnreadableImage, index_folder, read_image
+from adco.utils.errors import UserError
 
 
 def test_order_labels_and_classes(pictures):

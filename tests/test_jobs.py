@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from adco.errors import UserError
-from adco.jobs import Job, last_line, run_jobs
-from adco.jobs_shown import Shown, duration
+from adco.launch.jobs import Job, last_line, run_jobs
+from adco.launch.live_table import Shown, duration
+from adco.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -133,9 +133,7 @@ def test_asked_to_stop_by_the_caller(tmp_path):
 
 
 def test_one_run_at_a_time_in_a_folder(tmp_path):
-    inner = (
-        f"import sys; from pathlib import Path; from adco.jobs import run_jobs; run_jobs([], Path({str(tmp_path)!r}))"
-    )
+    inner = f"from pathlib import Path; from adco.launch.jobs import run_jobs; run_jobs([], Path({str(tmp_path)!r}))"
     outcome = run_jobs([python("a", inner, environment={"PYTHONPATH": str(ROOT)})], tmp_path)["a"]
     assert outcome.status == "failed"
     assert "writes here; stop it, or choose another folder" in outcome.why
@@ -171,8 +169,8 @@ def test_the_last_line_of_a_log_is_a_progress_bars_last_state(tmp_path):
 RUN = """
 import sys
 from pathlib import Path
-from adco.errors import command
-from adco.jobs import Job, run_jobs
+from adco.utils.errors import command
+from adco.launch.jobs import Job, run_jobs
 folder = Path(sys.argv[1])
 jobs = [Job(f"j{i}", (sys.executable, str(folder / "stage.py"), str(folder), str(i))) for i in range(2)]
 @command

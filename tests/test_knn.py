@@ -1,4 +1,4 @@
-"""adco/knn.py: against a naive loop, a case worked by hand, and the promises about ties."""
+"""adco/evaluation/knn.py: against a naive loop, a case worked by hand, and the promises about ties."""
 
 import math
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from adco.errors import UserError
-from adco.knn import first_argmax, knn_accuracy, knn_predict
+from adco.evaluation.knn import first_argmax, knn_accuracy, knn_predict
+from adco.utils.errors import UserError
 
 
 def naive_votes(train, labels, test, k, temperature, classes):

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torchvision.transforms import functional as F
 
-from adco import augment, loader, native
-from adco.config import View
-from adco.errors import UserError
-from adco.images import index_folder
-from adco.loader import ViewDataset, batches, requests, resolve_backend
-from adco.reference import reference_levels
+from adco.config.schema import View
+from adco.data import loader, native
+from adco.data.images import index_folder
+from adco.data.loader import ViewDataset, batches, requests, resolve_backend
+from adco.data.transforms import functional
+from adco.data.transforms.reference import reference_levels
+from adco.utils.errors import UserError
 from benchmarks.photographs import write_photographs
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -70,7 +71,7 @@ def test_reference_views_are_torchvisions_to_the_bit(pictures):
     for spec, draw, view in zip(SPECS, dataset.draws(request), made, strict=True):
         for row, sample in enumerate(request.samples):
             levels = reference_levels(index.image(int(sample)), spec.px, spec.scale, draw, row)
-            theirs = F.normalize(F.to_tensor(levels.transpose(1, 2, 0).copy()), augment.MEAN, augment.STD)
+            theirs = F.normalize(F.to_tensor(levels.transpose(1, 2, 0).copy()), functional.MEAN, functional.STD)
             assert torch.equal(view[row], theirs)
 
 
@@ -101,7 +102,7 @@ def test_an_epoch_shows_no_sample_twice_and_leaves_the_remainder_out():
 @needs_kernel
 def test_backends_make_the_same_views_to_within_two_levels(photographs):
     made = {backend: loaded(photographs, 0, 2, 0, batch=12, backend=backend) for backend in BACKENDS}
-    std = torch.tensor(augment.STD).view(3, 1, 1)
+    std = torch.tensor(functional.STD).view(3, 1, 1)
     for step in range(2):
         for v in range(len(SPECS)):
             ours, device, reference = (made[name][step].to_views(CPU)[v] for name in BACKENDS)

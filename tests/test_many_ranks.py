@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adco import distributed
-from adco.accumulate import backward, split
-from adco.bank import Bank
-from adco.config import Bank as BankOptions
-from adco.config import Contrast, Encoder, Recipe, View
-from adco.contrast import adversarial_contrast, cooperative_contrast, make_pairs
+from adco.config.schema import Bank as BankOptions
+from adco.config.schema import Contrast, Encoder, Recipe, View
+from adco.losses.bank_softmax import adversarial_contrast, cooperative_contrast, make_pairs
 from adco.methods import build_method
 from adco.methods.base import Moment
 from adco.methods.caco import make_pairs as caco_pairs
-from adco.optim import build_optimizer
+from adco.models.memory_bank import Bank
+from adco.train.gradient_cache import backward, split
+from adco.train.optimizer import build_optimizer
+from adco.utils import distributed
 from tests.ranks import run_ranks
 
 N, D, K = 8, 6, 24  # N: of all ranks
@@ -91,7 +91,7 @@ def tiny_backbone(arch: str, stem: str) -> nn.Module:
 def trained(recipe: Recipe, steps: int = 20) -> dict[str, Tensor]:
     """The state after some steps on the same global batches, in float64; the loss is the mean over the ranks."""
     torch.manual_seed(0)
-    with mock.patch("adco.encoder.build_resnet", tiny_backbone):
+    with mock.patch("adco.models.encoder.build_resnet", tiny_backbone):
         method = build_method(recipe).double()
     network = distributed.parallel(method.encoder)
     optimizer = build_optimizer(recipe.optimizer, method.encoder, fused=False)

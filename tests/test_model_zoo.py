@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from adco.errors import UserError
-from adco.files import between
-from adco.model_zoo import README_TABLE, page, readme_table, transfer_table
-from adco.model_zoo_tables import Notes, group_table, measured, printed, table
-from adco.published import load_published
-from adco.records import Record, Score
+from adco.evaluation.published import load_published
+from adco.evaluation.records import Record, Score
+from adco.report.model_zoo import README_TABLE, page, readme_table, transfer_table
+from adco.report.model_zoo_tables import Notes, group_table, measured, printed, table
+from adco.utils.errors import UserError
+from adco.utils.files import between
 from tools import report
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from adco import distributed
-from adco.errors import UserError
-from adco.frozen import NOTHING, Pictures, embed, gather_in_order
-from adco.images import index_folder
-from adco.monitor import KnnProbe, Log, Rate, read_metrics
+from adco.data.images import index_folder
+from adco.train.knn_probe import NOTHING, Pictures, embed, gather_in_order
+from adco.train.logger import KnnProbe, Log, Rate, read_metrics
+from adco.utils import distributed
+from adco.utils.errors import UserError
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")

@@ -13,15 +13,16 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms import functional as pixels
 
-from adco import augment, native, views
-from adco.config import View
-from adco.reference import reference_levels
+from adco.config.schema import View
+from adco.data import native
+from adco.data.transforms import functional, parameters
+from adco.data.transforms.reference import reference_levels
 from benchmarks.photographs import jpeg, photograph
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the C kernel is not built: no compiler at install")
 
 COUNT = 12
-STD = torch.tensor(augment.STD).view(3, 1, 1)
+STD = torch.tensor(functional.STD).view(3, 1, 1)
 PLAIN = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0, "flip_p": 0.0}
 FULL_VIEW = {"scale": [1.0, 1.0], "px": 120}  # with pictures of 120 x 120 the resize changes nothing
 
@@ -36,11 +37,11 @@ def squares() -> list[np.ndarray]:
     return [photograph(100 + seed, 120, 120) for seed in range(COUNT)]
 
 
-def draws(spec: View, count: int = COUNT, seed: int = 0) -> views.Draws:
-    return views.draw(spec, seed, 0, np.arange(count), 0)
+def draws(spec: View, count: int = COUNT, seed: int = 0) -> parameters.Draws:
+    return parameters.draw(spec, seed, 0, np.arange(count), 0)
 
 
-def rendered(spec: View, drawn: views.Draws, pictures, dtype=np.float32, full=True) -> np.ndarray:
+def rendered(spec: View, drawn: parameters.Draws, pictures, dtype=np.float32, full=True) -> np.ndarray:
     """(B, px, px, 3): every picture's view by the kernel, from pixels or from a file's content."""
     out = np.empty((len(pictures), spec.px, spec.px, 3), dtype)
     canvas = native.Canvas([spec.scale], [drawn], [out], full)
@@ -54,7 +55,7 @@ def rendered(spec: View, drawn: views.Draws, pictures, dtype=np.float32, full=Tr
 
 def levels(normalised: np.ndarray) -> torch.Tensor:
     """(B, px, px, 3) normalised -> (B, 3, px, px) in levels of 255."""
-    mean = torch.tensor(augment.MEAN).view(3, 1, 1)
+    mean = torch.tensor(functional.MEAN).view(3, 1, 1)
     return (torch.from_numpy(normalised).permute(0, 3, 1, 2) * STD + mean) * 255
 
 
@@ -62,8 +63,8 @@ def test_a_crop_has_pillows_pixels(photos):
     for px in (16, 48, 224):  # shrinking, and enlarging
         spec = View(px=px, **PLAIN)
         drawn = draws(spec)
-        boxes = [views.crop_box(160, 120, spec.scale, u) for u in drawn.crops]
-        theirs = [views.cut(Image.fromarray(p), px, box) for p, box in zip(photos, boxes, strict=True)]
+        boxes = [parameters.crop_box(160, 120, spec.scale, u) for u in drawn.crops]
+        theirs = [parameters.cut(Image.fromarray(p), px, box) for p, box in zip(photos, boxes, strict=True)]
         ours = rendered(spec, drawn, photos, np.uint8, full=False).transpose(0, 3, 1, 2)
         difference = np.abs(ours.astype(int) - np.stack(theirs))
         assert difference.max() <= 1  # Pillow rounds between its two passes
@@ -80,7 +81,7 @@ def test_crops_are_those_of_views_for_every_shape():
         picture = np.stack([x, y, rng.integers(0, 255, x.shape)], axis=-1).astype(np.uint8)
         ours = rendered(spec, drawn, [picture] * 60, np.uint8, full=False)
         for row, u in enumerate(drawn.crops):
-            theirs = views.cut(Image.fromarray(picture), 8, views.crop_box(width, height, spec.scale, u))
+            theirs = parameters.cut(Image.fromarray(picture), 8, parameters.crop_box(width, height, spec.scale, u))
             assert np.abs(ours[row].astype(int).transpose(2, 0, 1) - theirs).max() <= 1
 
 
@@ -130,10 +131,10 @@ def test_a_whole_view_is_within_two_levels_of_torchvision_and_of_the_device_back
     drawn = draws(spec)
     ours = torch.from_numpy(rendered(spec, drawn, photos)).permute(0, 3, 1, 2)
     made = [reference_levels(Image.fromarray(p), 64, spec.scale, drawn, row) for row, p in enumerate(photos)]
-    reference = [augment.from_uint8(torch.from_numpy(view.copy())) for view in made]
+    reference = [functional.from_uint8(torch.from_numpy(view.copy())) for view in made]
     assert ((ours - torch.stack(reference)).abs() * STD * 255).mean() < 2
     crops = torch.from_numpy(rendered(spec, drawn, photos, np.uint8, full=False)).permute(0, 3, 1, 2)
-    device = augment.augment(crops, drawn.choices)
+    device = functional.augment(crops, drawn.choices)
     assert ((ours - device).abs() * STD * 255).mean() < 0.5
 
 
@@ -141,9 +142,9 @@ def test_each_image_has_its_own_order_of_colour_operations(squares):
     spec = View(**FULL_VIEW, **PLAIN)
     drawn = draws(spec, 24)
     drawn.choices.factors[:] = torch.tensor([1.3, 0.7, 1.4, 0.08])
-    drawn.choices.order[:] = torch.from_numpy(views.ORDERS)
+    drawn.choices.order[:] = torch.from_numpy(parameters.ORDERS)
     ours = levels(rendered(spec, drawn, [squares[0]] * 24))
-    for row, order in enumerate(views.ORDERS):
+    for row, order in enumerate(parameters.ORDERS):
         expected = pixels.to_tensor(squares[0])
         for number in order:
             expected = list(OPERATIONS.values())[number][1](expected, drawn.choices.factors[row, number].item())

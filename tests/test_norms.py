@@ -10,8 +10,15 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adco import distributed, norms
-from adco.norms import SplitBatchNorm, SyncedBatchNorm, frozen_statistics, part_momenta, replace_norms
+from adco.models.batch_norm import (
+    SplitBatchNorm,
+    SyncedBatchNorm,
+    _Synced,
+    frozen_statistics,
+    part_momenta,
+    replace_norms,
+)
+from adco.utils import distributed
 from tests.ranks import run_ranks
 
 SHAPES = [(12, 5), (12, 5, 4, 3)]
@@ -187,7 +194,7 @@ def test_the_gradients_of_synced_norms_are_the_derivatives(shape, affine, two_eq
 
     def output(x: Tensor, *weights: Tensor) -> Tensor:
         weights = weights or (None, None)
-        return norms._Synced.apply(x, *weights, norm.running_mean, norm.running_var, norm.momentum, norm.eps)
+        return _Synced.apply(x, *weights, norm.running_mean, norm.running_var, norm.momentum, norm.eps)
 
     inputs = [values.requires_grad_() for values in (x, *weights) if values is not None]
     assert torch.autograd.gradcheck(output, inputs)

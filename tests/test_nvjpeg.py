@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from torchvision.io import decode_jpeg
 
-from adco import nvjpeg, views
-from adco.config import View
-from adco.errors import UserError
-from adco.images import index_folder
-from adco.loader import ViewDataset, requests, resolve_backend
+from adco.config.schema import View
+from adco.data import nvjpeg
+from adco.data.images import index_folder
+from adco.data.loader import ViewDataset, requests, resolve_backend
+from adco.data.transforms import parameters
+from adco.utils.errors import UserError
 from benchmarks.photographs import write_photographs
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -51,7 +52,7 @@ def test_crops_and_choices_are_those_of_the_device_backend(photographs):
 def test_a_crop_is_resized_as_pillow_does_it():
     levels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     for box in ((3, 5, 60, 40), (0, 0, 70, 50), (10, 10, 8, 8)):
-        theirs = views.cut(Image.fromarray(levels), 16, box).astype(int)
+        theirs = parameters.cut(Image.fromarray(levels), 16, box).astype(int)
         ours = nvjpeg.cut(torch.from_numpy(levels).permute(2, 0, 1), 16, box).numpy()
         assert np.abs(ours - theirs).max() <= 1
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from adco.config import Optimizer
-from adco.optim import build_optimizer, constant, cosine, load_state, parameter_groups
+from adco.config.schema import Optimizer
+from adco.train.optimizer import build_optimizer, constant, cosine, load_state, parameter_groups
 
 RUN = {"steps_per_epoch": 10, "epochs": 4, "lr": 0.03, "final_lr": 0.0006}
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from adco.errors import UserError
-from adco.published import PATH, load_published, of_zoo
-from adco.zoo_manifest import MANIFEST, read_manifest
+from adco.evaluation.published import PATH, load_published, of_zoo
+from adco.utils.errors import UserError
+from adco.weights.manifest import MANIFEST, read_manifest
 from transfer.protocols import PROTOCOLS
 from transfer.recipes import IMAGENET, PLACES205, VOC_ADCO
 

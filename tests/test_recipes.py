@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 
-from adco.accumulate import backward, split
-from adco.limits import METHODS
+from adco.config.loading import RECIPES, load_recipe
+from adco.config.validation import METHODS
 from adco.methods import build_method
 from adco.methods.base import Moment
-from adco.optim import build_optimizer
-from adco.recipe_files import RECIPES, load_recipe
-from adco.resume import recipe_name
+from adco.train.gradient_cache import backward, split
+from adco.train.optimizer import build_optimizer
+from adco.train.resume import recipe_name
 from tests.test_many_ranks import tiny_backbone
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -119,7 +119,7 @@ def small(name: str):
 def test_every_recipe_takes_a_step(name):
     recipe = small(name)
     torch.manual_seed(0)
-    with mock.patch("adco.encoder.build_resnet", tiny_backbone):
+    with mock.patch("adco.models.encoder.build_resnet", tiny_backbone):
         method = build_method(recipe)
     optimizer = build_optimizer(recipe.optimizer, method.encoder, fused=False)
     before = [p.clone() for p in method.encoder.parameters()]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from adco import provenance
-from adco.errors import UserError
-from adco.provenance import code_version, command_line, source_files
-from adco.records import Checkpoint, Predictions, Record, Score, load_record, why_not_reusable
+from adco.evaluation import provenance
+from adco.evaluation.provenance import code_version, command_line, source_files
+from adco.evaluation.records import Checkpoint, Predictions, Record, Score, load_record, why_not_reusable
+from adco.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = sorted((ROOT / "results").glob("*/*.json"))
@@ -170,7 +170,7 @@ def test_a_dirty_tree_is_not_taken_for_its_commit():
     tracked = subprocess.run(["git", "ls-files", "transfer"], cwd=ROOT, capture_output=True, text=True).stdout
     files = {path.relative_to(ROOT).as_posix() for path in source_files(("transfer",))}
     assert {name for name in tracked.split() if (ROOT / name).is_file()} <= files or not tracked
-    assert {"adco/knn.py", "adco/backbone.py"} <= files and "adco/model_zoo.py" not in files
+    assert {"adco/evaluation/knn.py", "adco/weights/backbone.py"} <= files and "adco/report/model_zoo.py" not in files
 
 
 def test_a_command_can_be_copied_from_the_projects_root(monkeypatch):

@@ -15,14 +15,25 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from adco import report
-from adco.errors import UserError
+from adco.config.loading import load_recipe
+from adco.evaluation.published import load_published
+from adco.evaluation.records import Score, load_record
 from adco.methods import METHODS, build_method
 from adco.methods.base import Moment
-from adco.published import load_published
-from adco.recipe_files import load_recipe
-from adco.records import Score, load_record
-from adco.report import cost, differences, figure1, leads, measured, papers, parts, pictures, render, study
-from adco.report.parts import Cell, Column, Table
+from adco.report import (
+    accuracy_curves,
+    collect,
+    cost,
+    elements,
+    figures,
+    leads,
+    paper_tables,
+    render,
+    result_tables,
+    significance,
+)
+from adco.report.elements import Cell, Column, Table
+from adco.utils.errors import UserError
 from tests.report_data import CLASSES, IMAGENETTE, SEEDS, make_results, record
 from tests.report_data import METHODS as DRAWN
 from tools import report as tool
@@ -34,16 +45,16 @@ def results(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(results) -> study.Study:
+def found(results) -> collect.Study:
     return report.gather([str(results)])
 
 
 @pytest.fixture(scope="module")
-def made(found, results) -> parts.Report:
+def made(found, results) -> elements.Report:
     return report.build(found, results / "report")
 
 
-def tables_of(section: parts.Section) -> list[Table]:
+def tables_of(section: elements.Section) -> list[Table]:
     return [block for block in section.blocks if isinstance(block, Table)]
 
 
@@ -95,19 +106,21 @@ def test_a_source_that_is_not_there_is_named(tmp_path):
 
 def test_each_score_stands_under_its_own_protocol_and_leads_to_its_record(found, results, tmp_path):
     seen = set()
-    for table in tables_of(measured.section(found, tmp_path)):
+    for table in tables_of(result_tables.section(found, tmp_path)):
         for model, column, cell in cells(table):
-            if cell.kind != parts.MEASURED:
+            if cell.kind != elements.MEASURED:
                 continue
             path = (tmp_path / cell.href).resolve()
             behind = load_record(path)
             assert behind.protocol.partition("/")[2] == column.code
             assert path.parent.name == model
-            value = behind.scores[next(name for name in behind.scores if measured.score_label(name) == column.label)]
+            value = behind.scores[
+                next(name for name in behind.scores if result_tables.score_label(name) == column.label)
+            ]
             assert (cell.value, cell.low, cell.high) == (value.value, value.low, value.high)
             assert cell.text == f"{value:.2f}"
             seen.add((path, column.label))
-    assert {path for path, _ in seen} == {item.path.resolve() for item in found.items if study.judges(item.record)}
+    assert {path for path, _ in seen} == {item.path.resolve() for item in found.items if collect.judges(item.record)}
 
 
 def test_two_data_sets_and_two_image_sizes_never_share_a_column(tmp_path):
@@ -119,17 +132,17 @@ def test_two_data_sets_and_two_image_sizes_never_share_a_column(tmp_path):
         ]
     ):
         record(protocol, {"top1": number}, f"m{number}", data).write(tmp_path / f"m{number}" / "a.json")
-    tables = tables_of(measured.section(report.gather([str(tmp_path)]), tmp_path))
+    tables = tables_of(result_tables.section(report.gather([str(tmp_path)]), tmp_path))
     columns = [(table.key, column.code) for table in tables for column in table.columns[1:]]
     assert len(columns) == len(set(columns)) == 3
     assert len(tables) == 2
     assert [cell.kind for _, _, cell in cells(tables[0])].count(
-        parts.NOT_RUN
+        elements.NOT_RUN
     ) == 2  # each of two models under one of two
 
 
 def test_captions_say_subset_size_and_what_the_intervals_are(found, tmp_path):
-    told = {table.title: table.caption for table in tables_of(measured.section(found, tmp_path))}
+    told = {table.title: table.caption for table in tables_of(result_tables.section(found, tmp_path))}
     assert "400 train of 5,011, 200 test of 4,952 images – a subset, not the official set" in told["VOC07 SVM"]
     assert told["VOC07 low-shot SVM"].endswith("95% intervals: Student's t of the mean of 3 trials.")
     assert told["Nearest neighbours"] == (
@@ -141,12 +154,12 @@ def test_captions_say_subset_size_and_what_the_intervals_are(found, tmp_path):
 
 
 def test_every_published_number_stands_once_under_its_own_protocol(found, tmp_path):
-    section, rows = papers.section(found, tmp_path), load_published()
+    section, rows = paper_tables.section(found, tmp_path), load_published()
     for table in tables_of(section):
         wanted = sorted((n.protocol, n.value) for n in rows if f"paper-{n.table}" == table.key)
-        shown = sorted((c.code, cell.value) for _, c, cell in cells(table) if cell.kind == parts.PUBLISHED)
+        shown = sorted((c.code, cell.value) for _, c, cell in cells(table) if cell.kind == elements.PUBLISHED)
         assert shown == wanted
-        assert all(c.label == "paper" for _, c, cell in cells(table) if cell.kind == parts.PUBLISHED)
+        assert all(c.label == "paper" for _, c, cell in cells(table) if cell.kind == elements.PUBLISHED)
     assert len(section.blocks) == len({n.table for n in rows})
 
 
@@ -155,22 +168,22 @@ def test_nothing_of_ours_stands_beside_a_paper_unless_it_is_the_same_thing(tmp_p
     made = record("imagenet-linear/adco", {"top1": Score(68.4)}, data=whole)
     made = replace(made, checkpoint=replace(made.checkpoint, recipe="adco_r50_200ep"))
     number = next(n for n in load_published() if n.recipe == "adco_r50_200ep" and n.table == "adco-1")
-    assert papers.same_thing(number, made)
+    assert paper_tables.same_thing(number, made)
     for other in (
         replace(made, protocol="imagenet-linear/moco"),
         replace(made, checkpoint=replace(made.checkpoint, recipe="moco_r50_200ep")),
         replace(made, data=record("a/b", {}).data),
     ):
-        assert not papers.same_thing(number, other)
+        assert not paper_tables.same_thing(number, other)
     made.write(tmp_path / "m" / "a.json")
-    table = tables_of(papers.section(report.gather([str(tmp_path)]), tmp_path))[0]
-    ours = {head: cell.text for head, _, cell in cells(table) if cell.kind == parts.MEASURED}
+    table = tables_of(paper_tables.section(report.gather([str(tmp_path)]), tmp_path))[0]
+    ours = {head: cell.text for head, _, cell in cells(table) if cell.kind == elements.MEASURED}
     assert ours == {"AdCo": "68.40"}  # and no other row
-    assert {cell.text for _, column, cell in cells(table) if cell.kind == parts.NOT_RUN} == {"not run"}
+    assert {cell.text for _, column, cell in cells(table) if cell.kind == elements.NOT_RUN} == {"not run"}
 
 
 def test_table_4s_mixed_columns_are_apart_and_the_reasons_are_printed():
-    told = {row[1].text: row[2].text for row in differences.published_table(load_published()).rows}
+    told = {row[1].text: row[2].text for row in significance.published_table(load_published()).rows}
     mixed = next(why for pair, why in told.items() if "AdCo 93.1 against SwAV, multi-crop 88.9" in pair)
     assert "voc07-linear/adco against own/voc07-svm" in mixed
     assert "mean over images" in mixed
@@ -181,17 +194,17 @@ def test_table_4s_mixed_columns_are_apart_and_the_reasons_are_printed():
 
 
 def test_differences_are_tested_image_by_image_where_predictions_are_kept(found):
-    table = differences.test_table(found)
+    table = significance.test_table(found)
     how = {row[0].text: row[-1].note for row in table.rows}
     assert how["knn/k20-t0.07@64px"].startswith("bootstrap, paired over 3,925 images")
     assert how["detection/smoke_voc_R_18_C4"].startswith("Welch's t")
     assert "linear/cached-features@64px" not in how  # no predictions beside it
     assert any("no predictions" in note for note in table.notes)
     pairs = [row[2].text for row in table.rows if row[0].text == "knn/k20-t0.07@64px"]
-    assert len(pairs) == differences.FOLLOWERS
+    assert len(pairs) == significance.FOLLOWERS
     for row in table.rows:
         assert row[3].low <= row[3].value <= row[3].high
-        assert row[5].text == measured.verdict(row[3].low, row[3].high)
+        assert row[5].text == result_tables.verdict(row[3].low, row[3].high)
 
 
 def test_comparing_two_numbers_gives_reasons_or_a_test(results):
@@ -209,32 +222,34 @@ def test_comparing_two_numbers_gives_reasons_or_a_test(results):
 
 
 def test_seeds_of_one_recipe_are_one_line_and_other_recipes_are_told_apart(found):
-    groups = figure1.groups_of(figure1.curves_of(found))
+    groups = accuracy_curves.groups_of(accuracy_curves.curves_of(found))
     assert [group.name for group in groups] == ["AdCo", "MoCo v2", "CaCo", "SimCLR", "BYOL"]
-    assert {len(group.curves[figure1.OWN]) for group in groups} == {SEEDS}
-    curve = figure1.Curve(figure1.OWN, "d", {"method": "adco", "bank": {"size": 256}, "seed": 0}, {1: 1.0})
+    assert {len(group.curves[accuracy_curves.OWN]) for group in groups} == {SEEDS}
+    curve = accuracy_curves.Curve(
+        accuracy_curves.OWN, "d", {"method": "adco", "bank": {"size": 256}, "seed": 0}, {1: 1.0}
+    )
     other = replace(curve, recipe={"method": "adco", "bank": {"size": 1024}, "seed": 0})
-    assert [g.name for g in figure1.groups_of([curve, other])] == ["AdCo · size 256", "AdCo · size 1024"]
+    assert [g.name for g in accuracy_curves.groups_of([curve, other])] == ["AdCo · size 256", "AdCo · size 1024"]
 
 
 def test_the_line_is_the_mean_and_the_band_the_range_where_all_seeds_have_the_epoch():
-    points = figure1.mean_curve([{1: 10.0, 2: 20.0, 3: 9.0}, {1: 14.0, 2: 30.0}])
+    points = accuracy_curves.mean_curve([{1: 10.0, 2: 20.0, 3: 9.0}, {1: 14.0, 2: 30.0}])
     assert [(p.x, p.y, p.low, p.high) for p in points] == [(1, 12, 10, 14), (2, 25, 20, 30)]
 
 
 def test_adcos_lead_is_that_of_the_means_and_one_seed_has_no_interval(found):
-    groups = figure1.groups_of(figure1.curves_of(found))
-    table = leads.lead_table(groups, figure1.OWN)
+    groups = accuracy_curves.groups_of(accuracy_curves.curves_of(found))
+    table = leads.lead_table(groups, accuracy_curves.OWN)
     assert [row[1].text for row in table.rows] == ["10", "20", "50"]
-    ours, theirs = (groups[i].curves[figure1.OWN] for i in (0, 1))
+    ours, theirs = (groups[i].curves[accuracy_curves.OWN] for i in (0, 1))
     mean = sum(a[10] - b[10] for a, b in zip(ours, theirs, strict=True)) / SEEDS
     assert table.rows[0][2].value == pytest.approx(mean)
     assert table.rows[0][2].low < mean < table.rows[0][2].high
     single = [replace_curves(group, 1) for group in groups]
-    assert {row[-1].text for row in leads.lead_table(single, figure1.OWN).rows} == {"one seed: no interval"}
+    assert {row[-1].text for row in leads.lead_table(single, accuracy_curves.OWN).rows} == {"one seed: no interval"}
 
 
-def replace_curves(group: figure1.Group, count: int) -> figure1.Group:
+def replace_curves(group: accuracy_curves.Group, count: int) -> accuracy_curves.Group:
     return replace(group, curves={protocol: curves[:count] for protocol, curves in group.curves.items()})
 
 
@@ -300,13 +315,13 @@ def test_speed_is_the_median_after_the_beginning():
 
 
 def test_classes_of_the_best_of_each_method_have_whiskers(found):
-    (figure,) = pictures.class_figures(found)
-    assert len(figure.legend) == pictures.MOST
-    assert len({name.split("_")[0] for name, _, _ in figure.legend}) == pictures.MOST
+    (figure,) = figures.class_figures(found)
+    assert len(figure.legend) == figures.MOST
+    assert len({name.split("_")[0] for name, _, _ in figure.legend}) == figures.MOST
     drawing = figure.panels[0].wide
     assert all(name in drawing for name in CLASSES)
-    assert drawing.count('class="whisker"') == pictures.MOST * len(CLASSES)
-    assert f"{len(found.models) - pictures.MOST} more models are not drawn" in figure.caption
+    assert drawing.count('class="whisker"') == figures.MOST * len(CLASSES)
+    assert f"{len(found.models) - figures.MOST} more models are not drawn" in figure.caption
 
 
 def test_classes_of_a_detector_are_drawn_with_intervals_over_trials_without_those_that_nobody_found(tmp_path):
@@ -315,7 +330,7 @@ def test_classes_of_a_detector_are_drawn_with_intervals_over_trials_without_thos
                   "AP50/cat": 20.0, "AP/dog": Score.over_trials([0.0, 0.01]), "segm/AP/cow": 3.0}  # fmt: skip
         record("detection/smoke_voc_R_18_C4", scores, name).write(tmp_path / name / "d.json")
         record("detection/smoke_coco_R_18_C4", {"AP": 0.0, "AP/dog": 0.0}, name).write(tmp_path / name / "e.json")
-    (figure,) = pictures.class_figures(report.gather([str(tmp_path)]))
+    (figure,) = figures.class_figures(report.gather([str(tmp_path)]))
     drawing = figure.panels[0].wide
     assert drawing.count('class="whisker"') == 2
     assert ">cat<" in drawing and ">dog<" not in drawing and ">cow<" not in drawing
@@ -323,7 +338,7 @@ def test_classes_of_a_detector_are_drawn_with_intervals_over_trials_without_thos
 
 
 def test_the_banks_map_comes_with_its_numbers(found):
-    figure, table = pictures.bank_section(found).blocks
+    figure, table = figures.bank_section(found).blocks
     assert figure.panels[0].png.startswith(b"\x89PNG")
     assert "adco_s0: 4.1% of 8192 negatives are outliers" in figure.panels[0].alt
     assert [row[1].text for row in table.rows] == ["4.1 %", "18.7 %"]
@@ -333,8 +348,8 @@ def test_a_record_of_the_banks_outliers_is_drawn_as_its_map_is(results, tmp_path
     told = json.loads((results / "figure2" / "bank.json").read_text())
     record("pretraining/bank-outliers", {"outlier_percent/adco_s0": 4.1}, "", settings=told).write(tmp_path / "b.json")
     (tmp_path / "b.png").write_bytes((results / "figure2" / "bank.png").read_bytes())
-    blocks = pictures.bank_section(report.gather([str(tmp_path)])).blocks
-    drawn = pictures.bank_section(study.Study(maps=[results / "figure2" / "bank.json"])).blocks
+    blocks = figures.bank_section(report.gather([str(tmp_path)])).blocks
+    drawn = figures.bank_section(collect.Study(maps=[results / "figure2" / "bank.json"])).blocks
     assert blocks[0].panels == drawn[0].panels
     assert blocks[1].rows == drawn[1].rows
 
@@ -345,10 +360,10 @@ def test_a_record_of_the_banks_outliers_is_drawn_as_its_map_is(results, tmp_path
 def test_csv_and_markdown_hold_every_number_of_the_page(made):
     rows = list(csv.DictReader(io.StringIO(render.as_csv(made))))
     kinds = [cell.kind for s in made.sections for table in tables_of(s) for _, _, cell in cells(table)]
-    for kind in (parts.MEASURED, parts.PUBLISHED, parts.NOT_RUN):
+    for kind in (elements.MEASURED, elements.PUBLISHED, elements.NOT_RUN):
         assert sum(row["source"] == kind for row in rows) == kinds.count(kind) > 0
     text = render.as_markdown(made)
-    one = next(row for row in rows if row["source"] == parts.MEASURED and row["row"] == "adco_s0")
+    one = next(row for row in rows if row["source"] == elements.MEASURED and row["row"] == "adco_s0")
     assert f"**{float(one['value']):.2f}**" in text
     assert "_93.1_" in text
     assert all(line.count("|") > 2 for line in text.splitlines() if line.startswith("|"))
@@ -452,7 +467,11 @@ def test_the_real_results_make_a_page(tmp_path):
     assert not found.broken
     page = render.as_html(report.build(found, tmp_path))
     values = [
-        v for item in found.items if measured.judges(item.record) for n, v in item.record.scores.items() if n == "top1"
+        v
+        for item in found.items
+        if result_tables.judges(item.record)
+        for n, v in item.record.scores.items()
+        if n == "top1"
     ]
     assert values
     assert all(f">{value:.2f}</a>" in page for value in values)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from adco import report
+from adco.config.loading import load_recipe
+from adco.evaluation.published import load_published
 from adco.methods import METHODS, build_method
-from adco.published import load_published
-from adco.recipe_files import load_recipe
-from adco.report import costs, parts, small
-from adco.report.parts import Cell, Table
+from adco.report import ablations, costs, elements
+from adco.report.elements import Cell, Table
 from benchmarks import times
 from tests.report_data import HARDWARE, make_results, record
 
@@ -24,7 +24,7 @@ def found(tmp_path_factory) -> report.Study:
 
 @pytest.fixture(scope="module")
 def table5(found, tmp_path_factory) -> Table:
-    return small.section(found, tmp_path_factory.mktemp("out"), papers=True).blocks[0]
+    return ablations.section(found, tmp_path_factory.mktemp("out"), papers=True).blocks[0]
 
 
 def row(table: Table, *head: str) -> dict[str, Cell]:
@@ -52,11 +52,11 @@ def test_what_was_timed_and_what_was_run_and_what_is_printed_of_one_thing_share_
 
 def test_what_was_not_run_says_so_and_what_the_paper_does_not_print_is_empty(table5):
     not_timed = row(table5, "AdCo", "256", "yes")
-    assert {cell.kind for name, cell in not_timed.items() if name.startswith(OURS)} == {parts.NOT_RUN}
+    assert {cell.kind for name, cell in not_timed.items() if name.startswith(OURS)} == {elements.NOT_RUN}
     assert {cell.text for name, cell in not_timed.items() if name.startswith(PAPER)} == {""}
     assert not_timed[KNN].value == 44.0
     not_judged = row(table5, "BYOL", "–", "yes")
-    assert not_judged[KNN].kind == not_judged[f"{OURS} step, MiB"].kind == parts.NOT_RUN
+    assert not_judged[KNN].kind == not_judged[f"{OURS} step, MiB"].kind == elements.NOT_RUN
     assert not_judged[f"{OURS} bank's share"].text == ""  # it has none
 
 
@@ -68,27 +68,27 @@ def test_one_thing_that_was_timed_twice_is_one_row_with_a_note(table5):
 
 
 def test_the_table_without_the_papers_has_none_of_their_numbers(found, tmp_path):
-    table = small.section(found, tmp_path, papers=False).blocks[0]
-    assert not any(cell.kind == parts.PUBLISHED for cells in table.rows for cell in cells)
+    table = ablations.section(found, tmp_path, papers=False).blocks[0]
+    assert not any(cell.kind == elements.PUBLISHED for cells in table.rows for cell in cells)
 
 
 def test_every_contestant_of_the_benchmark_is_read_as_what_its_recipe_is():
     for name, recipe, change in times.contestants():
         made = load_recipe(recipe, change)
         symmetric = bool(made.contrast.symmetric)
-        assert small._entry(name) == small.Entry.of(made.method, made.bank.size, symmetric), name
+        assert ablations._entry(name) == ablations.Entry.of(made.method, made.bank.size, symmetric), name
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_with_a_bank_and_with_one_query_view_are_those_there_are(name):
     made = build_method(load_recipe(f"{name}_r18_imagenette"))
-    entry = small.Entry.of(name, 8192, symmetric=False)
+    entry = ablations.Entry.of(name, 8192, symmetric=False)
     assert bool(entry.negatives) == (made.bank is not None)
     assert entry.symmetric == (len(made.query_views) == 2)
 
 
 def test_an_ablation_says_what_it_changes_and_its_difference_from_the_base(found, tmp_path):
-    (table,) = (block for block in small.section(found, tmp_path, True).blocks if block.title == "Ablations")
+    (table,) = (block for block in ablations.section(found, tmp_path, True).blocks if block.title == "Ablations")
     assert [cells[0].text for cells in table.rows] == ["base", "bank_still", "symmetric_small"]
     assert [cells[1].text for cells in table.rows] == [
         "nothing",
@@ -107,7 +107,7 @@ def test_an_ablation_says_what_it_changes_and_its_difference_from_the_base(found
 def test_gpu_hours_are_of_gpus_alone(found, tmp_path):
     hours = {run.name: costs.hours_cell(run, tmp_path) for run in found.runs}
     assert hours["trained/gpu"].value == pytest.approx(9000 / 3600 * 8 / 50)
-    assert hours["trained/cpu"] == hours["trained/apart"] == Cell("not run on a GPU", parts.NOT_RUN)
+    assert hours["trained/cpu"] == hours["trained/apart"] == Cell("not run on a GPU", elements.NOT_RUN)
     table = costs.run_table(found.runs, tmp_path)
     assert row(table, "trained/cpu")["hardware"].text == HARDWARE
 

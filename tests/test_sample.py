@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adco.errors import UserError
 from adco.sample import MARKER, UNFINISHED, make_sample
 from adco.sample.layouts import PLACES_IMAGES, coco_categories, draw, jobs, make_folders
 from adco.sample.objects import CLASSES, Sprite
 from adco.sample.outline import area, bounding_box, polygons, run_lengths
 from adco.sample.scene import compose
+from adco.utils.errors import UserError
 from tools.make_sample import main
 
 VOC_SETS = {"VOC2007": ("train", "val", "trainval", "test"), "VOC2012": ("train", "val", "trainval")}

@@ -19,13 +19,13 @@ import pytest
 import torch
 from PIL import Image
 
-from adco import images, index_cache, memory, shards
-from adco.config import View
-from adco.errors import UserError
-from adco.images import UnreadableImage, index_folder
-from adco.loader import ViewDataset, batches, requests
-from adco.memory import in_memory
-from adco.sources import open_images
+from adco.config.schema import View
+from adco.data import images, index_cache, shards
+from adco.data.images import UnreadableImage, index_folder
+from adco.data.in_memory import in_memory
+from adco.data.loader import ViewDataset, batches, requests
+from adco.data.sources import open_images
+from adco.utils.errors import UserError
 from benchmarks.photographs import jpeg, photograph, write_photographs
 
 LONG_AGO = 1_600_000_000
@@ -265,10 +265,10 @@ def test_processes_of_one_machine_share_the_memory_and_the_last_one_gives_it_bac
     if place is None:
         pytest.skip("no /dev/shm on this machine")
     code = (
-        "import sys; from adco import memory, images\n"
+        "import sys; from adco.data import images, in_memory\n"
         "index = images.index_folder(sys.argv[1])\n"
-        "if sys.argv[2] == 'second': memory._fill = None\n"
-        "kept = memory.in_memory(index, 1)\n"
+        "if sys.argv[2] == 'second': in_memory._fill = None\n"
+        "kept = in_memory.in_memory(index, 1)\n"
         "print(int(sum(kept.read(i).sum(dtype='int64') for i in range(len(kept)))), flush=True); sys.stdin.readline()"
     )
     start = [sys.executable, "-c", code, str(folder)]
@@ -286,7 +286,7 @@ def test_processes_of_one_machine_share_the_memory_and_the_last_one_gives_it_bac
 
 
 def test_what_does_not_fit_is_refused_in_one_line(folder, monkeypatch):
-    monkeypatch.setattr(memory, "_free_memory", lambda: 12 * 40 * 30 * 3)
+    monkeypatch.setattr("adco.data.in_memory._free_memory", lambda: 12 * 40 * 30 * 3)
     with pytest.raises(UserError, match=r"data.in_memory: the 12 images .* data.in_memory=false") as error:
         in_memory(index_folder(folder), 1)
     assert "\n" not in str(error.value)
@@ -344,7 +344,7 @@ def test_folders_with_splits_and_imagenette(folder, tmp_path):
 
 
 def test_the_sample_is_drawn_once_into_the_cache(cache, monkeypatch):
-    from adco import sources
+    from adco.data import sources
 
     asked = []
 

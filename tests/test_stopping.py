@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from adco.stopping import starting_processes
+from adco.utils.signals import starting_processes
 
 
 @pytest.fixture(autouse=True)

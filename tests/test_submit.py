@@ -15,8 +15,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from adco import cluster
-from adco.errors import REQUEUE, UserError
+from adco.launch import slurm
+from adco.utils.errors import REQUEUE, UserError
 from tools import submit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +41,7 @@ sys.exit(end if runs == 0 else 0)
 
 def test_ranks_come_from_submitits_environment():
     place = SimpleNamespace(job_id="12345_6", global_rank=9, local_rank=1, num_tasks=16, hostnames=["node3", "node7"])
-    assert cluster.ranks_of(place) == {
+    assert slurm.ranks_of(place) == {
         "RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "MASTER_ADDR": "node3", "MASTER_PORT": "23456",
     }  # fmt: skip
 
@@ -50,8 +50,8 @@ def test_a_stop_is_passed_on_and_the_exit_code_comes_back():
     listen = "import signal, sys, time\nsignal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))\n"
     code = listen + "print(1, flush=True)\ntime.sleep(30)"
     wrapper = (
-        "import os, sys, signal\nfrom adco import cluster\n"
-        f"sys.exit(cluster.run_until_stopped([sys.executable, '-c', {code!r}], dict(os.environ)))"
+        "import os, sys, signal\nfrom adco.launch import slurm\n"
+        f"sys.exit(slurm.run_until_stopped([sys.executable, '-c', {code!r}], dict(os.environ)))"
     )
     outer = subprocess.Popen([sys.executable, "-c", wrapper], cwd=ROOT, stdout=subprocess.PIPE)
     assert outer.stdout.readline() == b"1\n"
@@ -72,10 +72,8 @@ def started(folder: Path, end: int, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.chdir(ROOT)  # where the job finds `tools`
     (folder / "stub.py").write_text(STUB)
-    training = cluster.Work((sys.executable, str(folder / "stub.py"), str(folder), str(end), "--resume"))
-    return cluster.submit(
-        training, "local", folder / "logs", {"timeout_min": 5, "tasks_per_node": 1, "gpus_per_node": 0}
-    )
+    training = slurm.Work((sys.executable, str(folder / "stub.py"), str(folder), str(end), "--resume"))
+    return slurm.submit(training, "local", folder / "logs", {"timeout_min": 5, "tasks_per_node": 1, "gpus_per_node": 0})
 
 
 def test_a_job_that_is_asked_to_stop_is_requeued_and_goes_on(tmp_path, monkeypatch):
@@ -142,14 +140,14 @@ def test_a_training_without_recipe_or_folder_is_refused(capsys):
 def test_submitit_absent_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match="pip install submitit, or use docs/slurm/train.sbatch"):
-        cluster.submit(cluster.Work(()), "slurm", tmp_path, {})
+        slurm.submit(slurm.Work(()), "slurm", tmp_path, {})
 
 
 @pytest.mark.skipif(shutil.which("srun") is not None, reason="this machine has SLURM")
 def test_slurm_absent_is_one_clear_line(tmp_path):
     pytest.importorskip("submitit")
     with pytest.raises(UserError, match='slurm does not take the job: Could not detect "srun"'):
-        cluster.submit(cluster.Work(()), "slurm", tmp_path, {})
+        slurm.submit(slurm.Work(()), "slurm", tmp_path, {})
 
 
 def through_sbatch_file(tmp_path: Path, code: int) -> tuple[int, list[str]]:

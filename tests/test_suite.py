@@ -11,12 +11,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from adco.errors import UserError
-from adco.records import Predictions, Record, load_record
-from adco.suite import cost
-from adco.suite.data import find_all, linked
+from adco.data.datasets.locate import find_all, linked
+from adco.evaluation.records import Predictions, Record, load_record
+from adco.suite import estimates
 from adco.suite.results import publish
 from adco.suite.stages import Stage, load_suite, only
+from adco.utils.errors import UserError
 from transfer import rate
 from transfer.protocols import PROTOCOLS
 from transfer.recipes import IMAGENET, PLACES205, VOC_ADCO
@@ -256,11 +256,11 @@ def record(seconds: float, hardware: str = "", train: int = 50, **settings) -> R
 
 @pytest.fixture
 def here(monkeypatch):
-    monkeypatch.setattr(cost, "_here", lambda: "a box, no GPU")
+    monkeypatch.setattr(estimates, "_here", lambda: "a box, no GPU")
 
 
 def estimate(past, rate=lambda *_: None, stage=STAGE, devices=0, trials=1):
-    return cost.expected(stage, "resnet18", Path("d"), ("p/q",), COUNTS, trials, devices, past, rate)
+    return estimates.expected(stage, "resnet18", Path("d"), ("p/q",), COUNTS, trials, devices, past, rate)
 
 
 def test_what_a_record_of_this_machine_took_is_scaled_by_the_pictures(here):
@@ -286,26 +286,26 @@ def test_a_detectors_time_comes_from_records_alone(here):
 
 
 def test_disk_counts_features_and_saved_detectors():
-    assert cost.disk_bytes(STAGE, "resnet50", COUNTS, 1) == 120 * 2 * 2048 * 4
+    assert estimates.disk_bytes(STAGE, "resnet50", COUNTS, 1) == 120 * 2 * 2048 * 4
     detector = replace(STAGE, vectors=0, saves=3)
-    r50_c4 = cost.disk_bytes(detector, "resnet50", COUNTS, 2) / 6 / 8
+    r50_c4 = estimates.disk_bytes(detector, "resnet50", COUNTS, 2) / 6 / 8
     assert 32e6 < r50_c4 < 34e6  # detectron2's R50-C4 has 33 million parameters
 
 
 def test_a_rate_is_measured_once_and_only_when_allowed(tmp_path, monkeypatch):
-    monkeypatch.setattr(cost, "RATE", tmp_path / "rate.py")
+    monkeypatch.setattr(estimates, "RATE", tmp_path / "rate.py")
     (tmp_path / "rate.py").write_text(
         f"import sys; open({str(tmp_path / 'asked')!r}, 'a').write(' '.join(sys.argv[1:]) + '\\n'); print(12.5)"
     )
-    rates = cost.Rates("cpu", 0)
+    rates = estimates.Rates("cpu", 0)
     assert [rates("resnet18", 64, Path("d")) for _ in range(3)] == [12.5] * 3
     line = "--checkpoint random:resnet18 --data d --image-px 64 --device cpu --workers 0"
     assert (tmp_path / "asked").read_text().splitlines() == [line]
-    assert cost.Rates("cpu", "auto")("resnet18", 64, Path("d")) == 12.5
+    assert estimates.Rates("cpu", "auto")("resnet18", 64, Path("d")) == 12.5
     assert (tmp_path / "asked").read_text().splitlines()[1].endswith("--workers auto")
-    assert cost.Rates("cpu", 0, allowed=False)("resnet18", 64, Path("d")) is None
+    assert estimates.Rates("cpu", 0, allowed=False)("resnet18", 64, Path("d")) is None
     (tmp_path / "rate.py").write_text("raise SystemExit(2)")
-    assert cost.Rates("cpu", 0)("resnet18", 64, Path("d")) is None
+    assert estimates.Rates("cpu", 0)("resnet18", 64, Path("d")) is None
 
 
 def test_the_rate_of_a_network_on_pictures(tmp_path, capsys):

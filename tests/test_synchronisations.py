@@ -10,14 +10,14 @@ import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.nn import functional as F
 
-from adco import augment, views
-from adco.accumulate import split
-from adco.config import Bank, Contrast, Encoder, Mix, Optimizer, Recipe, Swap, View
-from adco.device import constant, upload
+from adco.config.schema import Bank, Contrast, Encoder, Mix, Optimizer, Recipe, Swap, View
+from adco.data.transforms import functional, parameters
 from adco.methods import METHODS, build_method
 from adco.methods.base import Moment
-from adco.norms import frozen_statistics
-from adco.optim import build_optimizer
+from adco.models.batch_norm import frozen_statistics
+from adco.train.gradient_cache import split
+from adco.train.optimizer import build_optimizer
+from adco.utils.device import constant, upload
 from tests.synchronisations import waits
 
 CUDA = torch.device("cuda")
@@ -89,12 +89,12 @@ def test_no_optimizer_waits_for_the_gpu(kind):
 
 def test_augmentation_does_not_wait_for_the_gpu():
     spec = View(px=16, jitter_p=0.8, gray_p=0.2, blur_p=0.5, solarize_p=0.3)
-    choices = views.draw(spec, 0, 0, np.arange(32), 0).choices
+    choices = parameters.draw(spec, 0, 0, np.arange(32), 0).choices
     with waits() as noted:
         pixels = torch.zeros(32, 3, 16, 16, dtype=torch.uint8, device=CUDA)
         for _ in range(2):  # the first makes constants
             noted.found.clear()
-            made = augment.augment(pixels, choices), augment.from_uint8(pixels)
+            made = functional.augment(pixels, choices), functional.from_uint8(pixels)
         assert all(view.is_cuda and view.shape == (32, 3, 16, 16) and view.dtype == torch.float32 for view in made)
     assert noted.found == []
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from adco.batch import Request
-from adco.errors import UserError
-from adco.threads import AHEAD, RowByRow, at_once, host_memory, in_threads, parse_workers
+from adco.data.batch import Request
+from adco.utils.errors import UserError
+from adco.utils.threads import AHEAD, RowByRow, at_once, host_memory, in_threads, parse_workers
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adco.errors import UserError
+from adco.utils.errors import UserError
 from tools import convert_to_d2, demo, make_sample, report, train_adco
 
 ROOT = Path(__file__).resolve().parent.parent

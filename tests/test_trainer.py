@@ -15,13 +15,13 @@ from unittest import mock
 import pytest
 import torch
 
-from adco import checkpoint
-from adco.backbone import load_backbone
-from adco.errors import Failure, UserError
-from adco.monitor import Log, read_metrics
-from adco.recipe_files import load_recipe
-from adco.records import load_record
-from adco.trainer import Trainer
+from adco.config.loading import load_recipe
+from adco.evaluation.records import load_record
+from adco.train import checkpoint
+from adco.train.logger import Log, read_metrics
+from adco.train.trainer import Trainer
+from adco.utils.errors import Failure, UserError
+from adco.weights.backbone import load_backbone
 from tools import train_adco
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -337,7 +337,7 @@ def test_images_that_changed_since_the_checkpoint_are_noticed(tiny, tmp_path, pi
 def test_half_precision_trains_and_resumes_exactly(tiny, tmp_path, precision, capsys):
     options = f"compute.precision={precision}", "checkpoint.every_steps=1", "checkpoint.keep=100", "bank.init=random"
     options += "views.0.px=8", "views.1.px=8"  # convolutions in fp16 take seconds on some CPUs
-    with mock.patch("adco.trainer.has_half_precision", lambda device: False):
+    with mock.patch("adco.train.trainer.has_half_precision", lambda device: False):
         trainer(tiny, tmp_path / "whole", *options).fit()
     assert f"compute.precision={precision}, but this CPU" in capsys.readouterr().err
     part = tmp_path / "part"

@@ -15,11 +15,11 @@ from unittest import mock
 import pytest
 import torch
 
-from adco.batch import Batch
+from adco.config.loading import load_recipe
+from adco.data.batch import Batch
 from adco.methods import Method
-from adco.monitor import read_metrics
-from adco.recipe_files import load_recipe
-from adco.trainer import Trainer
+from adco.train.logger import read_metrics
+from adco.train.trainer import Trainer
 from tests.ranks import run_ranks
 from tests.test_trainer import ROOT, TINY, identical, weights
 

@@ -15,11 +15,11 @@ from torch.overrides import TorchFunctionMode
 import transfer.imagenet
 import transfer.knn
 import transfer.train as engine
-from adco import augment
-from adco.backbone import load_backbone
-from adco.batch import Request
-from adco.images import index_folder
-from adco.records import load_record
+from adco.data.batch import Request
+from adco.data.images import index_folder
+from adco.data.transforms import functional
+from adco.evaluation.records import load_record
+from adco.weights.backbone import load_backbone
 from tests.transfer_data import assert_one_line_error, make_folder
 from transfer import cli, rate, train_data
 from transfer.classify import hits
@@ -128,7 +128,7 @@ class Waiting(TorchFunctionMode):
 @pytest.fixture
 def stand_in(monkeypatch):
     """`upload` treats `meta` as it does a GPU; autocast, which does not know it, is left out."""
-    for module in (augment, train_data, engine):
+    for module in (functional, train_data, engine):
         monkeypatch.setattr(module, "upload", lambda tensor, device: tensor.to(device, non_blocking=True))
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
 
@@ -167,7 +167,7 @@ def test_blurred_views_are_those_of_augment(monkeypatch):
     choices = train_data.views.draw(train_data._view(IMAGENET["moco"], 32), 0, 1, np.arange(4), 0).choices
     assert (choices.sigma_px > 0).all()
     made = train_data.to_network(crops, request, IMAGENET["moco"], 32, 0, CPU)
-    assert torch.equal(made, augment.augment(crops, choices))
+    assert torch.equal(made, functional.augment(crops, choices))
 
 
 def test_the_loss_is_read_every_ten_steps_and_for_the_history(folder, backbone, tmp_path, monkeypatch):
@@ -230,7 +230,7 @@ def test_training_and_evaluation_are_the_same_with_any_threads_and_start_no_proc
 
 @pytest.mark.parametrize(("given", "expected"), [((), 5), (("--workers", "0"), 0), (("--workers", "3"), 3)])
 def test_workers_are_the_cores_unless_a_number_is_given(folder, tmp_path, monkeypatch, given, expected):
-    monkeypatch.setattr("adco.device.usable_cores", lambda: 6)
+    monkeypatch.setattr("adco.utils.device.usable_cores", lambda: 6)
     args = cli.make_parser("", "").parse_args(arguments(folder, tmp_path / "out", *given))
     assert cli.make_job(args).reader.workers == expected
 

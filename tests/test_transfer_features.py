@@ -12,11 +12,11 @@ from PIL import Image
 
 import transfer.features as features_module
 import transfer.reading as reading_module
-from adco.augment import from_uint8
-from adco.backbone import load_backbone
-from adco.errors import UserError
-from adco.images import index_folder
-from adco.progress import progress
+from adco.data.images import index_folder
+from adco.data.transforms.functional import from_uint8
+from adco.utils.errors import UserError
+from adco.utils.progress import progress
+from adco.weights.backbone import load_backbone
 from tests.transfer_data import files_below, make_folder
 from transfer.features import Feature, Pictures, Reader, extract, pooled, weights_sha256
 from transfer.transforms import Transform

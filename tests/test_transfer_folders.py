@@ -7,10 +7,10 @@ from torch.nn.functional import normalize
 
 import transfer.knn
 import transfer.linear
-from adco import counter
-from adco.backbone import load_backbone
-from adco.knn import knn_accuracy
-from adco.records import load_record
+from adco.evaluation.knn import knn_accuracy
+from adco.evaluation.records import load_record
+from adco.utils import philox
+from adco.weights.backbone import load_backbone
 from tests.transfer_data import assert_one_line_error, files_below, make_folder
 from transfer.features import Feature, Pictures, Reader, extract
 from transfer.imagefolder import Split, fingerprint, read_folders
@@ -146,7 +146,7 @@ def test_each_classifier_of_a_sweep_is_what_torch_trains_alone(rate, decay, monk
     groups = [{"params": [layer.weight], "weight_decay": decay}, {"params": [layer.bias]}]
     optimiser = torch.optim.SGD(groups, lr=rate, momentum=0.9)
     for step in range(12):
-        order = torch.from_numpy(counter.permutation(5, step // 4, 120))
+        order = torch.from_numpy(philox.permutation(5, step // 4, 120))
         for group in optimiser.param_groups:
             group["lr"] = rate * 0.5 * (1 + np.cos(np.pi * step / 12))
         rows = order[32 * (step % 4) : 32 * (step % 4) + 32]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from adco.errors import UserError
+from adco.utils.errors import UserError
 from transfer.liblinear import decisions
 from transfer.lowshot import as_text, draw, low_shot_scores
 from transfer.metrics import average_precision

@@ -15,11 +15,11 @@ from torchvision.transforms import functional as pixels
 import transfer.imagenet
 import transfer.places205
 import transfer.train as engine
-from adco import augment
-from adco.backbone import load_backbone
-from adco.errors import UserError
-from adco.images import index_folder
-from adco.records import load_record
+from adco.data.images import index_folder
+from adco.data.transforms import functional
+from adco.evaluation.records import load_record
+from adco.utils.errors import UserError
+from adco.weights.backbone import load_backbone
 from tests.transfer_data import assert_one_line_error, make_folder, picture
 from transfer.classify import hits
 from transfer.imagenet import labelled
@@ -140,7 +140,7 @@ def test_an_epoch_takes_every_picture_once_whatever_the_ranks(monkeypatch):
 def test_statistics_of_a_recipe_replace_imagenets():
     swav, image = IMAGENET["swav"], torch.rand(2, 3, 4, 4)
     expected = pixels.normalize(image, [0.485, 0.456, 0.406], [0.228, 0.224, 0.225])
-    torch.testing.assert_close(renormalised(augment.normalize(image), swav), expected)
+    torch.testing.assert_close(renormalised(functional.normalize(image), swav), expected)
     assert renormalised(image, IMAGENET["moco"]) is image
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import transfer.reading
-from adco.errors import UserError
-from adco.records import load_record
+from adco.evaluation.records import load_record
+from adco.utils.errors import UserError
 from tests.transfer_data import COLOURS, assert_one_line_error, files_below, make_voc
 from transfer.protocols import PROTOCOLS, chosen_protocols
 from transfer.svm import ClassScore, Solver, svm_scores

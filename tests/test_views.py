@@ -10,24 +10,24 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as pixels
 
-from adco import views
-from adco.config import View
+from adco.config.schema import View
+from adco.data.transforms import parameters
 
 COUNT = 4000
 
 
-def draws(**changes) -> views.Draws:
-    return views.draw(View(**changes), seed=0, epoch=0, samples=np.arange(COUNT), number=0)
+def draws(**changes) -> parameters.Draws:
+    return parameters.draw(View(**changes), seed=0, epoch=0, samples=np.arange(COUNT), number=0)
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (60, 200), (33, 32)])
 def test_crops_are_distributed_as_torchvisions(width, height):
     image = torch.zeros(3, height, width)
     torch.manual_seed(0)
-    theirs = np.array([RandomResizedCrop.get_params(image, [0.2, 1.0], views.ASPECT) for _ in range(COUNT)])[
+    theirs = np.array([RandomResizedCrop.get_params(image, [0.2, 1.0], parameters.ASPECT) for _ in range(COUNT)])[
         :, [1, 0, 3, 2]
     ]
-    ours = np.array([views.crop_box(width, height, (0.2, 1.0), u) for u in draws().crops])
+    ours = np.array([parameters.crop_box(width, height, (0.2, 1.0), u) for u in draws().crops])
     assert (ours[:, :2] >= 0).all()
     assert (ours[:, 0] + ours[:, 2] <= width).all()
     assert (ours[:, 1] + ours[:, 3] <= height).all()
@@ -37,10 +37,10 @@ def test_crops_are_distributed_as_torchvisions(width, height):
 
 
 def test_an_impossible_crop_falls_back_to_torchvisions_centre():
-    u = np.full(2 * views.TRIES + 2, 0.999)
+    u = np.full(2 * parameters.TRIES + 2, 0.999)
     for width, height in ((1000, 10), (10, 1000)):
-        top, left, h, w = RandomResizedCrop.get_params(torch.zeros(3, height, width), [1.0, 1.0], views.ASPECT)
-        assert views.crop_box(width, height, (1.0, 1.0), u) == (left, top, w, h)
+        top, left, h, w = RandomResizedCrop.get_params(torch.zeros(3, height, width), [1.0, 1.0], parameters.ASPECT)
+        assert parameters.crop_box(width, height, (1.0, 1.0), u) == (left, top, w, h)
 
 
 def test_a_cut_has_torchvisions_pixels():
@@ -48,7 +48,7 @@ def test_a_cut_has_torchvisions_pixels():
     for box in ((0, 0, 120, 90), (13, 7, 50, 66), (30, 20, 9, 8)):
         left, top, width, height = box
         theirs = pixels.resized_crop(image, top, left, height, width, [32, 32], antialias=True)
-        assert np.array_equal(views.cut(image, 32, box), np.asarray(theirs).transpose(2, 0, 1))
+        assert np.array_equal(parameters.cut(image, 32, box), np.asarray(theirs).transpose(2, 0, 1))
 
 
 def test_colour_factors_have_torchvisions_ranges_and_share():

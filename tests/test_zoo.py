@@ -23,20 +23,20 @@ import yaml
 from safetensors import safe_open
 
 import adco
-import adco.download
+import adco.utils.download
 import hubconf
-from adco import checkpoint
-from adco.backbone import Backbone, load_backbone
-from adco.download import Patience, Refused
-from adco.errors import UserError
-from adco.files import sha256_of
-from adco.layouts import SOURCES
+from adco.config.loading import load_recipe
+from adco.evaluation.records import Record, load_record
 from adco.methods import build_method
-from adco.recipe_files import load_recipe
-from adco.records import Record, load_record
-from adco.zoo import add_file, add_model, download, find, models, read_record, resolve, verify
-from adco.zoo_manifest import MANIFEST, Model, read_manifest
-from adco.zoo_pack import BOUND, features_differ, pack, rounded
+from adco.train import checkpoint
+from adco.utils.download import Patience, Refused
+from adco.utils.errors import UserError
+from adco.utils.files import sha256_of
+from adco.weights.backbone import Backbone, load_backbone
+from adco.weights.export import BOUND, features_differ, pack, rounded
+from adco.weights.layouts import SOURCES
+from adco.weights.manifest import MANIFEST, Model, read_manifest
+from adco.weights.zoo import add_file, add_model, download, find, models, read_record, resolve, verify
 from tests.detection_helpers import trained_state
 from tests.public_checkpoints import network
 from tools.zoo import main
@@ -243,7 +243,7 @@ def test_the_next_run_goes_on_too_but_only_from_the_same_address(server):
 def test_a_part_that_is_the_whole_is_not_asked_for_again(server, monkeypatch):
     model = model_of(server, "good")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("adco.zoo._accept", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("adco.weights.zoo._accept", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         download(model, patience=QUICK)
     assert download(model, patience=QUICK).read_bytes() == BODY
     assert ranges(server) == [None, f"bytes={len(BODY)}-"]
@@ -292,7 +292,7 @@ BAD = {
 
 @pytest.mark.parametrize("path", BAD)
 def test_a_bad_mirror_is_named_with_its_reason_and_leaves_no_file(server, path, monkeypatch):
-    monkeypatch.setattr(adco.download, "MOST_BYTES", 1_000_000)
+    monkeypatch.setattr(adco.utils.download, "MOST_BYTES", 1_000_000)
     keys, words = BAD[path]
     model = model_of(server, path, **keys)
     with pytest.raises(UserError, match=words) as error:
@@ -304,7 +304,7 @@ def test_a_bad_mirror_is_named_with_its_reason_and_leaves_no_file(server, path, 
 
 @pytest.mark.parametrize("path", [path for path, (keys, _) in BAD.items() if not keys])
 def test_the_next_mirror_is_tried(server, path, monkeypatch):
-    monkeypatch.setattr(adco.download, "MOST_BYTES", 1_000_000)
+    monkeypatch.setattr(adco.utils.download, "MOST_BYTES", 1_000_000)
     model = model_of(server, path, "good", sha256=SHA)
     assert download(model, patience=QUICK).read_bytes() == BODY
     assert read_record(model)["from"] == server.url("good")
@@ -329,7 +329,7 @@ def test_what_follows_the_announced_length_is_not_read(server):
 
 
 def test_https_is_never_left_for_http():
-    handler, request = adco.download._WebOnly(), urllib.request.Request("https://somewhere/x")
+    handler, request = adco.utils.download._WebOnly(), urllib.request.Request("https://somewhere/x")
     with pytest.raises(Refused, match="from https to http://"):
         handler.redirect_request(request, None, 302, "Found", {}, "http://somewhere/x")
     followed = handler.redirect_request(request, None, 302, "Found", {}, "https://elsewhere/x")
@@ -337,7 +337,7 @@ def test_https_is_never_left_for_http():
 
 
 def test_a_full_disk_is_said_before_anything_is_written(server, monkeypatch):
-    monkeypatch.setattr(adco.download.shutil, "disk_usage", lambda path: type("U", (), {"free": 1000}))
+    monkeypatch.setattr(adco.utils.download.shutil, "disk_usage", lambda path: type("U", (), {"free": 1000}))
     model = model_of(server, "good")
     with pytest.raises(UserError, match=f"{len(BODY)} bytes are to come, 1000 are free"):
         download(model, patience=QUICK)
@@ -561,7 +561,7 @@ def test_a_packed_model_is_the_same_network_at_half_the_size(ended_run, tmp_path
         told = file.metadata()
     assert (told["recipe"], told["commit"], told["from_sha256"]) == ("adco_r18_sample", "c" * 40, sha256_of(ended_run))
 
-    monkeypatch.setattr("adco.zoo._packaged", lambda: {"adco-tiny": model})
+    monkeypatch.setattr("adco.weights.zoo._packaged", lambda: {"adco-tiny": model})
     original, small = load_backbone(ended_run), load_backbone("zoo://adco-tiny")
     for name, tensor in original.state.items():
         if tensor.ndim == 4:
@@ -587,7 +587,7 @@ def test_what_cannot_be_packed_is_said_and_leaves_no_file(ended_run, tmp_path, m
     Record("pretrain/adco", {}, {"name": "y", "sha256": "0" * 64}, {"name": "x"}).write(tmp_path / "record.json")
     refused("not the record of other.pth", other)
     with monkeypatch.context() as patch:
-        patch.setattr("adco.zoo_pack.BOUND", 1e-7)
+        patch.setattr("adco.weights.export.BOUND", 1e-7)
         refused("its features change by .* more than 1e-07")
     with pytest.raises(UserError, match="conv1.weight holds values beyond"):
         rounded(ended_run, load_backbone(ended_run).state | {"conv1.weight": torch.full((2, 2, 1, 1), 1e6)})
@@ -681,7 +681,7 @@ def test_a_detector_starts_from_a_name(server, resnet18, tmp_path, monkeypatch):
 
 
 def test_adco_is_light_and_the_zoo_needs_no_torch():
-    code = "import sys, adco, adco.zoo, tools.zoo; sys.exit('torch' in sys.modules)"
+    code = "import sys, adco, adco.weights.zoo, tools.zoo; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     assert adco.load_backbone is load_backbone
     with pytest.raises(AttributeError, match="'adco' has no attribute 'nothing'"):

@@ -16,19 +16,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from adco.cluster import Work, job_parameters, submit
-from adco.device import usable_cores
-from adco.errors import UserError, command
-from adco.files import output_folder
-from adco.jobs import Outcome, last_line, run_jobs
+from adco.data.datasets.locate import find_all, linked
+from adco.launch.jobs import Outcome, last_line, run_jobs
+from adco.launch.slurm import Work, job_parameters, submit
+from adco.suite.checkpoints import read_subjects
 from adco.suite.commands import jobs_of
-from adco.suite.cost import Rates
-from adco.suite.data import find_all, linked
+from adco.suite.estimates import Rates
 from adco.suite.plan import Place, Task, describe, make_plan, reusable
 from adco.suite.results import collect, measured
 from adco.suite.stages import load_suite, only
-from adco.suite.subjects import read_subjects
-from adco.threads import parse_workers
+from adco.utils.device import usable_cores
+from adco.utils.errors import UserError, command
+from adco.utils.files import output_folder
+from adco.utils.threads import parse_workers
 
 CPUS_PER_GPU = 10  # as tools/submit.py
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def show(tasks: Sequence[Task], place: Place, datasets: Path) -> None:
     """The table of all checkpoints side by side, and the report, with detections drawn where there are some."""
-    from adco.report.terminal import as_text, table_rows
+    from adco.report.text_table import as_text, table_rows
 
     records = measured(tasks, place)
     print(f"\n{as_text(table_rows(records), list(records))}")

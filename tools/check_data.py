@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adco.datacheck import check_folder
-from adco.errors import UserError, command
+from adco.data.datasets.check import check_folder
+from adco.utils.errors import UserError, command
 
 SHOWN = 5
 

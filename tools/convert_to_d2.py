@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adco.errors import UserError, command
+from adco.utils.errors import UserError, command
 
 TARGETS = {".pkl": "detectron2", ".pth": "torchvision", ".safetensors": "torchvision"}
 
@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{args.out}: end it in .pkl for detectron2, .pth or .safetensors for torchvision")
     # After the parser and detection first: --help needs no torch, and a missing detectron2 is told at once.
     from detection.convert import convert  # isort: skip
-    from adco.backbone import load_backbone
-    from adco.zoo import resolve
+    from adco.weights.backbone import load_backbone
+    from adco.weights.zoo import resolve
 
     say = (lambda *_: None) if args.json else print
     backbone = load_backbone(args.checkpoint, args.source)

@@ -17,10 +17,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from adco import checkpoint, leash, report
-from adco.errors import UserError, command
-from adco.files import output_folder
-from adco.records import load_record
+from adco import report
+from adco.evaluation.records import load_record
+from adco.launch import supervisor
+from adco.train import checkpoint
+from adco.utils.errors import UserError, command
+from adco.utils.files import output_folder
 
 MODELS = ("random", "pretrained")
 IMAGE_PX = "64"  # frozen features at the pictures' own scale; the protocol names say so
@@ -104,7 +106,7 @@ class Stages:
 
 def _run(line: list[str], environment: dict[str, str]) -> int:
     """The exit code of a tool, which Ctrl-C ends by SIGTERM: it may still be importing. Nothing outlives the demo."""
-    leashed = [sys.executable, "-I", leash.__file__, *line]
+    leashed = [sys.executable, "-I", supervisor.__file__, *line]
     with subprocess.Popen(
         leashed, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
     ) as process:

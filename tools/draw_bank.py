@@ -19,14 +19,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adco import bankmap
-from adco.device import resolve_device, resolve_workers, set_arithmetic
-from adco.errors import UserError, command
-from adco.files import atomic_write, output_folder, sha256_of, write_text
-from adco.progress import progress
-from adco.sources import open_images
-from adco.threads import parse_workers
-from adco.zoo import is_zoo, resolve
+from adco.data.sources import open_images
+from adco.report import bank_tsne
+from adco.utils.device import resolve_device, resolve_workers, set_arithmetic
+from adco.utils.errors import UserError, command
+from adco.utils.files import atomic_write, output_folder, sha256_of, write_text
+from adco.utils.progress import progress
+from adco.utils.threads import parse_workers
+from adco.weights.zoo import is_zoo, resolve
 
 EXAMPLES = """\
 examples:
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device, index = resolve_device(args.device), open_images(args.data)
     set_arithmetic(device)
     paths = [resolve(name) for name in args.checkpoints]
-    runs = [bankmap.load_run(path) for path in paths]
+    runs = [bank_tsne.load_run(path) for path in paths]
     runs = [replace(run, name=str(n)) if is_zoo(n) else run for n, run in zip(args.checkpoints, runs, strict=True)]
     panels, told = [], []
     with progress(len(runs), "drawing", "checkpoints") as bar:
@@ -68,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             told.append({"checkpoint": path.name, "sha256": sha256_of(path), "name": run.name, **panels[-1].about})
             bar.update()
     with atomic_write(args.output) as file:
-        file.write(bankmap.draw(panels))
+        file.write(bank_tsne.draw(panels))
     settings = {key: getattr(args, key) for key in ("rows", "images", "seed")}
-    settings |= {"outlier_percentile": bankmap.PERCENTILE, "precision": "float32"}
+    settings |= {"outlier_percentile": bank_tsne.PERCENTILE, "precision": "float32"}
     write_text(args.output.with_suffix(".json"), json.dumps({"runs": told, "settings": settings}, indent=2) + "\n")
     for row in told:
         print(f"{row['name']}/{row['checkpoint']}: {row['outlier_share']:.1%} of {row['bank_rows']} rows are outliers")
@@ -87,15 +87,15 @@ def _check(args: argparse.Namespace) -> None:
     output_folder(args.output.parent)
 
 
-def _panel(run: bankmap.Run, index, args: argparse.Namespace, device: torch.device) -> bankmap.Panel:
+def _panel(run: bank_tsne.Run, index, args: argparse.Namespace, device: torch.device) -> bank_tsne.Panel:
     workers = resolve_workers(args.workers, device)
-    queries = bankmap.queries_of(run, index, args.images, args.seed, device, workers)
-    found = bankmap.outliers(queries, run.rows)
+    queries = bank_tsne.queries_of(run, index, args.images, args.seed, device, workers)
+    found = bank_tsne.outliers(queries, run.rows)
     order = np.random.default_rng(args.seed).permutation(len(run.rows))
     shown = torch.from_numpy(np.sort(order[: args.rows]))
-    plane = bankmap.lay_out(queries, run.rows[shown], args.seed)
-    about = {"method": run.recipe.method, "step": run.step} | bankmap.numbers(queries, run.rows, found)
-    return bankmap.Panel(run.title, *plane, found.mask[shown].numpy(), about)
+    plane = bank_tsne.lay_out(queries, run.rows[shown], args.seed)
+    about = {"method": run.recipe.method, "step": run.step} | bank_tsne.numbers(queries, run.rows, found)
+    return bank_tsne.Panel(run.title, *plane, found.mask[shown].numpy(), about)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adco.errors import command
 from adco.sample import make_sample
+from adco.utils.errors import command
 
 WHAT_IS_WRITTEN = """
 what is written (N = --images):

@@ -14,9 +14,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from adco import model_zoo, report
-from adco.errors import UserError, command
-from adco.files import between, output_folder, write_text
+from adco import report
+from adco.report import model_zoo
+from adco.utils.errors import UserError, command
+from adco.utils.files import between, output_folder, write_text
 
 EXAMPLES = """\
 examples:

@@ -15,9 +15,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from adco.cluster import Work, job_parameters, submit
-from adco.errors import UserError, command
-from adco.recipe_files import load_recipe
+from adco.config.loading import load_recipe
+from adco.launch.slurm import Work, job_parameters, submit
+from adco.utils.errors import UserError, command
 
 EXAMPLES = """\
 examples:

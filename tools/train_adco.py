@@ -9,12 +9,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adco import distributed
-from adco.device import resolve_device
-from adco.errors import command
-from adco.failures import explained
-from adco.recipe_files import RECIPES, load_recipe
-from adco.trainer import Trainer
+from adco.config.loading import RECIPES, load_recipe
+from adco.train.failures import explained
+from adco.train.trainer import Trainer
+from adco.utils import distributed
+from adco.utils.device import resolve_device
+from adco.utils.errors import command
 
 EXAMPLES = """\
 examples:

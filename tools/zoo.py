@@ -14,10 +14,10 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adco.download import Patience
-from adco.errors import UserError, command
-from adco.zoo import add_file, add_model, download, find, models, read_record, verify
-from adco.zoo_manifest import Model
+from adco.utils.download import Patience
+from adco.utils.errors import UserError, command
+from adco.weights.manifest import Model
+from adco.weights.zoo import add_file, add_model, download, find, models, read_record, verify
 
 EXAMPLES = """\
 examples:
@@ -99,7 +99,7 @@ def run_add(args: argparse.Namespace) -> None:
 
 
 def run_pack(args: argparse.Namespace) -> None:
-    from adco.zoo_pack import BOUND, pack  # torch: only here
+    from adco.weights.export import BOUND, pack  # torch: only here
 
     packed = pack(args.checkpoint, args.out, args.recipe, args.data, args.licence)
     name = args.out.stem.replace("_", "-")

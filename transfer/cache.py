@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from adco.errors import UserError
-from adco.files import sha256_of, write_text
-from adco.images import UnreadableImage, read_image
+from adco.data.images import UnreadableImage, read_image
+from adco.utils.errors import UserError
+from adco.utils.files import sha256_of, write_text
 
 SCHEMA = 1
 

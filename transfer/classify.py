@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from adco import distributed
-from adco.errors import UserError
-from adco.predictions import write_hits
+from adco.evaluation.predictions import write_hits
+from adco.utils import distributed
+from adco.utils.errors import UserError
 from transfer.cli import Job, explain, make_job, make_plan
 from transfer.features import enough_memory
 from transfer.metrics import REPLICATES, hits_score, in_percent, top_k_hits

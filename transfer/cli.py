@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from adco.augment import MEAN, STD
-from adco.backbone import Backbone, load_backbone
-from adco.device import resolve_device, resolve_workers, set_arithmetic
-from adco.errors import UserError
-from adco.files import output_folder
-from adco.provenance import code_version
-from adco.records import Predictions, Record, Score
-from adco.threads import parse_workers
+from adco.data.transforms.functional import MEAN, STD
+from adco.evaluation.provenance import code_version
+from adco.evaluation.records import Predictions, Record, Score
+from adco.utils.device import resolve_device, resolve_workers, set_arithmetic
+from adco.utils.errors import UserError
+from adco.utils.files import output_folder
+from adco.utils.threads import parse_workers
+from adco.weights.backbone import Backbone, load_backbone
 from transfer.features import Extraction, Feature, Reader, extract
 from transfer.reading import Pictures
 from transfer.train import Plan

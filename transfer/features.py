@@ -16,13 +16,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from adco.augment import from_uint8
-from adco.backbone import Backbone, stage_features
-from adco.device import upload
-from adco.errors import UserError
-from adco.failures import is_out_of_memory
-from adco.images import BadImages
-from adco.progress import progress
+from adco.data.images import BadImages
+from adco.data.transforms.functional import from_uint8
+from adco.train.failures import is_out_of_memory
+from adco.utils.device import upload
+from adco.utils.errors import UserError
+from adco.utils.progress import progress
+from adco.weights.backbone import Backbone, stage_features
 from transfer.cache import Entry, RowsWriter
 from transfer.reading import Pictures, read_batches
 from transfer.transforms import Transform

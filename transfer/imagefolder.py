@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adco.errors import UserError
-from adco.images import ImageIndex, index_folder
+from adco.data.images import ImageIndex, index_folder
+from adco.utils.errors import UserError
 from transfer.cli import Job, skipped
 from transfer.features import Feature
 from transfer.reading import Pictures

@@ -15,10 +15,10 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from adco import distributed
-from adco.errors import command
-from adco.files import output_folder, write_text
-from adco.images import ImageIndex
+from adco.data.images import ImageIndex
+from adco.utils import distributed
+from adco.utils.errors import command
+from adco.utils.files import output_folder, write_text
 from transfer.classify import chosen, listed, run_recipe
 from transfer.cli import add_protocols, add_training, make_parser, require_paths
 from transfer.imagefolder import described, read_folders

@@ -18,9 +18,9 @@ from functools import partial
 import torch
 from torch.nn.functional import normalize
 
-from adco.errors import UserError, command
-from adco.knn import MIN_TEMPERATURE, knn_predict
-from adco.predictions import write_hits
+from adco.evaluation.knn import MIN_TEMPERATURE, knn_predict
+from adco.evaluation.predictions import write_hits
+from adco.utils.errors import UserError, command
 from transfer.cli import add_protocols, make_job, make_parser, only_listed
 from transfer.features import Feature
 from transfer.imagefolder import labelled_features, read_folders

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from adco.errors import UserError
-from adco.images import ImageIndex
+from adco.data.images import ImageIndex
+from adco.utils.errors import UserError
 
 
 def drawn_list(index: ImageIndex, percent: float, seed: int) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
-from adco.progress import progress
+from adco.utils.progress import progress
 from transfer.metrics import step_average_precision
 
 POSITIVE_WEIGHT = 2.0  # the protocols' class weights are {1: 2, -1: 1}

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adco import counter
-from adco.errors import UserError, command
-from adco.predictions import write_hits
-from adco.progress import progress
+from adco.evaluation.predictions import write_hits
+from adco.utils import philox
+from adco.utils.errors import UserError, command
+from adco.utils.progress import progress
 from transfer.cli import add_protocols, make_job, make_parser, only_listed
 from transfer.features import Feature
 from transfer.imagefolder import Split, labelled_features, read_folders
@@ -73,7 +73,7 @@ def sweep(x: Tensor, labels: Tensor, classes: int, rates: Sequence[float], decay
     steps = -(-len(x) // BATCH)
     with progress(EPOCHS, "sweeping", "epochs") as bar:
         for epoch in range(EPOCHS):
-            order = torch.from_numpy(counter.permutation(seed, epoch, len(x))).to(x.device)
+            order = torch.from_numpy(philox.permutation(seed, epoch, len(x))).to(x.device)
             for step, rows in enumerate(order.split(BATCH)):
                 share = 0.5 * (1 + math.cos(math.pi * (epoch + step / steps) / EPOCHS))
                 error = ((x[rows] @ weight + bias).softmax(dim=-1) - targets[rows]) / len(rows)  # (S, B, C)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from adco.errors import UserError
-from adco.records import Score
+from adco.evaluation.records import Score
+from adco.utils.errors import UserError
 from transfer.metrics import average_precision, mean_over_classes
 from transfer.protocols import LowShot
 from transfer.svm import Solver, SvmRule, counted_targets, decisions_by_cost, svm_scores

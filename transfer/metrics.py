@@ -1,6 +1,6 @@
 """Scores of classifiers, as pure functions of targets and scores. Fractions in [0, 1] unless a name says percent.
 
-Average precision itself is in adco/ranking.py, because comparing two records needs it too.
+Average precision itself is in adco/evaluation/average_precision.py, because comparing two records needs it too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from adco.ranking import (
+from adco.evaluation.average_precision import (
     average_precision,
     eleven_point_ap,
     precision_recall,
@@ -19,7 +19,7 @@ from adco.ranking import (
     step_average_precision,
     weighted_mean,
 )
-from adco.records import Score
+from adco.evaluation.records import Score
 
 __all__ = [
     "REPLICATES", "average_precision", "eleven_point_ap", "hits_interval", "hits_score", "in_percent", "interval",

@@ -16,8 +16,8 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from adco.annotations import places_list
-from adco.errors import UserError, command
+from adco.data.datasets.annotations import places_list
+from adco.utils.errors import UserError, command
 from transfer.classify import chosen, listed, run_recipe
 from transfer.cli import add_protocols, add_training, make_parser, require_paths
 from transfer.imagefolder import fingerprint, read_folders

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from adco.errors import UserError
+from adco.utils.errors import UserError
 from transfer.features import VISSL_POOLS
 from transfer.svm import SvmRule
 

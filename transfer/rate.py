@@ -17,12 +17,12 @@ import os
 
 import torch
 
-from adco.augment import from_uint8
-from adco.backbone import load_backbone
-from adco.datacheck import PICTURES
-from adco.device import resolve_device, resolve_workers, set_arithmetic, upload
-from adco.errors import UserError, command
-from adco.threads import parse_workers
+from adco.data.datasets.check import PICTURES
+from adco.data.transforms.functional import from_uint8
+from adco.utils.device import resolve_device, resolve_workers, set_arithmetic, upload
+from adco.utils.errors import UserError, command
+from adco.utils.threads import parse_workers
+from adco.weights.backbone import load_backbone
 from transfer.cli import Parser, usual_resize
 from transfer.reading import Pictures, read_batches
 from transfer.transforms import CROP_PX, Transform

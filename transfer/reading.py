@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adco.batch import Request
-from adco.images import UnreadableImage, read_image
-from adco.threads import RowByRow, host_memory, in_threads
+from adco.data.batch import Request
+from adco.data.images import UnreadableImage, read_image
+from adco.utils.threads import RowByRow, host_memory, in_threads
 from transfer.transforms import Transform
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from adco.augment import MEAN, STD
-from adco.errors import UserError
+from adco.data.transforms.functional import MEAN, STD
+from adco.utils.errors import UserError
 
 STAGES = ("res2", "res3", "res4", "res5")
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from sklearn.model_selection import StratifiedKFold
 
-from adco.progress import progress
+from adco.utils.progress import progress
 from transfer import liblinear
 from transfer.liblinear import POSITIVE_WEIGHT, best_cost
 from transfer.metrics import average_precision, step_average_precision

@@ -20,17 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adco import distributed
-from adco.augment import from_uint8
-from adco.backbone import Backbone, stage_features
-from adco.device import upload
-from adco.errors import UserError
-from adco.files import atomic_write
-from adco.images import BadImages
-from adco.optim import LARS, load_state
-from adco.progress import progress
-from adco.threads import in_threads
-from adco.weightfiles import load_torch
+from adco.data.images import BadImages
+from adco.data.transforms.functional import from_uint8
+from adco.train.optimizer import LARS, load_state
+from adco.utils import distributed
+from adco.utils.device import upload
+from adco.utils.errors import UserError
+from adco.utils.files import atomic_write
+from adco.utils.progress import progress
+from adco.utils.threads import in_threads
+from adco.weights.backbone import Backbone, stage_features
+from adco.weights.readers import load_torch
 from transfer.features import pooled_map, weights_sha256
 from transfer.reading import read_batches
 from transfer.recipes import Recipe

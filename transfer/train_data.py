@@ -12,13 +12,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as pixels
 
-from adco import augment, counter, distributed, views
-from adco.batch import Request
-from adco.config import View
-from adco.device import constant, upload
-from adco.errors import UserError
-from adco.images import UnreadableImage, read_image
-from adco.threads import RowByRow, at_once, host_memory
+from adco.config.schema import View
+from adco.data.batch import Request
+from adco.data.images import UnreadableImage, read_image
+from adco.data.transforms import functional, parameters
+from adco.utils import distributed, philox
+from adco.utils.device import constant, upload
+from adco.utils.errors import UserError
+from adco.utils.threads import RowByRow, at_once, host_memory
 from transfer.reading import Pictures
 from transfer.recipes import Recipe
 
@@ -50,7 +51,7 @@ def requests(seed: int, count: int, batch: int, first_step: int, last_step: int)
     for step in range(first_step, last_step):
         epoch, place = divmod(step, per_epoch)
         if epoch != current:
-            current, order = epoch, counter.permutation(seed, epoch, count)
+            current, order = epoch, philox.permutation(seed, epoch, count)
         samples = order[place * batch : (place + 1) * batch]
         missing = -len(samples) % ranks
         yield Request(epoch, np.concatenate([samples, np.resize(order, missing)])[rank::ranks])
@@ -87,7 +88,7 @@ class TrainingPictures:
         if self.recipe.view == "voc":
             return voc_view(image, self.crop_px, uniform)
         scale = _view(self.recipe, self.crop_px).scale
-        return views.cut(image, self.crop_px, views.crop_box(*image.size, scale, uniform))
+        return parameters.cut(image, self.crop_px, parameters.crop_box(*image.size, scale, uniform))
 
     def _decode(self, sample: int, bad: dict[str, str]) -> tuple[Image.Image, int]:
         pictures = self.data.pictures
@@ -108,16 +109,16 @@ def to_network(crops: Tensor, request: Request, recipe: Recipe, crop_px: int, se
     crops = upload(crops, device)
     if recipe.view == "voc":
         return standardise(crops.float() / 255, recipe)
-    choices = views.draw(_view(recipe, crop_px), seed, request.epoch, request.samples, 0).choices
-    images = augment.augment(crops, choices)
+    choices = parameters.draw(_view(recipe, crop_px), seed, request.epoch, request.samples, 0).choices
+    images = functional.augment(crops, choices)
     if recipe.lighting:
-        images = images + lighting(seed, request, images) / _per_channel(augment.STD, images)
+        images = images + lighting(seed, request, images) / _per_channel(functional.STD, images)
     return renormalised(images, recipe)
 
 
 def lighting(seed: int, request: Request, images: Tensor) -> Tensor:
     """(B, 3, 1, 1): PCA noise of standard deviation 0.1 for images in [0, 1], one draw a picture."""
-    u = counter.uniforms(seed, request.epoch, request.samples, 1, 6)
+    u = philox.uniforms(seed, request.epoch, request.samples, 1, 6)
     radius, angle = np.sqrt(-2 * np.log(1 - u[:, :3])), 2 * np.pi * u[:, 3:]
     alpha = PCA_DEVIATION * radius * np.cos(angle)
     noise = (alpha * np.array(PCA_VALUES)) @ np.array(PCA_VECTORS).T
@@ -131,9 +132,9 @@ def standardise(images: Tensor, recipe: Recipe) -> Tensor:
 
 def renormalised(images: Tensor, recipe: Recipe) -> Tensor:
     """Images normalised with ImageNet's statistics -> with the recipe's."""
-    if (recipe.mean, recipe.std) == (augment.MEAN, augment.STD):
+    if (recipe.mean, recipe.std) == (functional.MEAN, functional.STD):
         return images
-    return standardise(images * _per_channel(augment.STD, images) + _per_channel(augment.MEAN, images), recipe)
+    return standardise(images * _per_channel(functional.STD, images) + _per_channel(functional.MEAN, images), recipe)
 
 
 def _per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:
@@ -163,5 +164,5 @@ def _view(recipe: Recipe, px: int) -> View:
 
 def _uniforms(recipe: Recipe, seed: int, request: Request, px: int) -> np.ndarray:
     if recipe.view == "voc":
-        return counter.uniforms(seed, request.epoch, request.samples, 0, 5)
-    return views.draw(_view(recipe, px), seed, request.epoch, request.samples, 0).crops
+        return philox.uniforms(seed, request.epoch, request.samples, 0, 5)
+    return parameters.draw(_view(recipe, px), seed, request.epoch, request.samples, 0).crops

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as pixels
 
-from adco.errors import UserError
+from adco.utils.errors import UserError
 
 CROP_PX, RESIZE_PX = 224, 256  # the protocols' sizes
 FITS = ("center", "squash", "square", "five")
@@ -51,7 +51,7 @@ class Transform:
         return (*((5,) if self.fit == "five" else ()), 3, self.crop_px, self.crop_px)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """RGB picture -> (3, crop_px, crop_px) uint8, five of them for `five`; see `adco.augment.from_uint8`."""
+        """RGB picture -> (3, crop_px, crop_px) uint8, five of them for `five`; see `functional.from_uint8`."""
         bilinear = pixels.InterpolationMode.BILINEAR
         size = [self.resize_px, self.resize_px] if self.fit == "square" else self.resize_px
         image = pixels.resize(image, size, bilinear, antialias=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adco.annotations import inside
-from adco.errors import UserError
+from adco.data.datasets.annotations import inside
+from adco.utils.errors import UserError
 from transfer.reading import Pictures
 
 CLASSES = (

@@ -20,10 +20,10 @@ import math
 
 import numpy as np
 
-from adco.errors import UserError, command
-from adco.files import output_folder, write_text
-from adco.predictions import write_ranks
-from adco.records import Predictions, Score
+from adco.evaluation.predictions import write_ranks
+from adco.evaluation.records import Predictions, Score
+from adco.utils.errors import UserError, command
+from adco.utils.files import output_folder, write_text
 from transfer import lowshot, voc_linear
 from transfer.cli import Job, add_protocols, explain, make_job, make_parser, processors, skipped
 from transfer.features import VISSL_POOLS, Extraction, Feature

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adco import distributed
-from adco.predictions import write_ranks
-from adco.records import Score
+from adco.evaluation.predictions import write_ranks
+from adco.evaluation.records import Score
+from adco.utils import distributed
 from transfer.cli import Job, usual_resize
 from transfer.features import enough_memory
 from transfer.metrics import (

@@ -1,6 +1,6 @@
 """One file per objective, one face: methods/base.py."""
 
-from adco.config import Recipe
+from adco.config.schema import Recipe
 from adco.methods.adco import AdCo
 from adco.methods.base import Method
 from adco.methods.byol import BYOL

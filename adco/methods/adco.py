@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from adco.config import Recipe
-from adco.contrast import Contrast, adversarial_contrast, make_pairs
-from adco.encoder import Encoder
+from adco.config.schema import Recipe
+from adco.losses.bank_softmax import Contrast, adversarial_contrast, make_pairs
 from adco.methods.base import BankedMethod, Moment
+from adco.models.encoder import Encoder
 
 
 class AdCo(BankedMethod):

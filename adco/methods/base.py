@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adco import counter, distributed
-from adco.bank import Bank
-from adco.config import Compute, Recipe
-from adco.contrast import Ascent, Contrast, Pair
-from adco.device import set_arithmetic, upload
-from adco.encoder import Encoder, key_encoder_of, momentum_update, paired_parameters
-from adco.errors import UserError
-from adco.norms import replace_norms
-from adco.optim import cosine
+from adco.config.schema import Compute, Recipe
+from adco.losses.bank_softmax import Ascent, Contrast, Pair
+from adco.models.batch_norm import replace_norms
+from adco.models.encoder import Encoder, key_encoder_of, momentum_update, paired_parameters
+from adco.models.memory_bank import Bank
+from adco.train.optimizer import cosine
+from adco.utils import distributed, philox
+from adco.utils.device import set_arithmetic, upload
+from adco.utils.errors import UserError
 
 PRECISION = {"float32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -133,7 +133,7 @@ class KeyedMethod(Method):
         if self.options.key_batch_norm != "shuffle" or distributed.ranks() * len(parts) * self.options.norm_splits == 1:
             return torch.cat([self.key_encoder([part])[0] for part in parts])
         images = torch.cat(list(parts))
-        order = counter.permutation(self.seed, 64 * step + view, distributed.ranks() * len(images), counter.SHUFFLE)
+        order = philox.permutation(self.seed, 64 * step + view, distributed.ranks() * len(images), philox.SHUFFLE)
         order = upload(torch.from_numpy(order), images.device)
         mixed = distributed.gather(images)[distributed.own(order)]
         mixed = mixed.contiguous(memory_format=self.key_encoder.memory_format)

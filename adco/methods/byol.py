@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adco.config import Recipe
-from adco.contrast import Pair
-from adco.encoder import Encoder, predictor
+from adco.config.schema import Recipe
+from adco.losses.bank_softmax import Pair
 from adco.methods.base import KeyedMethod, Moment, Step
+from adco.models.encoder import Encoder, predictor
 
 
 class BYOL(KeyedMethod):

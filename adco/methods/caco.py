@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from adco.config import Recipe
-from adco.contrast import Contrast, Pair, cooperative_contrast
-from adco.encoder import Encoder
+from adco.config.schema import Recipe
+from adco.losses.bank_softmax import Contrast, Pair, cooperative_contrast
 from adco.methods.base import BankedMethod, Moment
+from adco.models.encoder import Encoder
 
 
 class CaCo(BankedMethod):

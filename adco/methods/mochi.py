@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adco import counter, distributed
-from adco.config import Mix, Recipe
-from adco.contrast import Contrast
-from adco.device import upload
+from adco.config.schema import Mix, Recipe
+from adco.losses.bank_softmax import Contrast
 from adco.methods.base import Moment
 from adco.methods.moco import MoCo
+from adco.utils import distributed, philox
+from adco.utils.device import upload
 
 
 class MoCHi(MoCo):
@@ -54,7 +54,7 @@ class MoCHi(MoCo):
         """(count, 3 pairs + 2 with_query) uniforms in [0, 1), a function of (seed, step, place in the batch, view)."""
         places = distributed.rank() * count + np.arange(count)
         draws = 3 * self.mix.pairs + 2 * self.mix.with_query
-        return torch.from_numpy(counter.uniforms(self.seed, step, places, view, draws, counter.MIX))
+        return torch.from_numpy(philox.uniforms(self.seed, step, places, view, draws, philox.MIX))
 
 
 @torch.no_grad()

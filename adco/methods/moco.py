@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from adco import distributed
-from adco.config import Recipe
-from adco.contrast import Contrast, adversarial_contrast, make_pairs
-from adco.encoder import Encoder
+from adco.config.schema import Recipe
+from adco.losses.bank_softmax import Contrast, adversarial_contrast, make_pairs
 from adco.methods.base import BankedMethod, Moment, Step
+from adco.models.encoder import Encoder
+from adco.utils import distributed
 
 
 class MoCo(BankedMethod):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adco import distributed
-from adco.config import Recipe
-from adco.contrast import make_pairs
-from adco.encoder import Encoder
+from adco.config.schema import Recipe
+from adco.losses.bank_softmax import make_pairs
 from adco.methods.base import Method, Moment, Step
+from adco.models.encoder import Encoder
+from adco.utils import distributed
 
 
 class SimCLR(Method):

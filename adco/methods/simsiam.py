@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adco.config import Recipe
-from adco.contrast import make_pairs
-from adco.encoder import Encoder, predictor
+from adco.config.schema import Recipe
+from adco.losses.bank_softmax import make_pairs
 from adco.methods.base import Method, Moment, Step
+from adco.models.encoder import Encoder, predictor
 
 
 class SimSiam(Method):

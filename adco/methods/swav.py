@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adco import distributed
-from adco.config import Recipe
-from adco.contrast import Pair
-from adco.encoder import Encoder
-from adco.errors import UserError
+from adco.config.schema import Recipe
+from adco.losses.bank_softmax import Pair
 from adco.methods.base import Method, Moment, Step
+from adco.models.encoder import Encoder
+from adco.utils import distributed
+from adco.utils.errors import UserError
 
 ASSIGNING = (0, 1)  # the crops whose assignments all other crops predict
 

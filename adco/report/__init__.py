@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from adco.report import costs, differences, leads, measured, papers, pictures, small, sources
-from adco.report.differences import compared
-from adco.report.parts import Figure, Report, Section
+from adco.report import ablations, appendix, costs, figures, leads, paper_tables, result_tables, significance
+from adco.report.collect import Study, gather
+from adco.report.elements import Figure, Report, Section
 from adco.report.render import write
-from adco.report.study import Study, gather
-from adco.report.terminal import as_text, table_rows
+from adco.report.significance import compared
+from adco.report.text_table import as_text, table_rows
 
 __all__ = ["Figure", "Report", "Study", "as_text", "build", "compared", "gather", "table_rows", "write"]
 
@@ -31,16 +31,16 @@ def build(
     detections: test image -> (whose boxes, PNG) pictures of it; told: what they show
     """
     found: list[Section | None] = [
-        measured.section(study, out),
-        differences.section(study, with_papers),
+        result_tables.section(study, out),
+        significance.section(study, with_papers),
         leads.section(study, out, with_papers),
-        small.section(study, out, with_papers),
-        pictures.bank_section(study, with_papers),
-        papers.section(study, out) if with_papers else None,
-        costs.section(study, out, papers.gpu_hours()) if with_papers else None,
+        ablations.section(study, out, with_papers),
+        figures.bank_section(study, with_papers),
+        paper_tables.section(study, out) if with_papers else None,
+        costs.section(study, out, paper_tables.gpu_hours()) if with_papers else None,
         _detection_section(study, detections or {}, told),
-        sources.speed_section(study, out),
-        sources.records_section(study, out),
+        appendix.speed_section(study, out),
+        appendix.records_section(study, out),
     ]
     lead = lead or (
         "Checkpoints judged under named protocols. A column is one protocol on one data set; what a paper prints, what "
@@ -50,8 +50,8 @@ def build(
 
 
 def _detection_section(study: Study, detections: Mapping, told: str) -> Section:
-    drawn = [pictures.detection_figure(detections, told)] if detections else []
-    blocks = [*drawn, *pictures.class_figures(study)]
+    drawn = [figures.detection_figure(detections, told)] if detections else []
+    blocks = [*drawn, *figures.class_figures(study)]
     return Section("classes", "Detections and classes", [], blocks)
 
 

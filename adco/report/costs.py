@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from adco.config import Recipe
-from adco.errors import UserError
-from adco.recipe_files import as_recipe, load_recipe
+from adco.config.loading import as_recipe, load_recipe
+from adco.config.schema import Recipe
 from adco.report import cost
-from adco.report.figure1 import METHODS
-from adco.report.measured import link
-from adco.report.parts import MISSING, NOT_RUN, Cell, Column, Section, Table, measured, published
-from adco.report.study import Run, Study
-from adco.typed import plain
+from adco.report.accuracy_curves import METHODS
+from adco.report.collect import Run, Study
+from adco.report.elements import MISSING, NOT_RUN, Cell, Column, Section, Table, measured, published
+from adco.report.result_tables import link
+from adco.utils.errors import UserError
+from adco.utils.serialization import plain
 
 RECIPES = {  # row: recipe
     "MoCo v2": "moco_r50_200ep",

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from adco.compare import over_trials
-from adco.published import Published, load_published
-from adco.records import Score
-from adco.report.figure1 import METHODS, NARROW, OWN, WIDE, Group, curves_of, figure, groups_of, name_of
-from adco.report.measured import data_in_words, link, minus, slug, verdict
-from adco.report.parts import Cell, Column, Figure, Panel, Section, Table, measured
-from adco.report.study import Study
-from adco.report.svg import Point, Series, line_chart
+from adco.evaluation.comparison import over_trials
+from adco.evaluation.published import Published, load_published
+from adco.evaluation.records import Score
+from adco.report.accuracy_curves import METHODS, NARROW, OWN, WIDE, Group, curves_of, figure, groups_of, name_of
+from adco.report.charts import Point, Series, line_chart
+from adco.report.collect import Study
+from adco.report.elements import Cell, Column, Figure, Panel, Section, Table, measured
+from adco.report.result_tables import data_in_words, link, minus, slug, verdict
 
 EARLY = 10, 20, 50  # epochs
 PRINTED = "adco-1", "adco-3", "adco-text"  # published tables with points of figure 1

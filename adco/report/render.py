@@ -13,9 +13,9 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from adco.files import output_folder, write_text
-from adco.report.parts import MEASURED, NOT_RUN, PUBLISHED, Cell, Column, Figure, Report, Table
-from adco.report.svg import swatch
+from adco.report.charts import swatch
+from adco.report.elements import MEASURED, NOT_RUN, PUBLISHED, Cell, Column, Figure, Report, Table
+from adco.utils.files import output_folder, write_text
 
 HERE = Path(__file__).parent
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from adco.errors import UserError
-from adco.files import output_folder, write_text
-from adco.progress import progress as bar
 from adco.sample.layouts import FOLDERS, Job, draw, jobs, make_folders, write_lists
-from adco.stopping import starting_processes
+from adco.utils.errors import UserError
+from adco.utils.files import output_folder, write_text
+from adco.utils.progress import progress as bar
+from adco.utils.signals import starting_processes
 
 SCHEMA = 1  # raise it when the same seed gives other bytes than before
 MARKER, UNFINISHED = "sample.json", "sample.unfinished.json"

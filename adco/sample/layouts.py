@@ -10,12 +10,12 @@ from xml.sax.saxutils import escape
 import numpy as np
 from PIL import Image
 
-from adco.errors import UserError
 from adco.sample.backdrops import SCENE_NAMES
 from adco.sample.objects import CLASSES
 from adco.sample.outline import area, bounding_box, polygons, run_lengths
 from adco.sample.pictures import Picture, portrait, street_life, view
 from adco.sample.scene import Seen, generator
+from adco.utils.errors import UserError
 
 FOLDERS = ("imagenet", "VOCdevkit", "coco", "places205")
 PLACES_IMAGES = "places205/data/vision/torralba/deeplearning/images256"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import yaml
 
-from adco.files import write_text
-from adco.jobs import Job
-from adco.provenance import code_version
+from adco.evaluation.provenance import code_version
+from adco.launch.jobs import Job
+from adco.suite.checkpoints import Subject
 from adco.suite.plan import Place, Task, reusable
-from adco.suite.subjects import Subject
+from adco.utils.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adco.errors import UserError
-from adco.jobs_shown import duration
-from adco.provenance import code_version
-from adco.records import Record, load_record, why_not_reusable
-from adco.suite.cost import Expected, Rates, disk_bytes, expected, records_below
-from adco.suite.data import Found
+from adco.data.datasets.locate import Found
+from adco.evaluation.provenance import code_version
+from adco.evaluation.records import Record, load_record, why_not_reusable
+from adco.launch.live_table import duration
+from adco.suite.checkpoints import Subject
+from adco.suite.estimates import Expected, Rates, disk_bytes, expected, records_below
 from adco.suite.stages import Stage, Suite
-from adco.suite.subjects import Subject
+from adco.utils.errors import UserError
 
 
 @dataclass(frozen=True)

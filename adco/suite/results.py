@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from adco.errors import UserError
-from adco.jobs import Outcome
-from adco.records import Record, load_record
+from adco.evaluation.records import Record, load_record
+from adco.launch.jobs import Outcome
 from adco.suite.plan import Place, Task
+from adco.utils.errors import UserError
 
 
 def collect(tasks: Sequence[Task], outcomes: Mapping[str, Outcome], place: Place) -> dict[str, str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from adco.errors import UserError
-from adco.suite.data import KINDS
+from adco.data.datasets.locate import KINDS
+from adco.utils.errors import UserError
 
 FOLDER = Path(__file__).parent
 SETTINGS = {"image_px": "@{}px", "epochs": "-{}ep", "iterations": "-{}it"}  # how each changes a protocol's name
@@ -23,7 +23,7 @@ class Stage:
     """One stage of a suite: a command line of ours, and the records that it leaves.
 
     tool: a script of this project, from its root; arguments: its own, protocols among them
-    data: the data sets it needs (adco/suite/data.py); the first is the tool's --data
+    data: the data sets it needs (adco/data/datasets/locate.py); the first is the tool's --data
     records: the protocols it writes, by name; {image_px}, {epochs}, {iterations} become "" or what a setting adds to
         the name, {depth} the ResNet's; a setting without its place here is refused
     config: of a detector; trials: seeds of it; saves: detectors that stay on the disk

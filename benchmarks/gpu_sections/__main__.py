@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from adco.device import resolve_device
-from adco.errors import Failure, UserError, one_line
-from adco.provenance import hardware
+from adco.evaluation.provenance import hardware
+from adco.utils.device import resolve_device
+from adco.utils.errors import Failure, UserError, one_line
 from benchmarks.gpu_sections import SECTIONS, Context
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from adco.device import set_arithmetic
+from adco.utils.device import set_arithmetic
 from benchmarks.bank import CONTESTANTS, extra_memory, gradient_errors
 from benchmarks.gpu_sections import Context
 from benchmarks.gpu_sections.shared import attempt

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from adco.errors import Failure, one_line
+from adco.utils.errors import Failure, one_line
 from benchmarks.gpu_sections import Context
 
 

@@ -19,14 +19,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adco import checkpoint
-from adco.batch import Batch
-from adco.config import Bank, Checkpoint, Compute, Data, Encoder, Mix, Optimizer, Recipe, Swap, View
-from adco.loader import ViewDataset, batches, requests
+from adco.config.schema import Bank, Checkpoint, Compute, Data, Encoder, Mix, Optimizer, Recipe, Swap, View
+from adco.data.batch import Batch
+from adco.data.loader import ViewDataset, batches, requests
+from adco.data.sources import open_images
 from adco.methods import METHODS, build_method
-from adco.monitor import KnnProbe
-from adco.sources import open_images
-from adco.trainer import Trainer
+from adco.train import checkpoint
+from adco.train.logger import KnnProbe
+from adco.train.trainer import Trainer
 from benchmarks.gpu_sections import Context
 from benchmarks.gpu_sections.checks import Check, Finding, perform
 from benchmarks.photographs import write_photographs

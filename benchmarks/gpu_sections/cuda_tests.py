@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from adco import leash
-from adco.errors import Failure
+from adco.launch import supervisor
+from adco.utils.errors import Failure
 from benchmarks.gpu_sections import Context
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -54,7 +54,7 @@ def printed(command: Sequence[str], limit: float) -> tuple[list[str], int, bool]
     """Run a command for `limit` seconds at most and print its lines: (the lines, its exit code, 128 + N for signal N,
     whether it ended in time)."""
     process = subprocess.Popen(
-        [sys.executable, "-I", leash.__file__, *command],  # it and what it starts end with this process
+        [sys.executable, "-I", supervisor.__file__, *command],  # it and what it starts end with this process
         cwd=ROOT, env={**os.environ, "COLUMNS": "200"},  # pytest cuts its messages to the width of the terminal
         text=True, errors="replace", start_new_session=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from adco.device import usable_cores
-from adco.errors import UserError
 from adco.sample.layouts import draw, jobs, make_folders, write_lists
+from adco.utils.device import usable_cores
+from adco.utils.errors import UserError
 from benchmarks.gpu_sections import Context
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "detection" / "configs"

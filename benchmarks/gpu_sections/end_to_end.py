@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adco.device import resolve_workers, usable_cores
-from adco.images import index_folder
+from adco.data.images import index_folder
+from adco.utils.device import resolve_workers, usable_cores
 from benchmarks.gpu_sections import SECTIONS, Context
 from benchmarks.gpu_sections.shared import attempt, figures, photographs
 from benchmarks.input import backends_for

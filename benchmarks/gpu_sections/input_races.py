@@ -18,15 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adco import native, nvjpeg
-from adco.augment import STD
-from adco.batch import Batch, Request
-from adco.config import View
-from adco.device import resolve_workers, set_arithmetic
-from adco.errors import UserError
-from adco.images import ImageIndex, index_folder
-from adco.loader import ViewDataset, batches, requests, resolve_backend
-from adco.threads import at_once
+from adco.config.schema import View
+from adco.data import native, nvjpeg
+from adco.data.batch import Batch, Request
+from adco.data.images import ImageIndex, index_folder
+from adco.data.loader import ViewDataset, batches, requests, resolve_backend
+from adco.data.transforms.functional import STD
+from adco.utils.device import resolve_workers, set_arithmetic
+from adco.utils.errors import UserError
+from adco.utils.threads import at_once
 from benchmarks.gpu_sections import Context
 from benchmarks.gpu_sections.checks import Check, Finding, perform
 from benchmarks.gpu_sections.shared import photographs

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adco.config import Checkpoint, Data, Probe, Recipe, View
-from adco.device import resolve_workers
-from adco.files import write_text
-from adco.frozen import NOTHING, Pictures, embed, judged
-from adco.knn import knn_accuracy
-from adco.recipe_files import load_recipe
-from adco.sources import open_images
-from adco.trainer import Trainer
+from adco.config.loading import load_recipe
+from adco.config.schema import Checkpoint, Data, Probe, Recipe, View
+from adco.data.sources import open_images
+from adco.evaluation.knn import knn_accuracy
+from adco.train.knn_probe import NOTHING, Pictures, embed, judged
+from adco.train.trainer import Trainer
+from adco.utils.device import resolve_workers
+from adco.utils.files import write_text
 from benchmarks.gpu_sections import Context
 from benchmarks.photographs import write_photographs
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from adco.device import usable_cores
-from adco.images import index_folder
+from adco.data.images import index_folder
+from adco.utils.device import usable_cores
 from benchmarks.gpu_sections import Context
 from benchmarks.gpu_sections.shared import attempt, photographs
 from benchmarks.input import TWO, backends_for, our_loader, released_loader, uploaded

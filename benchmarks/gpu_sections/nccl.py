@@ -20,9 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adco import distributed
-from adco.device import resolve_device
-from adco.errors import UserError, command
+from adco.utils import distributed
+from adco.utils.device import resolve_device
+from adco.utils.errors import UserError, command
 from benchmarks.gpu_sections import Context
 from benchmarks.gpu_sections.checks import Check, Finding, perform
 from benchmarks.gpu_sections.correctness import Steps, judged, small_recipe, steps_of, with_compute, write_images
@@ -67,7 +67,7 @@ def run(context: Context) -> None:
 
 @contextmanager
 def one_rank(device: torch.device, folder: Path) -> Iterator[None]:
-    """Inside, adco.distributed exchanges with this process alone: NCCL on a GPU, else gloo. folder: for the store."""
+    """Inside, `distributed` exchanges with this process alone: NCCL on a GPU, else gloo. folder: for the store."""
     join(device, folder)
     try:
         yield
@@ -83,7 +83,7 @@ def join(device: torch.device, folder: Path) -> None:
 
 
 def exchanges(device: torch.device) -> Finding:
-    """Each call of adco.distributed without gradient gives the tensor itself, of any dtype, contiguous or not, after
+    """Each call of `distributed` without gradient gives the tensor itself, of any dtype, contiguous or not, after
     work that is still queued, and leaves its argument as it was. wrong: those that do not."""
     calls = {
         "gather": distributed.gather, "total": distributed.total, "mean": distributed.mean,

@@ -17,7 +17,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from adco.trainer import Trainer
+from adco.train.trainer import Trainer
 from benchmarks.gpu_sections import Context
 from benchmarks.gpu_sections.shared import attempt
 from benchmarks.race import race, repeated

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from adco.device import usable_cores
-from adco.errors import one_line
-from adco.failures import is_out_of_memory
+from adco.train.failures import is_out_of_memory
+from adco.utils.device import usable_cores
+from adco.utils.errors import one_line
 from benchmarks.gpu_sections import Context
 from benchmarks.photographs import jpeg, photograph
 

@@ -10,10 +10,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a check
 
 from torch.nn.functional import normalize  # noqa: E402
 
-from adco import distributed, limits, methods  # noqa: E402
-from adco.contrast import make_pairs  # noqa: E402
-from adco.encoder import Encoder  # noqa: E402
+from adco import methods  # noqa: E402
+from adco.config import validation  # noqa: E402
+from adco.losses.bank_softmax import make_pairs  # noqa: E402
 from adco.methods.base import Method, Step  # noqa: E402
+from adco.models.encoder import Encoder  # noqa: E402
+from adco.utils import distributed  # noqa: E402
 from tools import train_adco  # noqa: E402
 
 
@@ -34,7 +36,7 @@ class BarlowTwins(Method):
 
 
 methods.METHODS["barlow"] = BarlowTwins
-limits.CHOICES["method"] += ("barlow",)
+validation.CHOICES["method"] += ("barlow",)
 
 if __name__ == "__main__":
     sys.exit(train_adco.main())

@@ -8,7 +8,7 @@ import sys
 import torch
 from torch.nn.functional import normalize, one_hot
 
-from adco.errors import command
+from adco.utils.errors import command
 from transfer.cli import make_job, make_parser
 from transfer.features import Feature
 from transfer.imagefolder import labelled_features, read_folders

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from adco.accumulate import backward, split
-from adco.config import Bank, Compute, Encoder, Recipe, View
-from adco.device import resolve_device, set_arithmetic
-from adco.failures import is_out_of_memory
+from adco.config.schema import Bank, Compute, Encoder, Recipe, View
 from adco.methods import build_method
 from adco.methods.base import Moment
-from adco.monitor import KnnProbe
+from adco.train.failures import is_out_of_memory
+from adco.train.gradient_cache import backward, split
+from adco.train.logger import KnnProbe
+from adco.utils.device import resolve_device, set_arithmetic
 from tests.conftest import write_pictures
 from tests.test_compute import losses
 

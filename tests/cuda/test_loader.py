@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from adco.images import index_folder
-from adco.loader import ViewDataset, batches, requests
+from adco.data.images import index_folder
+from adco.data.loader import ViewDataset, batches, requests
 from benchmarks.photographs import write_photographs
 from tests.test_loader import SPECS, loaded
 

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from adco.monitor import Rate
+from adco.train.logger import Rate
 
 
 def test_on_a_gpu_only_the_time_in_which_it_is_idle_counts_as_waiting(gpu):

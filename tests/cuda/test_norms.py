@@ -8,8 +8,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from adco import distributed
-from adco.norms import ON_CPU, frozen_statistics, replace_norms
+from adco.models.batch_norm import ON_CPU, frozen_statistics, replace_norms
+from adco.utils import distributed
 from tests.test_norms import SHAPES, batch_norm, batches, close, parts_passed, passed
 
 CASES = [(SHAPES[0], False), (SHAPES[1], False), (SHAPES[1], True)]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from adco.backbone import load_backbone
-from adco.batch import Request
-from adco.device import set_arithmetic
-from adco.images import index_folder
+from adco.data.batch import Request
+from adco.data.images import index_folder
+from adco.utils.device import set_arithmetic
+from adco.weights.backbone import load_backbone
 from tests.transfer_data import make_folder
 from transfer import train as engine
 from transfer import train_data

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from adco.files import write_text  # noqa: E402
+from adco.utils.files import write_text  # noqa: E402
 from tests.faults import table  # noqa: E402
 
 PAGE = ROOT / "docs" / "reliability.md"

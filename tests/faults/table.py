@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from adco.records import Record, load_record
+from adco.evaluation.records import Record, load_record
 
 RECORDS = Path(__file__).resolve().parents[2] / "results" / "faults"
 PARTS = ("Training", "Data", "Untrusted files", "Load", "Supply chain", "Errors")

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 import hubconf
-from adco.errors import UserError
 from adco.sample import make_sample
+from adco.utils.errors import UserError
 from tests.faults import hostile
 from tests.faults.table import fault
 from tests.transfer_data import files_below, make_folder, make_voc
@@ -279,7 +279,7 @@ def test_what_nobody_foresaw_is_one_line_and_a_file_with_the_details(home, place
 
 @UNFORESEEN
 def test_a_reader_that_goes_away_is_no_traceback():
-    line = [sys.executable, "-c", "from adco.errors import command\nimport sys\n@command\ndef main(argv=None):\n"
+    line = [sys.executable, "-c", "from adco.utils.errors import command\nimport sys\n@command\ndef main(argv=None):\n"
             "    for i in range(100000): print(i)\nsys.exit(main())"]  # fmt: skip
     child = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     child.stdout.readline()

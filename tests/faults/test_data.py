@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from adco import native
-from adco.annotations import check_coco_content, places_list, read_coco, voc_objects
-from adco.backbone import load_backbone
-from adco.config import View
-from adco.datacheck import broken
-from adco.errors import UserError
-from adco.images import BadImages, UnreadableImage, decode, index_folder, read_image
-from adco.loader import ViewDataset, batches, requests
-from adco.memory import in_memory
+from adco.config.schema import View
+from adco.data import native
+from adco.data.datasets.annotations import check_coco_content, places_list, read_coco, voc_objects
+from adco.data.datasets.check import broken
+from adco.data.images import BadImages, UnreadableImage, decode, index_folder, read_image
+from adco.data.in_memory import in_memory
+from adco.data.loader import ViewDataset, batches, requests
+from adco.utils.errors import UserError
+from adco.weights.backbone import load_backbone
 from tests.faults import hostile
 from tests.faults.table import fault
 from tests.transfer_data import COLOURS, make_folder

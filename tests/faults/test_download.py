@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from adco.zoo import download
-from adco.zoo_manifest import Model
+from adco.weights.manifest import Model
+from adco.weights.zoo import download
 from tests.faults import toy
 from tests.faults.table import fault
 

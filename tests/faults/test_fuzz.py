@@ -24,19 +24,19 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from adco import native
-from adco.annotations import check_coco_content, places_list, read_coco, voc_objects
-from adco.backbone import load_backbone
-from adco.config import View
-from adco.datacheck import check_voc
-from adco.errors import UserError
-from adco.images import UnreadableImage, decode
-from adco.loader import ViewDataset, requests
-from adco.plain_yaml import read_yaml
-from adco.recipe_files import as_recipe, changed, load_recipe
-from adco.shards import index_shards
-from adco.weightfiles import load_arrays, read_weights, write_state
-from adco.zoo_manifest import read_manifest
+from adco.config.loading import as_recipe, changed, load_recipe
+from adco.config.schema import View
+from adco.data import native
+from adco.data.datasets.annotations import check_coco_content, places_list, read_coco, voc_objects
+from adco.data.datasets.check import check_voc
+from adco.data.images import UnreadableImage, decode
+from adco.data.loader import ViewDataset, requests
+from adco.data.shards import index_shards
+from adco.utils.errors import UserError
+from adco.utils.yaml_io import read_yaml
+from adco.weights.backbone import load_backbone
+from adco.weights.manifest import read_manifest
+from adco.weights.readers import load_arrays, read_weights, write_state
 from tests.faults import hostile, toy
 from tests.faults.table import fault
 from tests.faults.test_data import OBJECT, crowd
@@ -284,7 +284,13 @@ def guided(kind: str, count: int, corpus: Path, log: Path) -> None:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     folder.cache_clear()
-    for name in ("adco.weightfiles", "adco.recipe_files", "adco.annotations", "adco.shards", "adco.plain_yaml"):
+    for name in (
+        "adco.weights.readers",
+        "adco.config.loading",
+        "adco.data.datasets.annotations",
+        "adco.data.shards",
+        "adco.utils.yaml_io",
+    ):
         module = sys.modules[name]
         for key, value in vars(module).copy().items():
             if callable(value) and getattr(value, "__module__", "") == name and hasattr(value, "__code__"):

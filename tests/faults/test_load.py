@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from adco.loader import ViewDataset, batches, requests
-from adco.sources import open_images
+from adco.data.loader import ViewDataset, batches, requests
+from adco.data.sources import open_images
 from benchmarks import soak
 from tests.faults import toy
 from tests.faults.table import fault

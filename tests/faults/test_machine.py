@@ -15,11 +15,11 @@ from unittest import mock
 import pytest
 import torch
 
-from adco import checkpoint, failures
-from adco.errors import UserError
-from adco.files import claimed
-from adco.monitor import read_metrics
-from adco.trainer import Trainer
+from adco.train import checkpoint, failures
+from adco.train.logger import read_metrics
+from adco.train.trainer import Trainer
+from adco.utils.errors import UserError
+from adco.utils.files import claimed
 from tests.faults import toy
 from tests.faults.mounts import mounted
 from tests.faults.table import fault

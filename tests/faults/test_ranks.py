@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from adco import checkpoint
+from adco.train import checkpoint
 from tests.faults import toy
 from tests.faults.table import fault
 
@@ -171,5 +171,5 @@ def test_torchrun_without_restarts_ends(recipe, data, tmp_path, seen):
     assert process.wait(60) == 1
     seen.figures["seconds until torchrun ended"] = round(time.monotonic() - begun, 1)
     assert len([line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("failed: ")]) <= 1
-    assert "adco/trainer.py" not in (tmp_path / "log").read_text()
+    assert "adco/train/trainer.py" not in (tmp_path / "log").read_text()
     assert checkpoint.newest_intact(run)

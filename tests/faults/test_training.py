@@ -17,13 +17,14 @@ from unittest import mock
 import pytest
 import torch
 
-from adco import checkpoint, loader
-from adco.errors import Failure
-from adco.files import sha256_of
-from adco.images import index_folder
-from adco.recipe_files import load_recipe
-from adco.shards import index_shards
-from adco.trainer import Trainer
+from adco.config.loading import load_recipe
+from adco.data import loader
+from adco.data.images import index_folder
+from adco.data.shards import index_shards
+from adco.train import checkpoint
+from adco.train.trainer import Trainer
+from adco.utils.errors import Failure
+from adco.utils.files import sha256_of
 from tests.faults import toy
 from tests.faults.table import fault
 from tests.faults.toy import one_line
@@ -239,7 +240,7 @@ def test_sizes_are_of_the_files_wherever_they_lie(tmp_path, pictures, monkeypatc
             tar.add(root / path, path)
     assert index_shards(str(tmp_path / "x.tar")).sizes == index_folder(root).sizes
     before = [index_folder(copied).sizes]
-    monkeypatch.setattr("adco.images.SIZED", 20)
+    monkeypatch.setattr("adco.data.images.SIZED", 20)
     before.append(index_folder(copied).sizes)
     with (copied / "class2" / "015.png").open("ab") as file:  # the last of 48: of 20 evenly spread it is none
         file.write(b"0")

@@ -23,14 +23,14 @@ import numpy as np
 import pytest
 import torch
 
-from adco.backbone import load_backbone
-from adco.download import Patience
-from adco.errors import UserError
-from adco.recipe_files import load_recipe
-from adco.shards import index_shards
-from adco.weightfiles import load_arrays, read_weights
-from adco.zoo import download
-from adco.zoo_manifest import Model, read_manifest
+from adco.config.loading import load_recipe
+from adco.data.shards import index_shards
+from adco.utils.download import Patience
+from adco.utils.errors import UserError
+from adco.weights.backbone import load_backbone
+from adco.weights.manifest import Model, read_manifest
+from adco.weights.readers import load_arrays, read_weights
+from adco.weights.zoo import download
 from tests.faults import hostile
 from tests.faults.table import fault
 from tests.public_checkpoints import network

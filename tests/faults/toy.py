@@ -18,10 +18,11 @@ from unittest import mock
 import torch
 from torch import nn
 
-from adco import checkpoint, distributed
-from adco.config import Recipe
-from adco.recipe_files import load_recipe
-from adco.trainer import Trainer
+from adco.config.loading import load_recipe
+from adco.config.schema import Recipe
+from adco.train import checkpoint
+from adco.train.trainer import Trainer
+from adco.utils import distributed
 from tools import train_adco
 
 CPU = torch.device("cpu")
@@ -51,7 +52,10 @@ def backbone(arch: str = "", stem: str = "") -> nn.Module:
 def small() -> Iterator[None]:
     """The toy instead of the ResNet, one thread, and git is not asked for the commit."""
     torch.set_num_threads(1)
-    with mock.patch("adco.encoder.build_resnet", backbone), mock.patch("adco.trainer.commit", lambda: "toy"):
+    with (
+        mock.patch("adco.models.encoder.build_resnet", backbone),
+        mock.patch("adco.train.trainer.commit", lambda: "toy"),
+    ):
         yield
 
 

@@ -1,0 +1,1 @@
+"""From files to normalised views on the device."""

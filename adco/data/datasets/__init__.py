@@ -1,0 +1,1 @@
+"""VOC, COCO, Places205 and ImageNet as they lie on disk."""

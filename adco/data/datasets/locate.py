@@ -1,0 +1,209 @@
+"""Which benchmark data sets lie below a folder, how large they are, and a fingerprint that changes when they do."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adco.data.datasets.check import PICTURES, PLACES_IMAGES
+from adco.utils.errors import UserError
+from adco.utils.files import sha256_of
+
+LISTS = "trainvalsplit_places205"
+DEPTH = 3  # how far below the data root is looked
+
+
+@dataclass(frozen=True)
+class Found:
+    """A data set on disk. counts: split -> images."""
+
+    name: str
+    path: Path
+    counts: Mapping[str, int] = field(default_factory=dict)
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a data set is recognised and read.
+
+    expected: its layout in words; is_one: whether a folder is it; facts: path -> (images by split, fingerprint);
+    inside: folders below a given path that may be meant
+    """
+
+    expected: str
+    is_one: Callable[[Path], bool]
+    facts: Callable[[Path], tuple[dict[str, int], str]]
+    inside: tuple[str, ...] = ()
+
+
+def find_all(root: Path | None, given: Mapping[str, Path], wanted: Iterable[str]) -> tuple[dict[str, Found], dict]:
+    """The `wanted` data sets by name, and for each that is not there why, in words.
+
+    root: where to look, three folders deep; given: name -> the user's own choice, which must be right
+    Raises UserError for a name that is none, a given path that is not the data set, two folders that could be meant.
+    """
+    for name, path in given.items():
+        if name not in KINDS:
+            raise UserError(f"--data {name}={path}: not a data set; choose {', '.join(KINDS)}")
+    if root is not None and not root.is_dir():
+        raise UserError(f"{root}: no such folder; --data-root names the one that holds the data sets")
+    folders = list(_below(root)) if root is not None else []
+    found, missing = {}, {}
+    for name in dict.fromkeys(wanted):
+        path = _chosen(name, given[name]) if name in given else _located(name, folders)
+        if path is None:
+            where = f"below {root}" if root is not None else f"given (--data {name}=FOLDER)"
+            missing[name] = f"no {name} {where}, expected {KINDS[name].expected}"
+        else:
+            counts, fingerprint = KINDS[name].facts(path)
+            found[name] = Found(name, path, counts, fingerprint)
+    return found, missing
+
+
+def linked(found: Mapping[str, Found], folder: Path) -> Path:
+    """A folder with VOC2007, VOC2012 and coco side by side, as DETECTRON2_DATASETS must be: links to what was found."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, link in (("voc2007", "VOC2007"), ("voc2012", "VOC2012"), ("coco", "coco")):
+        if name in found:
+            target, temporary = found[name].path.resolve(), folder / f".{link}.{os.getpid()}"
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(target, target_is_directory=True)
+            os.replace(temporary, folder / link)
+    return folder
+
+
+def sample_of(found: Found, count: int) -> list[str]:
+    """Up to `count` pictures of the data set, relative to its path."""
+    names = []
+    for folder, _, files in os.walk(found.path):
+        names += [os.path.relpath(os.path.join(folder, f), found.path) for f in files if f.lower().endswith(PICTURES)]
+        if len(names) >= count:
+            break
+    return sorted(names)[:count]
+
+
+def _below(root: Path) -> Iterator[Path]:
+    level = [root]
+    yield from level
+    for _ in range(DEPTH):
+        level = [Path(entry.path) for folder in level for entry in sorted(_folders(folder), key=lambda e: e.name)]
+        yield from level
+
+
+def _folders(folder: Path) -> list[os.DirEntry]:
+    try:
+        found = [entry for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:
+        return []
+    return found if len(found) <= 100 else []  # class folders and the like: no data set begins below them
+
+
+def _chosen(name: str, path: Path) -> Path:
+    for candidate in (path, *(path / inside for inside in KINDS[name].inside)):
+        if KINDS[name].is_one(candidate):
+            return candidate
+    raise UserError(f"--data {name}={path}: not {name}; expected {KINDS[name].expected}")
+
+
+def _located(name: str, folders: list[Path]) -> Path | None:
+    places = list({path.resolve(): path for path in folders if KINDS[name].is_one(path)}.values())
+    named = [path for path in places if path.name.lower().startswith(name)]
+    if len(places) > 1 and len(named) != 1:
+        several = ", ".join(map(str, (named or places)[:4]))
+        raise UserError(f"{name}: several folders could be it ({several}); choose with --data {name}=FOLDER")
+    return (named or places or [None])[0]
+
+
+def _voc_facts(folder: Path) -> tuple[dict[str, int], str]:
+    """Lists and annotations by content, pictures by size."""
+    digest, lists = hashlib.sha256(), folder / "ImageSets" / "Main"
+    counts = {path.stem: len(path.read_text().split()) for path in lists.glob("*.txt") if "_" not in path.stem}
+    for part in (lists, folder / "Annotations"):
+        for path in sorted(part.iterdir()) if part.is_dir() else ():
+            digest.update(f"{path.name}\0".encode() + path.read_bytes())
+    _sizes(folder / "JPEGImages", digest)
+    return counts, digest.hexdigest()
+
+
+def _coco_facts(folder: Path) -> tuple[dict[str, int], str]:
+    """Annotation files by content, pictures by size."""
+    digest, counts = hashlib.sha256(), {}
+    for split in ("train2017", "val2017"):
+        digest.update(sha256_of(folder / "annotations" / f"instances_{split}.json").encode())
+        counts[split.removesuffix("2017")] = _sizes(folder / split, digest)
+    return counts, digest.hexdigest()
+
+
+def _places_facts(folder: Path) -> tuple[dict[str, int], str]:
+    """The original lists by content (two million pictures are not looked at one by one), else as ImageNet."""
+    if not (folder / LISTS).is_dir():
+        return _folder_facts(folder)
+    digest, counts = hashlib.sha256(), {}
+    for split in ("train", "val"):
+        content = (folder / LISTS / f"{split}_places205.csv").read_bytes()
+        digest.update(content)
+        counts[split] = sum(bool(line.strip()) for line in content.splitlines())
+    return counts, digest.hexdigest()
+
+
+def _folder_facts(folder: Path) -> tuple[dict[str, int], str]:
+    """train/CLASS/IMAGE and val/CLASS/IMAGE: every path and size."""
+    digest = hashlib.sha256()
+    counts = {split: _sizes(folder / split, digest) for split in ("train", "val")}
+    return counts, digest.hexdigest()
+
+
+def _sizes(folder: Path, digest) -> int:
+    """Put every picture's path and size into the digest; how many there are."""
+    count = 0
+    for place, inside, files in os.walk(folder, followlinks=True):
+        inside.sort()
+        for name in sorted(name for name in files if name.lower().endswith(PICTURES)):
+            path = os.path.join(place, name)
+            size = os.stat(path).st_size if os.path.exists(path) else -1
+            digest.update(f"{os.path.relpath(path, folder)}\0{size}\n".encode(errors="surrogateescape"))
+            count += 1
+    return count
+
+
+def _is_voc(year: str) -> Callable[[Path], bool]:
+    return lambda path: path.name == f"VOC{year}" and (path / "ImageSets" / "Main").is_dir()
+
+
+def _is_coco(path: Path) -> bool:
+    return all((path / "annotations" / f"instances_{split}2017.json").is_file() for split in ("train", "val"))
+
+
+def _is_places(path: Path) -> bool:
+    if (path / LISTS).is_dir():
+        return (path / PLACES_IMAGES).is_dir()
+    return path.name.lower().startswith("places") and _has_classes(path)
+
+
+def _is_imagenet(path: Path) -> bool:
+    return _has_classes(path) and not path.name.lower().startswith("places")
+
+
+def _has_classes(path: Path) -> bool:
+    def classes(split: str) -> bool:
+        with os.scandir(path / split) as entries:
+            return any(entry.is_dir() for entry in entries)
+
+    return all((path / split).is_dir() and classes(split) for split in ("train", "val"))
+
+
+KINDS = {
+    "voc2007": Kind("VOC2007 or VOCdevkit/VOC2007 with ImageSets/Main", _is_voc("2007"), _voc_facts,
+                    ("VOC2007", "VOCdevkit/VOC2007")),
+    "voc2012": Kind("VOC2012 or VOCdevkit/VOC2012 with ImageSets/Main", _is_voc("2012"), _voc_facts,
+                    ("VOC2012", "VOCdevkit/VOC2012")),
+    "coco": Kind("coco/annotations/instances_{train,val}2017.json, coco/train2017 and coco/val2017", _is_coco,
+                 _coco_facts, ("coco",)),
+    "places205": Kind(f"places205/{LISTS}/{{train,val}}_places205.csv and places205/{PLACES_IMAGES}, or "
+                      "places205/{train,val}/CLASS/IMAGE", _is_places, _places_facts, ("places205",)),
+    "imagenet": Kind("imagenet/{train,val}/CLASS/IMAGE", _is_imagenet, _folder_facts, ("imagenet",)),
+}  # fmt: skip

@@ -1,0 +1,76 @@
+"""What was found out about a dataset once, kept for the next start: lists of names and places, never pixels.
+
+It lies in the user's cache folder, never in the dataset: `$ADCO_CACHE`, else `$XDG_CACHE_HOME/adco`, else
+`~/.cache/adco`. Deleting it costs one scan. Where it cannot be written, nothing is kept and nothing is said.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from adco.utils.errors import UserError
+from adco.utils.files import atomic_write
+
+SCHEMA = 1  # raise it when what is kept changes its meaning
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for this project; it need not exist."""
+    chosen = os.environ.get("ADCO_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adco"
+
+
+def recall(source: str) -> dict[str, np.ndarray] | None:
+    """What `remember` kept about a source; None when nothing (whole) is there."""
+    try:
+        with np.load(_place(source), allow_pickle=False) as found:
+            return dict(found)
+    except Exception:  # whatever is wrong with it, it can be made again
+        return None
+
+
+def remember(source: str, **arrays: np.ndarray) -> None:
+    """Keep arrays about a source."""
+    try:
+        with atomic_write(_place(source)) as file:
+            np.savez(file, **arrays)
+    except UserError:  # a read-only home is no reason to stop
+        return
+
+
+def pack(names: Sequence[str]) -> np.ndarray:
+    """Names as one array of bytes; file names may be any bytes but zero."""
+    return np.frombuffer(os.fsencode("\0".join(names)), dtype=np.uint8)
+
+
+def unpack(names: np.ndarray) -> tuple[str, ...]:
+    """The names of `pack`; none for an empty array."""
+    return tuple(os.fsdecode(names.tobytes()).split("\0")) if len(names) else ()
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """One process of this machine at a time: the others wait until the block has ended."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / f"{name}.lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the cache folder cannot be written ({error.strerror or error}); set ADCO_CACHE to another"
+        ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _place(source: str) -> Path:
+    key = hashlib.sha256(f"{SCHEMA}\0{source}".encode(errors="surrogateescape")).hexdigest()
+    return cache_folder() / "index" / f"{key[:32]}.npz"

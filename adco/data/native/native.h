@@ -1,0 +1,45 @@
+/* Shared by jpeg.c and pixels.c: pictures in, views of a batch out. No dependencies beyond the C library. */
+#ifndef ADCO_NATIVE_H
+#define ADCO_NATIVE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { TRIES = 10, DRAWS = 2 * TRIES + 2 };        /* adco.data.transforms.parameters: attempts at a crop, uniforms of a crop */
+enum { OK = 0, UNUSUAL = 1, NO_MEMORY = 2 };       /* UNUSUAL: not for this reader, let Pillow decide */
+
+/* One view of a batch of B images. Arrays have a row an image; factors == NULL: only crop and resize. */
+struct view {
+    int32_t px, as_float;      /* as_float: normalised float32, else uint8 levels */
+    double scale[2];           /* RandomResizedCrop's area range */
+    float gain[3], offset[3];  /* normalisation: v in [0, 1] -> v * gain + offset */
+    const double *crops;       /* (B, DRAWS) uniforms */
+    const float *factors;      /* (B, 4) brightness, contrast, saturation, hue */
+    const int64_t *order;      /* (B, 4) */
+    const uint8_t *gray;       /* (B,) */
+    const float *sigma_px;     /* (B,) */
+    const uint8_t *solarize;   /* (B,) */
+    const uint8_t *flip;       /* (B,) */
+    void *out;                 /* (B, px, px, 3) */
+};
+
+struct box { int left, top, width, height; };
+
+/* An RGB picture, or the part of one that begins at (left, top) of a picture of `width` x `height`. */
+struct picture {
+    const uint8_t *rgb;
+    size_t stride;
+    int width, height, left, top;
+};
+
+/* Memory of one thread, kept between images. Slots: 0 decoded pixels, 1 planes, 2 resampling weights. */
+struct scratch {
+    void *memory[3];
+    size_t size[3];
+};
+
+void *reserve(struct scratch *scratch, int slot, size_t size);
+void crop_box(int width, int height, const double *scale, const double *u, struct box *box);
+int render_view(struct scratch *scratch, const struct picture *picture, const struct view *view, int row);
+
+#endif

@@ -1,0 +1,77 @@
+"""What `data.root` may name, opened as one kind of thing: pictures in a fixed order (adco.data.images.ImageIndex)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from adco.data import index_cache
+from adco.data.images import ArrayIndex, ImageIndex, index_folder
+from adco.data.shards import index_shards
+from adco.sample import make_sample
+from adco.utils.errors import UserError
+
+SAMPLE_SEED, SAMPLE_IMAGES = 0, 2000
+
+
+def open_images(root: str, split: str = "train") -> ImageIndex:
+    """The `train` or `val` pictures of `root`. Raises UserError.
+
+    root: FOLDER with `train/` and `val/` (ImageNet's layout), or for training any folder of pictures; tar shards
+    `PATH/{000..146}.tar` or `https://HOST/{000..146}.tar`; `sample`, drawn once into the cache folder;
+    `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenette:FOLDER` as torchvision lays them out.
+    """
+    if not root:
+        raise UserError(
+            "recipe: data.root is not set; add data.root=FOLDER, with train/CLASS/*.jpg or images in it, "
+            "or data.root=sample"
+        )
+    if root == "sample":
+        return _sample(split)
+    kind, colon, place = root.partition(":")
+    if colon and kind in _LAYOUTS:
+        return _LAYOUTS[kind](Path(place).expanduser(), split)
+    if root.endswith(".tar"):
+        if split != "train":
+            raise UserError(
+                f"{root}: shards hold training pictures only; set probe.root to a folder with train and val"
+            )
+        return index_shards(root)
+    folder = Path(root)
+    inner = folder / split
+    return index_folder(inner if inner.is_dir() or split != "train" else folder)
+
+
+def _sample(split: str) -> ImageIndex:
+    folder = index_cache.cache_folder() / "sample"
+    with index_cache.alone("sample"):  # of several ranks one draws
+        make_sample(folder, SAMPLE_SEED, SAMPLE_IMAGES, workers=min(8, os.cpu_count() or 1), progress=True)
+    return index_folder(folder / "imagenet" / split)
+
+
+def _imagenette(place: Path, split: str) -> ImageIndex:
+    names = ("imagenette2", "imagenette2-320", "imagenette2-160", ".")
+    for folder in (place / name / split for name in names):
+        if folder.is_dir():
+            return index_folder(folder)
+    raise UserError(
+        f"imagenette:{place}: none of {', '.join(names[:-1])} is there; torchvision's Imagenette makes them"
+    )
+
+
+def _cifar(name: str) -> Callable[[Path, str], ImageIndex]:
+    def opened(place: Path, split: str) -> ImageIndex:
+        from torchvision import datasets
+
+        try:  # torchvision unpickles these files only when their MD5 is the published one
+            found = getattr(datasets, name)(str(place), train=split == "train", download=False)
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"{name.lower()}:{place}: {error}; expected torchvision's {name} there") from error
+        paths = tuple(f"{split}/{number:05d}" for number in range(len(found.data)))
+        return ArrayIndex(place, paths, tuple(map(int, found.targets)), tuple(found.classes), found.data)
+
+    return opened
+
+
+_LAYOUTS = {"cifar10": _cifar("CIFAR10"), "cifar100": _cifar("CIFAR100"), "imagenette": _imagenette}

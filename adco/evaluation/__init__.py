@@ -1,0 +1,1 @@
+"""What a number is: records, provenance, scores, and how two of them are compared."""

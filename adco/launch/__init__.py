@@ -1,0 +1,1 @@
+"""Processes and clusters: jobs side by side, their display, SLURM."""

@@ -1,0 +1,315 @@
+"""Pure functions of the contrastive game: which query meets which key, the encoder's loss, the bank's ascent.
+
+Notation (AdCo paper, section 3): q (N, D) unit queries, k (N, D) unit keys, W (K, D) raw bank rows, n = W / |W|. Where
+the bank is sharded, K is this rank's part of it, and it meets the queries of all ranks.
+
+One sweep over the bank serves both sides of the game. Cosines lie in [-1, 1], so exp(cosine / tau) is summed without
+taking a maximum out, and the sums of several ranks just add up: ranks exchange queries and sums, never bank rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adco.utils import distributed
+
+BLOCK = {"cpu": 2**19, "cuda": 2**24}  # cosines at a time: on the CPU they stay in the cache
+
+LOG2_E = 1 / math.log(2)
+_HELD: dict[torch.dtype, Tensor] = {}
+
+Views = Mapping[int, Tensor]  # view -> one row a sample
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The query of view `query` is to find the key of view `key`; `weight` scales its loss and its bank gradient."""
+
+    query: int
+    key: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """The gradient on the raw rows W, (K, D), made a chunk of rows at a time as it is used: it is never all in memory.
+
+    On the CPU it is lost at the next evaluation, whose memory is the same. queries: (M, D), weighted; blocks: what they
+    give to each chunk of rows; further: numbers of rows and finished gradients on them; sharded: of this rank's rows.
+    """
+
+    queries: Tensor
+    blocks: list[Tensor]
+    bank: Tensor
+    further: list[tuple[Tensor, Tensor]]
+    sharded: bool
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        """Which rows, and the gradient on them; rows may change once they were given out."""
+        start = 0
+        for block in self.blocks:
+            place = slice(start, start + block.shape[1])
+            gradient = turning(block.T @ self.queries, self.bank[place])
+            for label, more in self.further:
+                here = (label >= place.start) & (label < place.stop)
+                gradient.index_add_(0, (label - start).clamp(0, len(gradient) - 1), more * here.unsqueeze(1))
+            yield place, gradient if self.sharded else distributed.total(gradient)
+            start = place.stop
+
+    def whole(self) -> Tensor:
+        """All of it, (K, D)."""
+        return torch.cat([gradient for _, gradient in self])
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What one evaluation gives.
+
+    loss: scalar, sum over pairs of weight * cross-entropy, with gradient to the queries
+    ascent: along which the raw rows W move, mean over all ranks' queries; None: not asked for
+    cross_entropies: one scalar a pair; accuracy: share of queries whose positive has the largest logit, mean over pairs
+    """
+
+    loss: Tensor
+    ascent: Ascent | None
+    cross_entropies: Tensor
+    accuracy: Tensor
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What one pass of all views' queries over the whole bank leaves.
+
+    Of this rank's N queries of each view: sums (N,) sum_k exp(q.n_k / tau); pulls (N, D) the same sum times n_k;
+    nearest (N,) max_k q.n_k; bank_sums (N,) sum_k exp(q.n_k / tau_bank).
+    queries: (M, D) all that this rank's rows meet; blocks: exp(q.n_k / tau_bank), (M, chunk) a chunk of rows.
+    """
+
+    sums: Views
+    pulls: Views
+    nearest: Views
+    bank_sums: Views
+    queries: Tensor
+    blocks: list[Tensor]
+
+
+def make_pairs(views: int, symmetric: bool) -> tuple[Pair, ...]:
+    """The weighted query-key pairs of single crop, symmetric, multi-crop and symmetric multi-crop AdCo.
+
+    The last view is the key of all others and their losses are summed (one query view: single crop). Symmetric: the
+    first view is a key of all others as well, and the mean of the two directions is taken.
+    """
+    keys = (views - 1, 0) if symmetric else (views - 1,)
+    return tuple(Pair(query, key, 1 / len(keys)) for key in keys for query in range(views) if query != key)
+
+
+def adversarial_contrast(
+    queries: Views,
+    keys: Views,
+    pairs: Sequence[Pair],
+    bank: Tensor,
+    tau: float,
+    tau_bank: float | None,
+    in_batch_negatives: bool,
+    objective: str = "loss",
+    sharded: bool = False,
+) -> Contrast:
+    """AdCo: eq. (1) at tau for the encoder; for the bank the ascent of eqs. (4)-(6) at tau_bank, or of J (section 4.1).
+
+    queries: (N, D) unit rows a view, with gradient. keys: (N, D) unit rows a view, without. bank: (K, D) raw rows W.
+    tau_bank None: no ascent (a queue does not learn). objective: `loss` or `J`.
+    """
+    rows = _precise(bank, min(tau, tau_bank or tau))
+    swept = sweep(queries, pairs, rows, tau, tau_bank, sharded)
+    shares = {view: torch.zeros_like(sums) for view, sums in swept.sums.items()}
+    losses, hits = [], []
+    for pair in pairs:
+        view, q, k = pair.query, queries[pair.query], keys[pair.key].to(rows.dtype)
+        own = (q.detach() * k).sum(dim=1)
+        others = distributed.gather(k) if in_batch_negatives else None
+        cosines = own.unsqueeze(1) if others is None else q.detach().to(k.dtype) @ others.T
+        e = (cosines / tau).exp()
+        pull = e * k if others is None else e @ others
+        losses.append(_cross_entropy(q, swept.sums[view] + e.sum(dim=1), swept.pulls[view] + pull, own, k, tau))
+        hits.append(own * (1 + 1e-6) >= torch.maximum(swept.nearest[view], cosines.amax(dim=1)))
+        if objective == "J":
+            shares[view] += pair.weight
+        elif tau_bank is not None:
+            sums = swept.bank_sums[view] + (cosines / tau_bank).exp().sum(dim=1)
+            shares[view] += pair.weight / (tau_bank * distributed.ranks() * len(q) * sums)
+    if objective == "J":
+        _over_queries(swept, sharded)
+    ascent = None if tau_bank is None else _ascent(swept, shares, rows, sharded)
+    return _contrast(pairs, losses, hits, ascent)
+
+
+def cooperative_contrast(
+    queries: Views,
+    keys: Views,
+    pairs: Sequence[Pair],
+    bank: Tensor,
+    tau: float,
+    tau_bank: float,
+    sharded: bool = False,
+) -> Contrast:
+    """CaCo: the positive of a query is the bank row nearest to its key, y = argmax_k k.n_k, all other rows negatives.
+
+    The bank's direction pulls a row towards the query with weight p as a negative and 1 - p as the positive: it lowers
+    the loss through the positives and raises it through the negatives. Arguments as in `adversarial_contrast`.
+    """
+    rows = _precise(bank, min(tau, tau_bank))
+    swept = sweep(queries, pairs, rows, tau, tau_bank, sharded)
+    shares = {view: torch.zeros_like(sums) for view, sums in swept.sums.items()}
+    labels = {view: nearest_row(keys[view], rows, sharded) for view in {pair.key for pair in pairs}}
+    losses, hits, pulled = [], [], []
+    for pair in pairs:
+        view, q = pair.query, queries[pair.query]
+        label = labels[pair.key] - (distributed.rank() * len(rows) if sharded else 0)
+        mine = ((label >= 0) & (label < len(rows))).unsqueeze(1)  # with sharding, of all ranks' queries
+        label = label.clamp(0, len(rows) - 1)
+        positive = rows[label] / rows[label].norm(dim=1, keepdim=True) * mine
+        positive = distributed.own_total(positive) if sharded else positive
+        cosine = (q.detach() * positive).sum(dim=1)
+        losses.append(_cross_entropy(q, swept.sums[view], swept.pulls[view], cosine, positive, tau))
+        hits.append(cosine * (1 + 1e-6) >= swept.nearest[view])
+        share = pair.weight / (tau_bank * distributed.ranks() * len(q))
+        shares[view] += share / swept.bank_sums[view]
+        p = (cosine / tau_bank).exp() / swept.bank_sums[view]
+        more = (share * (1 - 2 * p)).unsqueeze(1) * q.detach()  # the positive's weight is 1 - p, and it has p already
+        pulled.append((label, (distributed.gather(more) if sharded else more) * mine))
+    ascent = _ascent(swept, shares, rows, sharded, pulled)
+    return _contrast(pairs, losses, hits, ascent)
+
+
+def sweep(
+    queries: Views, pairs: Sequence[Pair], bank: Tensor, tau: float, tau_bank: float | None, sharded: bool
+) -> Sweep:
+    """Pass the pairs' unit queries over the bank's unit rows, a chunk at a time; over all ranks' rows if sharded."""
+    views = sorted({pair.query for pair in pairs})
+    q = torch.stack([queries[view].detach() for view in views], dim=1).to(bank.dtype)  # (N, V, D)
+    q = (distributed.gather(q) if sharded else q).flatten(0, 1)
+    sums, nearest = q.new_zeros(len(q)), q.new_full((len(q),), -math.inf)
+    pulls, bank_sums, blocks = torch.zeros_like(q), torch.zeros_like(sums), []
+    sharp, chunks = q * (LOG2_E / tau), _chunks(bank, len(q))
+    one, learns = len(q) * len(chunks[0]), tau_bank is not None
+    first, rest = _memory(one + learns * len(q) * len(bank), q).tensor_split([one])
+    for rows in chunks:
+        n, shape = rows / rows.norm(dim=1, keepdim=True), (len(q), len(rows))
+        logits = torch.mm(sharp, n.T, out=first[: math.prod(shape)].view(shape))
+        nearest = torch.maximum(nearest, logits.amax(dim=1))
+        if learns:
+            block, rest = rest.tensor_split([math.prod(shape)])
+            blocks.append(torch.mul(logits, tau / tau_bank, out=block.view(shape)).exp2_())
+            bank_sums += blocks[-1].sum(dim=1)
+        e = logits.exp2_()  # to the base 2, whose exponential is the fast one
+        sums += e.sum(dim=1)
+        pulls.addmm_(e, n)
+    nearest *= tau / LOG2_E
+    if sharded:
+        sums, bank_sums = distributed.total(torch.stack([sums, bank_sums]))
+        sums, bank_sums, nearest = map(distributed.own, (sums, bank_sums, distributed.largest(nearest)))
+        pulls = distributed.own_total(pulls)
+
+    def per_view(found: Tensor) -> Views:
+        return dict(zip(views, found.unflatten(0, (-1, len(views))).unbind(1), strict=True))
+
+    return Sweep(*map(per_view, (sums, pulls, nearest, bank_sums)), q, blocks)
+
+
+def nearest_row(k: Tensor, bank: Tensor, sharded: bool) -> Tensor:
+    """The number, in the whole bank, of the row with the largest cosine to each key: (N, D), (K, D) -> (M,) int64.
+
+    Among equals the first row wins. M: the keys of all ranks, if sharded.
+    """
+    keys, start = (distributed.gather(k) if sharded else k).to(bank.dtype), 0
+    best, label = keys.new_full((len(keys),), -math.inf), torch.zeros(len(keys), dtype=torch.long, device=k.device)
+    for rows in _chunks(bank, len(keys)):
+        cosines = keys @ (rows / rows.norm(dim=1, keepdim=True)).T
+        value, column = cosines.max(dim=1)
+        better = value > best
+        best, label = torch.where(better, value, best), torch.where(better, column + start, label)
+        start += len(rows)
+    if not sharded:
+        return label
+    bests = distributed.gather(best.unsqueeze(0))  # (ranks, M)
+    labels = distributed.gather(label.unsqueeze(0) + distributed.rank() * len(bank))
+    return labels.gather(0, bests.argmax(dim=0, keepdim=True)).squeeze(0)
+
+
+def turning(pull: Tensor, rows: Tensor) -> Tensor:
+    """The gradient on raw rows W of a pull on n = W / |W| (footnote 1): (pull - (pull.n) n) / |W|, in place; (K, D)."""
+    lengths = rows.norm(dim=1, keepdim=True)
+    along = torch.linalg.vecdot(pull, rows).unsqueeze(1).div_(lengths.square())
+    return pull.addcmul_(along, rows, value=-1).div_(lengths)
+
+
+def _ascent(
+    swept: Sweep, shares: Views, bank: Tensor, sharded: bool, pulled: Sequence[tuple[Tensor, Tensor]] = ()
+) -> Ascent:
+    """The queries' pull on each unit row, `blocks` times their `shares` (N,), and further pulls on some rows (M, D)."""
+    share = torch.stack([shares[view] for view in sorted(shares)], dim=1)
+    weighted = swept.queries * (distributed.gather(share) if sharded else share).view(-1, 1)
+    further = [(label, turning(pull, bank[label])) for label, pull in pulled]
+    return Ascent(weighted, swept.blocks, bank, further, sharded)
+
+
+def _over_queries(swept: Sweep, sharded: bool) -> None:
+    """Turn the blocks into softmaxes over the queries of each view on all ranks, in place (section 4.1)."""
+    for block in swept.blocks:
+        of_view = block.unflatten(0, (-1, len(swept.sums)))
+        sums = of_view.sum(dim=0)
+        of_view.div_(sums if sharded else distributed.total(sums))
+
+
+def _chunks(rows: Tensor, queries: int) -> tuple[Tensor, ...]:
+    """The (K, ...) rows in chunks that make blocks of BLOCK cosines with so many queries."""
+    return rows.split(max(1, BLOCK[rows.device.type] // queries))
+
+
+def _memory(numbers: int, like: Tensor) -> Tensor:
+    """Uninitialised numbers for one evaluation. On the CPU the last evaluation's, because fresh pages cost as much as
+    a matrix product; a GPU's allocator does that by itself."""
+    if like.is_cuda:
+        return like.new_empty(numbers)
+    held = _HELD.get(like.dtype)
+    if held is None or len(held) < numbers:
+        held = _HELD[like.dtype] = like.new_empty(numbers)
+    return held[:numbers]
+
+
+def _precise(bank: Tensor, sharpest: float) -> Tensor:
+    """The rows in the dtype that sums over e^20 of exp(1 / sharpest) and its inverse fit in: bank.dtype or float64."""
+    fits = 1 / sharpest + 20 < math.log(torch.finfo(bank.dtype).max)
+    return bank if fits else bank.double()
+
+
+def _contrast(pairs: Sequence[Pair], losses: list[Tensor], hits: list[Tensor], ascent: Ascent | None) -> Contrast:
+    loss = sum(pair.weight * loss for pair, loss in zip(pairs, losses, strict=True))
+    return Contrast(loss, ascent, torch.stack(losses).detach(), torch.stack(hits).float().mean())
+
+
+def _cross_entropy(q: Tensor, sums: Tensor, pulls: Tensor, cosine: Tensor, positive: Tensor, tau: float) -> Tensor:
+    """Mean of log(sums) - cosine / tau over the N queries, as a scalar that hands q its closed-form gradient.
+
+    sums: (N,) the softmax's denominators; pulls: (N, D) sum over its columns x of exp(q.x / tau) x; positive: (N, D)
+    """
+    gradient = (pulls / sums.unsqueeze(1) - positive) / (tau * len(q))
+    return _WithGradient.apply(q, (sums.log() - cosine / tau).mean(), gradient)
+
+
+class _WithGradient(torch.autograd.Function):
+    """The scalar `value`, whose gradient to q is known."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.to(q.dtype)
+
+    @staticmethod
+    def backward(ctx, scale: Tensor) -> tuple[Tensor, None, None]:
+        return scale * ctx.saved_tensors[0], None, None

@@ -1,0 +1,1 @@
+"""Networks and what lies beside them: encoder, BatchNorm across ranks, memory bank."""

@@ -1,0 +1,1 @@
+"""The pretraining loop, what it keeps, and what it measures while it runs."""

@@ -1,0 +1,93 @@
+"""What stops a run although its recipe is sound, said in one line: memory, the disk, a loss that is no number."""
+
+from __future__ import annotations
+
+import errno
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from adco.config.schema import Recipe
+from adco.train import checkpoint
+from adco.utils.errors import Failure, UserError
+from adco.utils.files import write_text
+
+NO_MEMORY = (  # in small letters, what torch says on a GPU and on a CPU, then CUDA's libraries and cuDNN
+    "out of memory", "can't allocate memory", "not enough memory",
+    "_alloc_failed", "allocation_failed", "unable to find an engine", "unable to find a valid cudnn algorithm",
+)  # fmt: skip
+NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+@contextmanager
+def explained(recipe: Recipe, ranks: int, output: Path) -> Iterator[None]:
+    """Turn what the machine refuses into a UserError: memory, with what to lower; a place to write, with its name."""
+    before, threading.excepthook = threading.excepthook, _but_of_files
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(out_of_memory(recipe, ranks)) from error
+    except OSError as error:
+        if error.errno not in NO_DISK and not str(error.filename).startswith(str(output)):
+            raise
+        raise UserError(
+            f"{error.filename or output}: cannot be written ({error.strerror}); make room or choose another folder; "
+            "the checkpoints before are whole, --resume goes on from them"
+        ) from error
+    finally:
+        threading.excepthook = before
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory is full, on the CPU or the GPU. cuDNN may say only that no algorithm can
+    run: each of them was refused its workspace."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
+    )
+
+
+def _but_of_files(thread: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread that cannot write dies loudly, and raises the same once more where we are."""
+    if not isinstance(thread.exc_value, OSError):
+        threading.__excepthook__(thread)
+
+
+def out_of_memory(recipe: Recipe, ranks: int) -> str:
+    """What filled the memory, and what to lower."""
+    px, parts = sorted({view.px for view in recipe.views}, reverse=True), recipe.compute.accumulate
+    return (
+        f"out of memory: {recipe.batch // (ranks * parts)} images at a time (batch={recipe.batch}, ranks={ranks}, "
+        f"compute.accumulate={parts}) in {len(recipe.views)} views of up to {px[0]} px, a bank of {recipe.bank.size} "
+        "rows; raise compute.accumulate or the ranks, or lower batch, views.*.px, bank.size or data.workers"
+    )
+
+
+def diverged(
+    output: Path, state: checkpoint.State, step: int, losses: Sequence[float], files: Sequence[str]
+) -> Failure:
+    """Write `diverged_STEP.json` and `.pth` for study; returns the error to raise.
+
+    state: when it was noticed; step: the first whose loss is no number; losses: from there on; files: its pictures
+    """
+    path, kept = output / f"diverged_{step:08d}.json", checkpoint.newest_intact(output)
+    content = {
+        "step": step,
+        "losses": [str(loss) for loss in losses],
+        "files": list(files),
+        "noticed_after_step": state.step,
+        "not_finite_by_then": checkpoint.not_finite(vars(state)),
+        "last_good_checkpoint": kept and kept.name,
+    }
+    write_text(path, json.dumps(content, indent=1) + "\n")
+    checkpoint.write(path.with_suffix(".pth"), state)
+    return Failure(
+        f"{output}: the loss is {losses[0]} at step {step}; its pictures are named in {path.name}, the state is in "
+        f"{path.stem}.pth, {kept.name if kept else 'no checkpoint'} is the last good one: lower optimizer.lr or raise "
+        "contrast.tau, then --resume --force-recipe-change"
+    )

@@ -1,0 +1,109 @@
+"""Pictures as a frozen network is judged on them: centre crops in a fixed order, embedded by all ranks together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import functional as pixels
+
+from adco.data.batch import Request
+from adco.data.images import ImageIndex, UnreadableImage
+from adco.data.transforms.functional import from_uint8
+from adco.utils import distributed
+from adco.utils.device import upload
+from adco.utils.threads import RowByRow, host_memory, in_threads
+
+NOTHING = -1  # the label where there is no picture
+BATCH = 256
+
+
+def center_crop(image: Image.Image, px: int, resize_px: int) -> Tensor:
+    """RGB picture -> (3, px, px) uint8: shorter side to resize_px (bilinear, antialiased), then the central square."""
+    return pixels.pil_to_tensor(pixels.center_crop(pixels.resize(image, resize_px, antialias=True), [px, px]))
+
+
+class Pictures:
+    """At most `most` of an index, evenly spaced: i -> (3, px, px) uint8 and its label.
+
+    Black and NOTHING where the picture cannot be read, and beyond the last one. The shorter side is px * 256 / 224.
+    """
+
+    def __init__(self, index: ImageIndex, px: int, most: int):
+        self.index, self.px, self.chosen = index, px, range(0, len(index), max(1, -(-len(index) // most)))
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        if i < len(self):
+            sample = self.chosen[i]
+            try:
+                crop = center_crop(self.index.image(sample), self.px, round(self.px * 256 / 224))
+                return crop, self.index.labels[sample]
+            except UnreadableImage:
+                pass
+        return torch.zeros(3, self.px, self.px, dtype=torch.uint8), NOTHING
+
+
+def _crops(pictures: Pictures, device: torch.device, request: Request) -> RowByRow:
+    """A batch of them in the making: (B, 3, px, px) uint8 and labels (B,)."""
+    shape = len(request.samples), 3, pictures.px, pictures.px
+    images, labels = host_memory(shape, torch.uint8, device), torch.empty(shape[0], dtype=torch.int64)
+
+    def fill(row: int, i: int, bad: dict[str, str]) -> None:
+        images.numpy()[row], labels.numpy()[row] = pictures[i]
+
+    return RowByRow(request.samples, fill, lambda bad: (images, labels))
+
+
+@torch.no_grad()
+def embed(
+    network: Callable[[Tensor], Tensor], pictures: Pictures, device: torch.device, workers: int
+) -> tuple[Tensor, Tensor]:
+    """This rank's share of the pictures, every ranks-th one, through `network`: rows (M, C) on the device, labels (M,).
+
+    M is the same on every rank; where there is no picture the label is NOTHING and the row is a black picture's.
+    """
+    step = distributed.ranks()
+    share = np.arange(distributed.rank(), -(-len(pictures) // step) * step, step)
+    wanted = (Request(0, share[first : first + BATCH]) for first in range(0, len(share), BATCH))
+    rows, labels = [], []
+    for images, found in in_threads(partial(_crops, pictures, device), wanted, workers):
+        images = from_uint8(upload(images, device)).contiguous(memory_format=torch.channels_last)
+        rows.append(network(images))
+        labels.append(found)
+    return torch.cat(rows), torch.cat(labels).to(device)
+
+
+def gather_in_order(rows: Tensor) -> Tensor:
+    """What each rank has of every ranks-th item, (M, ...) -> (ranks * M, ...) on each, in the order of the items."""
+    parts = distributed.gather(rows).unflatten(0, (distributed.ranks(), -1))
+    return parts.transpose(0, 1).flatten(0, 1)
+
+
+@contextmanager
+def judged(network: nn.Module) -> Iterator[nn.Module]:
+    """The network in eval mode with rank 0's BatchNorm statistics, as checkpoints have them; then all is put back."""
+    training = network.training
+    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    own = torch.cat([buffer.flatten() for buffer in buffers]) if buffers else None
+    try:
+        if own is not None:
+            _write(buffers, distributed.gather(own.unsqueeze(0))[0])
+        yield network.eval()
+    finally:
+        if own is not None:
+            _write(buffers, own)
+        network.train(training)
+
+
+@torch.no_grad()
+def _write(tensors: list[Tensor], values: Tensor) -> None:
+    for tensor, value in zip(tensors, values.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(value.view_as(tensor))

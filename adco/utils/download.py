@@ -1,0 +1,257 @@
+"""One file over HTTP or HTTPS: resumed where it broke off, bounded in size, and never a web page taken for weights."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import time
+import urllib.request as web
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+
+from adco.utils.errors import UserError
+from adco.utils.files import write_text
+from adco.utils.progress import progress
+
+BLOCK = 1 << 18  # bytes read at once
+MOST_BYTES = 2 << 30  # of a file whose size nobody has published: against answers without an end
+PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes that a later try may not meet
+WEIGHTS = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]|.{7}\x00\{", re.DOTALL)  # a zip, a pickle, safetensors
+WEB_PAGE = re.compile(rb"\s*<(!doctype|html|\?xml|head|body)", re.IGNORECASE)
+SHARE_LINK = "answers with a web page, not with the file (a share link that wants a visitor, or one that has expired)"
+
+
+class Refused(Exception):
+    """This address does not give the file, and asking it again would not help. The text is the reason."""
+
+
+class TooMuch(Refused):
+    """More bytes than the file can have."""
+
+
+class Interrupted(Exception):
+    """The transfer broke; what has arrived is kept, and another try may go on from there."""
+
+
+class Stale(Interrupted):
+    """What has arrived is of no use for this address any more; another try starts from nothing."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """timeout_seconds: of silence; tries: of one address; pause_seconds: before the second try, doubled each time."""
+
+    timeout_seconds: float = 30
+    tries: int = 4
+    pause_seconds: float = 1
+
+
+PATIENT = Patience()
+
+
+def fetch(url: str, part: Path, size: int | None = None, patience: Patience = PATIENT, title: str = "") -> None:
+    """Download `url` into `part`, going on behind the bytes that are there if they are of the same version of the file.
+
+    size: the file's bytes where they are published; any other size is then refused
+    Raises Refused, also when every try was interrupted; UserError when the disk does not take the file.
+    `part` keeps what has arrived; `PART.origin` says of which address and version it is.
+    """
+    for attempt in range(patience.tries):
+        try:
+            return _transfer(url, part, size, patience.timeout_seconds, title or urlsplit(url).path.split("/")[-1])
+        except Interrupted as error:
+            reason = error
+            if attempt + 1 < patience.tries:
+                time.sleep(patience.pause_seconds * 2**attempt)
+        except OSError as error:
+            raise UserError(
+                f"{part}: cannot be written ({error.strerror or error}); make room, or set ADCO_CACHE to another folder"
+            ) from error
+    raise Refused(f"{reason}, {patience.tries} times")
+
+
+def discard(part: Path) -> None:
+    """Forget a part, so that the next transfer starts from nothing."""
+    part.unlink(missing_ok=True)
+    _origin(part).unlink(missing_ok=True)
+
+
+def check_head(path: Path) -> None:
+    """Raise Refused where a file does not begin as weights do: a zip, a pickle or safetensors."""
+    with path.open("rb") as file:
+        head = file.read(256)
+    if WEB_PAGE.match(head):
+        raise Refused(SHARE_LINK)
+    if not WEIGHTS.match(head):
+        raise Refused(f"answers with something that is no weight file (it begins with {head[:16]!r})")
+
+
+def _transfer(url: str, part: Path, size: int | None, timeout_seconds: float, title: str) -> None:
+    """One try."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    done, version = _kept(part, url)
+    try:
+        answer = _ask(url, done, version, timeout_seconds)
+        if answer is None:  # nothing lies behind the bytes that are there
+            return
+        with answer:
+            start, total = _extent(answer, done, size)
+            if start and _version(answer) != version:
+                raise Stale("the file has changed meanwhile")
+            _check_room(part, start, total)
+            write_text(_origin(part), json.dumps({"url": url, "version": _version(answer)}))
+            with part.open("ab" if start else "wb") as file:
+                for block in _blocks(answer, start, total, size, title):
+                    file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+    except (Stale, TooMuch):
+        discard(part)
+        raise
+
+
+def _check_room(part: Path, start: int, total: int | None) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if total is not None and total - start > free:
+        raise UserError(
+            f"{part}: {total - start} bytes are to come, {free} are free; make room, or set ADCO_CACHE to another place"
+        )
+
+
+def _ask(url: str, done: int, version: str, timeout_seconds: float) -> http.client.HTTPResponse | None:
+    """Open the address; None when the server says that the `done` bytes are all. Raises Refused or Interrupted."""
+    headers = {"User-Agent": "adco", "Accept": "*/*"}
+    if done:
+        headers |= {"Range": f"bytes={done}-", "If-Range": version}
+    try:
+        _check_scheme(url)
+        answer = web_opener().open(web.Request(url, headers=headers), timeout=timeout_seconds)
+    except HTTPError as error:
+        with error:
+            if error.code == 416:
+                if error.headers.get("Content-Range") == f"bytes */{done}":
+                    return None
+                raise Stale("416 the part that is here is none of the file's") from error
+        reason = f"{error.code} {' '.join(str(error.reason).split())}"[:200]
+        raise (Interrupted if error.code in PASSING else Refused)(reason) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise Interrupted(_words(error)) from error
+    except ValueError as error:
+        raise Refused(f"is no address ({error})") from error
+    if answer.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
+        answer.close()
+        raise Refused(SHARE_LINK)
+    if answer.headers.get("Content-Encoding", "identity") != "identity":
+        answer.close()
+        raise Refused(f"sends the file packed as {answer.headers['Content-Encoding']}")
+    return answer
+
+
+def _extent(answer: http.client.HTTPResponse, done: int, size: int | None) -> tuple[int, int | None]:
+    """(the byte at which the answer starts, the whole file's bytes or None). Raises Refused or Interrupted."""
+    length = answer.headers.get("Content-Length", "")
+    start, total = 0, int(length) if length.isdigit() else None
+    if answer.status == 206:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+        if not match or int(match[1]) != done:
+            raise Refused("answers with another part of the file than the one asked for")
+        start, total = done, int(match[2])
+    elif answer.status != 200:
+        raise Refused(f"answers {answer.status} {answer.reason}")
+    if total is not None and total != (size or total):
+        raise Refused(f"announces {total} bytes, expected {size}")
+    if total is not None and total > MOST_BYTES:
+        raise Refused(f"announces {total} bytes, more than {MOST_BYTES}")
+    if total is None and size is None and not answer.chunked:
+        raise Refused("does not say how long the file is, so that its end cannot be told from a break")
+    return start, total
+
+
+def _blocks(answer, start: int, total: int | None, size: int | None, title: str) -> Iterator[bytes]:
+    """The answer's bytes up to what it announced (`total`), else up to its end.
+
+    Raises Interrupted where it breaks off or falls silent, TooMuch where it does not end in time.
+    """
+    most = total or size or MOST_BYTES
+    done, bound = start, most if total is not None else most + 1
+    with progress(total or size, title, "B", initial=start) as bar:
+        bar.unit_scale = True
+        while done < bound:
+            try:
+                block = answer.read1(min(BLOCK, bound - done))
+            except (OSError, http.client.HTTPException) as error:
+                raise Interrupted(f"{_words(error)} after {done} of {total or size or '?'} bytes") from error
+            if not block:
+                break
+            done += len(block)
+            bar.update(len(block))
+            yield block
+    if done < (total or size or 0):
+        raise Interrupted(f"broke off after {done} of {total or size} bytes")
+    if done > most:
+        raise TooMuch(f"sends more than {most} bytes")
+
+
+class _WebOnly(web.HTTPRedirectHandler):
+    """Follows redirects to http and https alone, and never from https back to http."""
+
+    max_redirections = 10
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        _check_scheme(newurl, secure=req.type == "https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def web_opener() -> web.OpenerDirector:
+    """What opens http and https addresses and nothing else, wherever a redirect leads. Raises Refused when asked to.
+
+    Without the handlers for file, ftp and data that `build_opener` adds; proxies as the environment names them."""
+    opener = web.OpenerDirector()
+    for handler in (web.ProxyHandler, web.HTTPHandler, web.HTTPSHandler, web.HTTPDefaultErrorHandler):
+        opener.add_handler(handler())
+    for handler in (_WebOnly, web.HTTPErrorProcessor, web.UnknownHandler):
+        opener.add_handler(handler())
+    return opener
+
+
+def _check_scheme(url: str, secure: bool = False) -> None:
+    scheme = urlsplit(url).scheme.lower()
+    if scheme not in ("http", "https"):
+        raise Refused(f"leads to {url[:100]}: only http and https are followed")
+    if secure and scheme != "https":
+        raise Refused(f"leads from https to {url[:100]}: not followed")
+
+
+def _origin(part: Path) -> Path:
+    return part.with_name(part.name + ".origin")
+
+
+def _kept(part: Path, url: str) -> tuple[int, str]:
+    """(bytes of `part` that a transfer of `url` can go on behind, the version they are of); (0, "") for none."""
+    try:
+        origin = json.loads(_origin(part).read_text())
+        if origin["url"] == url and origin["version"]:
+            return part.stat().st_size, origin["version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return 0, ""
+
+
+def _version(answer: http.client.HTTPResponse) -> str:
+    """What tells one version of the file from another, for If-Range: a strong ETag, else the date of change."""
+    etag = answer.headers.get("ETag", "")
+    return etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified", "")
+
+
+def _words(error: Exception) -> str:
+    """A network error in words."""
+    reason = getattr(error, "reason", error)
+    if isinstance(reason, TimeoutError):
+        return "no answer in time"
+    return " ".join(str(getattr(reason, "strerror", None) or reason or type(reason).__name__).split())[:200]

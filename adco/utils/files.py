@@ -1,0 +1,126 @@
+"""Files that are either whole or absent: atomic writes, hashes, output folders and who writes to them."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from adco.utils.errors import UserError
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Yield a binary file that becomes `path` when the block ends well: temporary file, fsync, rename, folder fsync.
+
+    Raises UserError when the file cannot be written (no permission, no space); nothing is left behind then.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        temporary = None
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); choose a folder with permission and space"
+        ) from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):  # a disk that became read-only: the error of the write is the one to report
+                os.unlink(temporary)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`atomic_write` for a text file (UTF-8; names of files that are none keep their bytes)."""
+    with atomic_write(path) as file:
+        file.write(text.encode(errors="surrogateescape"))
+
+
+def sha256_of(path: Path) -> str:
+    """The file's sha256 in hexadecimal, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def output_folder(path: Path | str) -> Path:
+    """Create the folder and prove it writable before any long work starts. Raises UserError otherwise."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{path}: the output folder cannot be written ({error.strerror or error}); choose another"
+        ) from error
+    return path
+
+
+def claimed(folder: Path) -> BinaryIO | None:
+    """Keep other processes off an output folder while the returned file is open, at most as long as this process lives.
+
+    What a killed holder left half written is removed. The lock is fcntl's, of this process alone: workers that it forks
+    do not hold on to it. A file system without locks is not guarded. Raises UserError that names the holder.
+    """
+    try:
+        file = (folder / ".lock").open("ab+", buffering=0)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f"{folder}: {_holder(folder)} writes here; stop it, or choose another folder") from error
+        return None
+    with suppress(OSError):  # the name of the holder is for messages only
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}".encode())
+    for left in folder.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
+    return file
+
+
+def _holder(folder: Path) -> str:
+    try:
+        return (folder / ".lock").read_text(errors="replace")[:200] or "another process"
+    except OSError:
+        return "another process"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def between(page: Path, begin: str, end: str, text: str) -> str:
+    """The page with `text` between its lines `begin` and `end`. Raises UserError unless each is there once."""
+    lines = page.read_text().splitlines(keepends=True) if page.is_file() else []
+    places = [number for number, line in enumerate(lines) if line.rstrip("\n") in (begin, end)]
+    if [lines[number].rstrip("\n") for number in places] != [begin, end]:
+        raise UserError(f"{page}: expected one line {begin!r} and one {end!r} after it")
+    first, last = places
+    return "".join(lines[: first + 1]) + text + "".join(lines[last:])

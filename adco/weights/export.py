@@ -1,0 +1,96 @@
+"""A checkpoint of ours -> a file small enough for the package: convolutions in float16, the row of the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from adco.config.loading import load_recipe
+from adco.evaluation.records import Record, load_record
+from adco.train.resume import changed_fields
+from adco.utils.errors import UserError
+from adco.utils.files import sha256_of
+from adco.weights.backbone import Backbone, load_backbone, stage_features
+from adco.weights.manifest import as_model
+from adco.weights.readers import write_state
+
+BOUND = 2e-3  # of the relative difference of features; float16 rounds a weight by 2^-11 = 4.9e-4 of itself at most
+PICTURES, PICTURE_PX = 8, 96
+METHODS = {"adco": "AdCo", "caco": "CaCo", "moco": "MoCo v2", "mochi": "MoCHi", "simclr": "SimCLR", "byol": "BYOL",
+           "simsiam": "SimSiam", "swav": "SwAV"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Packed:
+    """row: as it stands in a manifest beside the folder `models`; difference: the worst of the features, up to BOUND"""
+
+    row: dict[str, object]
+    difference: float
+
+
+def pack(checkpoint: Path, out: Path, recipe: str, data: str, licence: str) -> Packed:
+    """Write `out` (.safetensors) from a checkpoint of tools/train_adco.py beside which its record.json lies.
+
+    recipe: the name of ours that it was trained by; data: what it was trained on, in words
+    Raises UserError: no record, a record of another file, other weights than float16 can hold, features that change
+    by more than BOUND. No file is left then.
+    """
+    if out.suffix != ".safetensors":
+        raise UserError(f"{out}: expected a name that ends in .safetensors")
+    original, record = load_backbone(checkpoint), _record_of(checkpoint)
+    small = Backbone(**(vars(original) | {"state": rounded(checkpoint, original.state)}))
+    if (difference := features_differ(original, small)) > BOUND:
+        raise UserError(f"{checkpoint}: in float16 its features change by {difference:.1e}, more than {BOUND:.0e}")
+    method, epochs = METHODS[record.settings["method"]], int(record.settings["epochs"])
+    changes = changed_fields(asdict(load_recipe(recipe)), dict(record.settings))
+    facts = {"recipe": recipe, "changes": "; ".join(changes) or "none", "method": method, "epochs": epochs}
+    facts |= {"data": data, "licence": licence, "commit": record.commit, "from_sha256": original.sha256}
+    write_state(out, small.state, facts)
+    again = load_backbone(out)
+    if not all(torch.equal(again.state[name], tensor) for name, tensor in small.state.items()):
+        out.unlink()
+        raise UserError(f"{out}: what was read back is not what was written; the file was removed, try another disk")
+    row = {"method": method, "epochs": epochs, "data": data, "arch": again.arch, "layout": again.source}
+    row |= {"recipe": recipe, "file": f"models/{out.name}", "sha256": again.sha256, "bytes": out.stat().st_size}
+    row |= {"licence": licence, "source": f"this project, commit {record.commit[:12]}", "note": _note(facts)}
+    as_model(out, out.stem.replace("_", "-"), row)
+    return Packed(row, difference)
+
+
+def rounded(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convolutions in float16; BatchNorm as it is: a thousandth of the size, and variances may be tiny or huge."""
+    small = {name: tensor.half() if tensor.ndim == 4 else tensor.float() for name, tensor in state.items()}
+    for name, tensor in small.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {name} holds values beyond float16's 65504; it cannot be packed")
+    return small
+
+
+@torch.no_grad()
+def features_differ(first: Backbone, second: Backbone) -> float:
+    """The largest |a - b| / |a| of a picture's map after any stage, both networks in float32, on smooth noise."""
+    noise = torch.Generator().manual_seed(0)
+    coarse = torch.randn(PICTURES, 3, 8, 8, generator=noise)
+    pictures = F.interpolate(coarse, size=(PICTURE_PX, PICTURE_PX), mode="bilinear")
+    a, b = (stage_features(backbone.module(), pictures) for backbone in (first, second))
+    return max(float(((a[k] - b[k]).flatten(1).norm(dim=1) / a[k].flatten(1).norm(dim=1)).max()) for k in a)
+
+
+def _record_of(checkpoint: Path) -> Record:
+    record = load_record(checkpoint.parent / "record.json")
+    if not record.protocol.startswith("pretrain/") or record.checkpoint.sha256 != sha256_of(checkpoint):
+        raise UserError(
+            f"{checkpoint.parent / 'record.json'}: not the record of {checkpoint.name}; give the last checkpoint of a "
+            "run that has ended"
+        )
+    return record
+
+
+def _note(facts: Mapping[str, object]) -> str:
+    changed = "" if facts["changes"] == "none" else f"; the recipe with {facts['changes']}"
+    return f"float16 of the checkpoint {str(facts['from_sha256'])[:12]}{changed}"

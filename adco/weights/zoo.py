@@ -1,0 +1,231 @@
+"""The model zoo: a name -> a checkpoint in the cache whose checksum was verified. `zoo://NAME` is such a name.
+
+`zoo.yaml` beside this file lists the models; the one in the cache's folder `zoo` lists the user's own. Where an owner
+publishes no checksum, the sha256 of the first download is recorded beside the file and enforced from then on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+from datetime import datetime, timezone
+from pathlib import Path
+
+import yaml
+
+from adco.data.index_cache import alone
+from adco.utils.download import PATIENT, Patience, Refused, check_head, discard, fetch
+from adco.utils.errors import UserError
+from adco.utils.files import atomic_write, sha256_of, write_text
+from adco.weights.manifest import MANIFEST, SCHEMA, Model, as_model, own_manifest, read_manifest, read_rows, suffix_of
+
+SCHEME = re.compile(r"zoo:/{1,2}")  # pathlib makes one slash of two
+
+
+def models() -> dict[str, Model]:
+    """Every model by name: the package's, then the user's own."""
+    own = own_manifest()
+    added = read_manifest(own) if own.is_file() else {}
+    return _packaged() | {name: model for name, model in added.items() if name not in _packaged()}
+
+
+@functools.cache
+def _packaged() -> dict[str, Model]:
+    return read_manifest(MANIFEST)
+
+
+def find(name: str) -> Model:
+    """The model of `NAME` or `zoo://NAME`. Raises UserError that names the nearest one."""
+    name, known = SCHEME.sub("", name), models()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"zoo://{name}: no such model{hint} (python tools/zoo.py list)")
+    return known[name]
+
+
+def is_zoo(path: str | Path) -> bool:
+    """Whether a checkpoint is given as `zoo://NAME`."""
+    return SCHEME.match(str(path)) is not None
+
+
+def resolve(path: str | Path) -> Path:
+    """A checkpoint's file: of `zoo://NAME` the verified one, downloaded where it is not there; others as they are."""
+    return download(find(str(path))) if is_zoo(path) else Path(path)
+
+
+def download(model: Model, offline: bool = False, patience: Patience = PATIENT) -> Path:
+    """Bring a model's file into the cache and return its path; a file that is there is only verified.
+
+    offline: never ask the network; so does ADCO_OFFLINE=1 in the environment
+    Raises UserError that says of each mirror why it did not give the file; what has arrived is kept for the next time.
+    """
+    if model.file or model.path.is_file():
+        verify(model)
+        return model.path
+    if offline or os.environ.get("ADCO_OFFLINE", "0") not in ("", "0"):
+        raise UserError(
+            f"zoo://{model.name}: not in the cache, and offline; where there is a network run `python tools/zoo.py "
+            f"download {model.name}`, and here `python tools/zoo.py add {model.name} FILE`"
+        )
+    reasons = []
+    with alone(f"zoo-{model.name}"):
+        if model.path.is_file():  # another process was faster
+            verify(model)
+            return model.path
+        for url in model.mirrors:
+            try:
+                return _from_mirror(model, url, patience)
+            except Refused as reason:
+                reasons.append(f"{url}: {reason}")
+    raise UserError(
+        f"zoo://{model.name}: no mirror gave the file. {'; '.join(reasons)}. Once you have it by other means "
+        f"(a browser, another machine): `python tools/zoo.py add {model.name} FILE`"
+    )
+
+
+def verify(model: Model) -> str:
+    """The sha256 of a model's file. Raises UserError where it is absent, or not what was published or recorded."""
+    if not model.path.is_file():
+        raise UserError(f"{model.path}: not there; `python tools/zoo.py download {model.name}`")
+    checks = expected(model)
+    if not checks:
+        raise UserError(
+            f"{model.path}: no checksum is known, this file came by other means; move it elsewhere and "
+            f"`python tools/zoo.py add {model.name} FILE`"
+        )
+    try:
+        return _compare(model.path, checks)
+    except Refused as reason:
+        advice = "install again" if model.file else f"delete it and `python tools/zoo.py download {model.name}`"
+        raise UserError(f"{model.path}: {reason}; {advice}") from reason
+
+
+def expected(model: Model) -> dict[str, str]:
+    """`ALGORITHM:DIGITS` -> who says so: the published sha256 and the recorded one, else the first digits published."""
+    checks = {f"sha256:{model.sha256}": "published"} if model.sha256 else {}
+    if recorded := read_record(model):
+        checks.setdefault(f"sha256:{recorded['sha256']}", f"recorded on {recorded['date']} in {model.record}")
+    if model.hash_prefix and not checks:
+        checks[model.hash_prefix] = "published"
+    return checks
+
+
+def read_record(model: Model) -> dict[str, object] | None:
+    """What was recorded at the first download; None where there was none. Raises UserError when it is damaged."""
+    try:
+        found = json.loads(model.record.read_text())
+        if re.fullmatch(r"[0-9a-f]{64}", found["sha256"]) and found["date"]:
+            return found
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{model.record}: not readable as the record of a download; delete it to record anew")
+
+
+def add_file(model: Model, file: Path) -> str:
+    """Copy a file that came by other means into the cache as `model`, after a download's checks. Returns its sha256."""
+    if model.file:
+        raise UserError(f"{model.name}: its file is {model.path} already; choose another name")
+    try:
+        digest = _accept(model, _existing(file))
+    except Refused as reason:
+        raise UserError(f"{file}: {reason}; not taken as {model.name}") from reason
+    _copy(file, model.path)
+    _remember(model, digest, file.name)
+    return digest
+
+
+def add_model(name: str, source: str, **keys: object) -> Model:
+    """A row of the user's own: `source` is a checkpoint file, which is copied into the cache, or an http(s) address.
+
+    keys: any of the manifest's. Raises UserError: a name that is taken, a file that holds no ResNet we can read.
+    """
+    own = own_manifest()
+    row = {key: value for key, value in keys.items() if value is not None}
+    if re.match(r"https?://", source):
+        row["mirrors"] = [source]
+    else:
+        from adco.weights.backbone import load_backbone  # torch: only here
+
+        found = load_backbone(_existing(Path(source)))
+        row |= {"arch": found.arch, "layout": found.source, "sha256": found.sha256}
+        row |= {"bytes": Path(source).stat().st_size, "file": name + suffix_of(source)}
+    model = as_model(own, name, row)
+    with alone("zoo-manifest"):
+        if name in models():
+            raise UserError(f"{name}: this name is taken; choose another")
+        if model.file:
+            _copy(Path(source), model.path)
+        rows = read_rows(own) if own.is_file() else {}
+        write_text(own, yaml.safe_dump({"schema": SCHEMA, "models": rows | {name: row}}, sort_keys=False))
+    return model
+
+
+def _from_mirror(model: Model, url: str, patience: Patience) -> Path:
+    """Download, check, record, and only then give the file its name. Raises Refused."""
+    part = model.path.with_name(model.path.name + ".part")
+    fetch(url, part, model.bytes, patience, model.name)
+    try:
+        digest = _accept(model, part)
+    except Refused:
+        discard(part)
+        raise
+    _remember(model, digest, url)
+    os.replace(part, model.path)
+    discard(part)
+    return model.path
+
+
+def _accept(model: Model, file: Path) -> str:
+    """The sha256 of a file that is about to become `model`. Raises Refused where it cannot be it."""
+    check_head(file)
+    size = file.stat().st_size
+    if model.bytes not in (None, size):
+        raise Refused(f"has {size} bytes, expected {model.bytes}")
+    return _compare(file, expected(model) | ({model.hash_prefix: "published"} if model.hash_prefix else {}))
+
+
+def _compare(file: Path, checks: dict[str, str]) -> str:
+    """The file's sha256. Raises Refused where a digest does not begin as `checks` says."""
+    digests = {"sha256": sha256_of(file)}
+    for check, origin in checks.items():
+        algorithm, _, digits = check.partition(":")
+        if algorithm == "md5":
+            digests["md5"] = _md5_of(file)
+        if not digests[algorithm].startswith(digits):
+            raise Refused(f"its {algorithm} is {digests[algorithm]}, expected {digits} ({origin})")
+    return digests["sha256"]
+
+
+def _md5_of(file: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _remember(model: Model, digest: str, origin: str) -> None:
+    """Write the record of a first download; a later one has been compared with it."""
+    if not model.record.is_file():
+        date = datetime.now(timezone.utc).date().isoformat()
+        record = {"sha256": digest, "from": origin, "date": date}
+        write_text(model.record, json.dumps(record, indent=2) + "\n")
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as content, atomic_write(target) as file:
+        shutil.copyfileobj(content, file, 1 << 20)
+
+
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    return file
