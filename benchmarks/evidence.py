@@ -2,8 +2,8 @@
 
     python benchmarks/evidence.py --budget MINUTES [--only SECTION ...] [--device ...] [--data DIR]
 
-What the plan holds is in benchmarks/evidence.yaml. The same command again goes on, after kill -9 too; it ends with what
-it left and what that is expected to take. Records go to results/evidence, docs/evidence.md says what came out.
+What the plan holds is in experiments/evidence.yaml. The same command again goes on, after kill -9 too; it ends with
+what it left and what that is expected to take. Records go to results/evidence, docs/evidence.md says what came of it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from adco.launch.jobs import Outcome, run_jobs
 from adco.utils.device import has_half_precision, resolve_device
 from adco.utils.errors import command
 from adco.utils.files import atomic_write, output_folder
-from benchmarks.evidence_plan import chosen_only, measured_rate, runnable
-from benchmarks.evidence_stages import Place, Stage, build
-from benchmarks.holdout import held_out_split
+from benchmarks.experiments.holdout import held_out_split
+from benchmarks.experiments.plan import chosen_only, measured_rate, runnable
+from benchmarks.experiments.stages import Place, Stage, build
 
 ROOT = Path(__file__).resolve().parent.parent
-PLAN = Path(__file__).with_suffix(".yaml")
+PLAN = Path(__file__).with_name("experiments") / "evidence.yaml"
 
 
 @command
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--output-dir", type=Path, default=Path("output/evidence"), help="runs, logs, features (%(default)s)")
     add("--results", type=Path, default=ROOT / "results/evidence", help="where records are collected")
     add("--rate", type=float, help="images a second of single-crop AdCo (default: of the runs there are)")
-    add("--plan", type=Path, default=PLAN, metavar="FILE.yaml", help="another plan than benchmarks/evidence.yaml")
+    add("--plan", type=Path, default=PLAN, metavar="FILE.yaml", help="another plan than experiments/evidence.yaml")
     add("--list", action="store_true", help="print the jobs and their expected minutes, run nothing")
     add("--collect", action="store_true", help="copy the records that there are, also of a plan at work; run nothing")
     return parser

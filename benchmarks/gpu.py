@@ -28,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from adco.utils.device import resolve_device
 from adco.utils.errors import Failure, UserError, command, one_line
 from adco.utils.files import claimed, output_folder, write_text
-from benchmarks.gpu_figures import Result, append, read_lines, table, write_record
-from benchmarks.gpu_pack import check_data, pack
-from benchmarks.gpu_process import run_process, uninterrupted
-from benchmarks.gpu_sections import SECTIONS, Section
-from benchmarks.gpu_unpack import Unpacked, unpack
+from benchmarks.on_gpu.figures import Result, append, read_lines, table, write_record
+from benchmarks.on_gpu.pack import check_data, pack
+from benchmarks.on_gpu.process import run_process, uninterrupted
+from benchmarks.on_gpu.sections import SECTIONS, Section
+from benchmarks.on_gpu.unpack import Unpacked, unpack
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTUP_SECONDS = 4.0  # of a section's process, beside what the section is given
@@ -195,7 +195,7 @@ def run_sections(run: Run) -> dict[Section, Result]:
 
 def run_section(run: Run, section: Section, seconds: float, limit: float) -> Result:
     """Run a section in a process group of its own, for `limit` seconds at most."""
-    words = [sys.executable, "-m", "benchmarks.gpu_sections", str(section.number), "--seconds", f"{seconds:.1f}"]
+    words = [sys.executable, "-m", "benchmarks.on_gpu.sections", str(section.number), "--seconds", f"{seconds:.1f}"]
     words += ["--device", run.device, "--work", str(run.work), "--file", str(run.figures)]
     words += ["--data", str(run.data)] if run.data else []
     with (run.out / "log.txt").open("ab", buffering=0) as log:

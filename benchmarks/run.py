@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from adco.utils.device import resolve_device
 from adco.utils.errors import UserError, command
 from adco.utils.files import output_folder
-from benchmarks.race import Options, regressions
+from benchmarks.speed.race import Options, regressions
 
 NAMES = ("input", "step", "training", "bank", "svm", "resume")
 HERE = Path(__file__).resolve().parent
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(args.quick, args.reference, args.data, resolve_device(args.device))
     output = output_folder(args.output_dir)
     for name in NAMES if args.name == "all" else (args.name,):
-        if not (HERE / f"{name}.py").is_file():
+        if not (HERE / "speed" / f"{name}.py").is_file():
             if args.name != "all":
                 raise UserError(f"{name}: benchmarks/{name}.py is not there; choose another benchmark")
             print(f"{name}: benchmarks/{name}.py is not there; not run")
@@ -60,7 +60,7 @@ def run_one(name: str, options: Options, output: Path) -> None:
     """Run `benchmarks/NAME.py`, print its table and ratios, write `output/NAME.json` (`NAME-quick.json`)."""
     print(f"== {name}{' (quick)' if options.quick else ''}", flush=True)
     begun = time.perf_counter()
-    outcome = importlib.import_module(f"benchmarks.{name}").run(options)
+    outcome = importlib.import_module(f"benchmarks.speed.{name}").run(options)
     file = f"{name}-quick.json" if options.quick else f"{name}.json"
     worse = regressions(outcome, COMMITTED / file)  # before a new record may take its place
     record = outcome.record(name, round(time.perf_counter() - begun, 1))

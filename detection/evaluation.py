@@ -15,7 +15,7 @@ from detectron2.utils import comm
 
 from adco.utils.errors import UserError
 from adco.utils.files import write_text
-from detection import boxes, scoring
+from detection import predictions, scoring
 
 PREDICTIONS = "coco_instances_results.json"  # the name that detectron2's COCOEvaluator gives its own
 
@@ -40,7 +40,9 @@ class KeepingCOCOEvaluator(COCOEvaluator):
         if comm.is_main_process() and written.is_file() and "annotations" in self._coco_api.dataset:
             found = json.loads(written.read_text())
             if found:
-                boxes.write_coco(Path(self._output_dir) / boxes.BOXES, self._coco_api, self._coco_api.loadRes(found))
+                predictions.write_coco(
+                    Path(self._output_dir) / predictions.BOXES, self._coco_api, self._coco_api.loadRes(found)
+                )
         return results
 
 
@@ -74,8 +76,8 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
             return None
         gathered = {c: [line for part in lines for line in part.get(c, ())] for c in range(len(self._class_names))}
         write_text(self._folder / PREDICTIONS, json.dumps([item for part in kept for item in part]))
-        matched = boxes.write_voc(
-            self._folder / boxes.BOXES,
+        matched = predictions.write_voc(
+            self._folder / predictions.BOXES,
             gathered,
             self._class_names,
             Path(self._image_set_path),
@@ -86,7 +88,7 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
         share = self.classes_present() / len(self._class_names)
         if share > 0:
             scores |= {f"{name}_present": value / share for name, value in scores.items()}
-        results["bbox"] = scores | boxes.by_class(matched, self._class_names)
+        results["bbox"] = scores | predictions.by_class(matched, self._class_names)
         return results
 
     def classes_present(self) -> int:

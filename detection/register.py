@@ -11,9 +11,9 @@ def setup_environment() -> None:
 
     Once is enough.
     """
-    import detection.heads  # noqa: F401  (importing it registers the head)
-    from detection import guard, pictures, scoring
+    import detection.roi_heads  # noqa: F401  (importing it registers the head)
+    from detection import image_errors, safe_loading, scoring
 
-    guard.install()
-    pictures.install()
+    safe_loading.install()
+    image_errors.install()
     scoring.use()

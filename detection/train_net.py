@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import detection  # noqa: F401  (first of all: it patches, or says how to get detectron2)
 
     from detectron2.engine import launch  # isort: skip
+    from detection.seeds import run_trials
     from detection.trainer import run
-    from detection.trials import run_trials
 
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args(argv)
@@ -51,8 +51,8 @@ def parser():
     """detectron2's own arguments and ours."""
     from detectron2.engine import default_argument_parser
 
+    from detection.config import NORMS
     from detection.scoring import EVALUATORS
-    from detection.settings import NORMS
 
     parser = default_argument_parser(epilog=__doc__)
     parser.set_defaults(num_gpus=None)
@@ -78,7 +78,7 @@ def prepare(args, started: float):
     import torch
 
     from adco.utils.files import output_folder
-    from detection import planner, scoring, settings
+    from detection import batch_scaling, config, scoring
     from detection.convert import local_weights
     from detection.datasets import inspect_dataset
     from detection.register import setup_environment
@@ -86,27 +86,27 @@ def prepare(args, started: float):
 
     setup_environment()
     evaluator = scoring.use(args.evaluator)
-    cfg, recipe = settings.load_config(args.config_file, args.opts), settings.load_config(args.config_file, [])
-    device = "cpu" if cfg.MODEL.DEVICE == "cpu" else settings.device_of(args.opts)
-    gpus = settings.choose_gpus(args.num_gpus, device, torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    settings.check_machines(args.num_machines, args.machine_rank, args.dist_url)
-    for note in settings.fit_to_hardware(cfg, gpus, args.num_machines, args.norm):
+    cfg, recipe = config.load_config(args.config_file, args.opts), config.load_config(args.config_file, [])
+    device = "cpu" if cfg.MODEL.DEVICE == "cpu" else config.device_of(args.opts)
+    gpus = config.choose_gpus(args.num_gpus, device, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    config.check_machines(args.num_machines, args.machine_rank, args.dist_url)
+    for note in config.fit_to_hardware(cfg, gpus, args.num_machines, args.norm):
         print(note, flush=True)
     workers = max(gpus * args.num_machines, 1)
-    plan = planner.plan(cfg, recipe, workers, args.batch, args.images_per_gpu, args.as_given)
-    print("\n".join(planner.describe(plan)), flush=True)
+    plan = batch_scaling.plan(cfg, recipe, workers, args.batch, args.images_per_gpu, args.as_given)
+    print("\n".join(batch_scaling.describe(plan)), flush=True)
     if args.trials < 1 or (args.trials > 1 and args.eval_only):
         raise UserError(f"--trials {args.trials}: at least 1, and not with --eval-only")
     cfg.MODEL.WEIGHTS = local_weights(cfg.MODEL.WEIGHTS)
     if not args.resume:
-        settings.check_weights(cfg.MODEL.WEIGHTS)
+        config.check_weights(cfg.MODEL.WEIGHTS)
     output_folder(cfg.OUTPUT_DIR)
     cfg.freeze()
     names = cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     data = tuple(inspect_dataset(name) for name in dict.fromkeys(names))
     for facts in data:
         print("{name}: {images} images, {boxes} boxes, {classes_with_boxes} classes".format(**facts), flush=True)
-    overrides = settings.deviations(args.opts)
+    overrides = config.deviations(args.opts)
     return gpus, cfg, Job(Path(args.config_file).stem, overrides, gpus, plan, data, evaluator, started)
 
 

@@ -20,11 +20,11 @@ from torch import nn
 from adco.evaluation.provenance import code_version
 from adco.utils.errors import UserError
 from detection import register, scoring
-from detection.accumulate import accumulated_step
-from detection.boxes import keep_beside
+from detection.batch_scaling import Plan
 from detection.evaluation import build_evaluator
-from detection.planner import Plan
-from detection.report import make_record
+from detection.gradient_accumulation import accumulated_step
+from detection.predictions import keep_beside
+from detection.record import make_record
 from detection.verify import every_tensor_loads
 
 

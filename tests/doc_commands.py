@@ -194,7 +194,7 @@ def need_file(path: str) -> None:
 
 def _detection(args: argparse.Namespace) -> None:
     import detection  # noqa: F401
-    from detection.settings import load_config
+    from detection.config import load_config
 
     load_config(str(ROOT / args.config_file), args.opts)
 
@@ -210,13 +210,13 @@ def _protocols(names: set[str], args: argparse.Namespace) -> None:
 
 
 def _voc07(args: argparse.Namespace) -> None:
-    from transfer.protocols import PROTOCOLS
+    from transfer.svm.protocols import PROTOCOLS
 
     _protocols({*PROTOCOLS, "adco", "all"}, args)
 
 
 def _trained(args: argparse.Namespace, which: str) -> None:
-    recipes = importlib.import_module("transfer.recipes")
+    recipes = importlib.import_module("transfer.classifier.protocols")
     _protocols({*getattr(recipes, which)}, args)
 
 

@@ -119,7 +119,7 @@ def _run(folder: Path, method: str, seed: int, level: float) -> None:
 
 
 def short_run(path: Path, level: float, half: float = 1.5, **change: object) -> None:
-    """kNN and linear top-1 of a short run of `adco` with a changed bank or contrast, as benchmarks/curve.py writes."""
+    """kNN and linear top-1 of a short run of `adco` with a changed bank or contrast, as accuracy_curve.py writes."""
     recipe = {"method": "adco", "bank": {"size": 8192, "lr": 3.0}, "contrast": {"symmetric": False}, "seed": 0}
     for key, value in change.items():
         section, _, name = key.partition("_")

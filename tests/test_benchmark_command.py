@@ -298,11 +298,11 @@ def test_a_job_for_each_stage_through_submitit(world, monkeypatch, capsys):
 
 
 def test_a_detectors_smaller_config_bears_the_protocols_name(tmp_path):
-    settings = pytest.importorskip("detection.settings")
+    settings = pytest.importorskip("detection.config")
     from adco.suite import commands
     from adco.suite.checkpoints import Subject
     from adco.suite.stages import load_suite, only
-    from detection.report import protocol_of
+    from detection.record import protocol_of
 
     suite = only(load_suite("quick", ["iterations=8", "image_px=64"]), ["detection-voc"])
     subject = Subject("random:resnet50", "random", "random", "random:resnet50:0", "resnet50", "imagenet")

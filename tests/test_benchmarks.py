@@ -16,11 +16,12 @@ from adco.data.images import index_folder
 from adco.evaluation.records import load_record
 from adco.utils.device import set_arithmetic
 from adco.utils.errors import UserError
-from benchmarks import bank, run, step
-from benchmarks import input as input_benchmark
-from benchmarks.input import backends_for, released_loader, worker_counts
-from benchmarks.photographs import write_photographs
-from benchmarks.race import (
+from benchmarks import run
+from benchmarks.speed import bank, step
+from benchmarks.speed import input as input_benchmark
+from benchmarks.speed.input import backends_for, released_loader, worker_counts
+from benchmarks.speed.photographs import write_photographs
+from benchmarks.speed.race import (
     Options,
     Outcome,
     Ratio,
@@ -33,7 +34,7 @@ from benchmarks.race import (
     steady_count,
     steady_length,
 )
-from benchmarks.times import bank_step, whole_step
+from benchmarks.speed.times import bank_step, whole_step
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -261,7 +262,7 @@ def test_a_fall_of_more_than_a_fifth_is_a_warning(tmp_path):
 
 
 def test_run_prints_the_ratio_last_and_writes_the_record(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "benchmarks.input", SimpleNamespace(run=lambda options: outcome(4.0)))
+    monkeypatch.setitem(sys.modules, "benchmarks.speed.input", SimpleNamespace(run=lambda options: outcome(4.0)))
     monkeypatch.setattr(run, "COMMITTED", tmp_path)
     monkeypatch.setattr(run, "HERE", tmp_path)
     (tmp_path / "input.py").touch()
@@ -277,7 +278,7 @@ def test_run_prints_the_ratio_last_and_writes_the_record(tmp_path, capsys, monke
 def test_a_benchmark_that_is_not_there_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run, "HERE", tmp_path)
     assert run.main(["svm", "--output-dir", str(tmp_path)]) == 2
-    assert "benchmarks/svm.py is not there" in capsys.readouterr().err
+    assert "benchmarks/speed/svm.py is not there" in capsys.readouterr().err
     assert run.main(["all", "--output-dir", str(tmp_path)]) == 0
     assert run.main(["input", "--data", str(tmp_path / "no")]) == 2
     with pytest.raises(SystemExit):

@@ -9,8 +9,8 @@ import pytest
 
 import detection  # noqa: F401
 from adco.utils.errors import UserError
-from detection.planner import Plan
-from detection.settings import (
+from detection.batch_scaling import Plan
+from detection.config import (
     NOT_GIVEN,
     check_machines,
     check_weights,

@@ -21,9 +21,9 @@ from adco.evaluation.predictions import load_predictions
 from adco.evaluation.records import Record, load_record
 from adco.utils.errors import UserError
 from detection import scoring
-from detection.boxes import BOXES, keep_beside
 from detection.evaluation import PREDICTIONS, build_evaluator
-from detection.report import flat_scores
+from detection.predictions import BOXES, keep_beside
+from detection.record import flat_scores
 from tests.detection_helpers import make_coco, make_voc
 
 

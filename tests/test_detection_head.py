@@ -15,8 +15,8 @@ from detectron2.modeling import build_model
 
 from adco.utils.errors import UserError
 from adco.weights.backbone import load_backbone
+from detection.config import fit_to_hardware, load_config
 from detection.register import setup_environment
-from detection.settings import fit_to_hardware, load_config
 from detection.verify import every_tensor_loads
 from detection.weights import BACKBONE_TENSOR, backbone_tensors, to_detectron2, write_weights
 from tests.detection_helpers import save_torchvision

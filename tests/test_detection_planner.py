@@ -15,9 +15,9 @@ import detection  # noqa: F401  (patches before detectron2)
 from detectron2.engine import DefaultTrainer
 
 from adco.utils.errors import UserError
-from detection.accumulate import accumulated_step
-from detection.planner import describe, plan
-from detection.settings import load_config
+from detection.batch_scaling import describe, plan
+from detection.config import load_config
+from detection.gradient_accumulation import accumulated_step
 from detection.trainer import pin_memory, precise_bn_settings, speed
 
 CONFIGS = Path(__file__).resolve().parent.parent / "detection" / "configs"

@@ -14,8 +14,8 @@ import pytest
 import detection  # noqa: F401
 from adco.evaluation.records import load_record
 from adco.weights.backbone import load_backbone
-from detection.draw import main as draw
 from detection.evaluation import PREDICTIONS
+from detection.visualize import main as draw
 from detection.weights import to_detectron2, write_weights
 from tests.detection_helpers import make_coco, make_voc, save_torchvision
 

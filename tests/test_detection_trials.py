@@ -10,10 +10,10 @@ import pytest
 import detection  # noqa: F401  (patches before detectron2)
 from adco.evaluation.records import load_record
 from adco.utils.errors import UserError
-from detection import trials
-from detection.planner import plan
-from detection.report import make_record, official, protocol_of
-from detection.settings import load_config
+from detection import seeds
+from detection.batch_scaling import plan
+from detection.config import load_config
+from detection.record import make_record, official, protocol_of
 from detection.trainer import Job
 
 CONFIG = Path(__file__).resolve().parent.parent / "detection" / "configs" / "smoke_voc_R_18_C4_random.yaml"
@@ -28,7 +28,7 @@ def settings(out, *overrides):
 
 
 class Runs:
-    """Takes the place of `trials.start`: writes the record that a trial would, with AP 10 * seed."""
+    """Takes the place of `seeds.start`: writes the record that a trial would, with AP 10 * seed."""
 
     def __init__(self, fail_at=None):
         self.fail_at, self.seen = fail_at, []
@@ -49,8 +49,8 @@ class Runs:
 
 def test_mean_and_deviation_in_one_record(tmp_path, monkeypatch, capsys):
     runs = Runs()
-    monkeypatch.setattr(trials, "start", runs)
-    assert trials.run_trials(3, ARGV, *settings(tmp_path)) == 0
+    monkeypatch.setattr(seeds, "start", runs)
+    assert seeds.run_trials(3, ARGV, *settings(tmp_path)) == 0
     assert runs.seen == [(1, False), (2, False), (3, False)]
     record = load_record(tmp_path / "record.json")
     assert record.scores == {"AP": 20.0, "AP50": 50.0}
@@ -63,38 +63,38 @@ def test_mean_and_deviation_in_one_record(tmp_path, monkeypatch, capsys):
 
 
 def test_finished_trials_are_kept_and_begun_ones_resumed(tmp_path, monkeypatch):
-    monkeypatch.setattr(trials, "start", Runs(fail_at=2))
-    assert trials.run_trials(3, ARGV, *settings(tmp_path)) == 2
+    monkeypatch.setattr(seeds, "start", Runs(fail_at=2))
+    assert seeds.run_trials(3, ARGV, *settings(tmp_path)) == 2
     assert not (tmp_path / "record.json").exists()
     again = Runs()
-    monkeypatch.setattr(trials, "start", again)
-    assert trials.run_trials(3, ARGV, *settings(tmp_path)) == 0
+    monkeypatch.setattr(seeds, "start", again)
+    assert seeds.run_trials(3, ARGV, *settings(tmp_path)) == 0
     assert again.seen == [(2, True), (3, False)]
 
 
 @pytest.mark.parametrize(("overrides", "says"), [(("SOLVER.BASE_LR", "0.5"), "lr"), (("SEED", "7"), "seed 1, now 7")])
 def test_a_finished_trial_of_another_run_is_refused(tmp_path, monkeypatch, overrides, says):
-    monkeypatch.setattr(trials, "start", Runs())
-    trials.run_trials(2, ARGV, *settings(tmp_path))
+    monkeypatch.setattr(seeds, "start", Runs())
+    seeds.run_trials(2, ARGV, *settings(tmp_path))
     with pytest.raises(UserError, match=f"trial_1: .*{says}.*another OUTPUT_DIR"):
-        trials.run_trials(2, ARGV, *settings(tmp_path, *overrides))
+        seeds.run_trials(2, ARGV, *settings(tmp_path, *overrides))
 
 
 def test_a_finished_trial_on_other_data_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(trials, "start", Runs())
+    monkeypatch.setattr(seeds, "start", Runs())
     cfg, job = settings(tmp_path)
-    trials.run_trials(2, ARGV, cfg, job)
+    seeds.run_trials(2, ARGV, cfg, job)
     with pytest.raises(UserError, match="another data"):
-        trials.run_trials(2, ARGV, cfg, replace(job, data=({**DATA[0], "fingerprint": "g"},)))
+        seeds.run_trials(2, ARGV, cfg, replace(job, data=({**DATA[0], "fingerprint": "g"},)))
 
 
 def test_a_trials_command(tmp_path):
-    found = trials.trial_arguments(ARGV, tmp_path, 4)
+    found = seeds.trial_arguments(ARGV, tmp_path, 4)
     expected = [*ARGV[:2], "--num-gpus", "0", "MODEL.DEVICE", "cpu", "SEED", "4", "OUTPUT_DIR", str(tmp_path)]
     assert found == expected
-    assert trials.trial_arguments(["--trials=3", "--resume", "A", "b"], tmp_path, 4)[:2] == ["A", "b"]
+    assert seeds.trial_arguments(["--trials=3", "--resume", "A", "b"], tmp_path, 4)[:2] == ["A", "b"]
     (tmp_path / "last_checkpoint").touch()
-    assert trials.trial_arguments(ARGV, tmp_path, 4) == ["--resume", *expected]
+    assert seeds.trial_arguments(ARGV, tmp_path, 4) == ["--resume", *expected]
 
 
 @pytest.mark.parametrize(

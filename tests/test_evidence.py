@@ -17,10 +17,12 @@ from adco.config.loading import load_recipe
 from adco.evaluation.records import Record, Score, load_record
 from adco.launch.jobs import Job, Outcome, run_jobs
 from adco.utils.errors import UserError
-from benchmarks import chosen, curve, evidence, evidence_page, lead, outliers, precision, times
-from benchmarks.evidence_plan import chosen_only, measured_rate, runnable
-from benchmarks.evidence_stages import Place, Stage, build
-from benchmarks.holdout import held_out_split, is_held_out
+from benchmarks import evidence
+from benchmarks.experiments import accuracy_curve, bank_outliers, best_trial, lead, page
+from benchmarks.experiments.holdout import held_out_split, is_held_out
+from benchmarks.experiments.plan import chosen_only, measured_rate, runnable
+from benchmarks.experiments.stages import Place, Stage, build
+from benchmarks.speed import precision, times
 
 PLAN = yaml.safe_load(evidence.PLAN.read_text())
 
@@ -116,8 +118,8 @@ def test_a_change_has_the_last_word_over_the_grid(data, monkeypatch, tmp_path):
         trials[f"out/grid/adco-{number}"] = str(path.parent)
         Record("pretrain/adco", {"knn_top1": score}, {}, {"name": "holdout"}).write(path)
     ran = []
-    monkeypatch.setattr(chosen.os, "execvp", lambda program, words: ran.extend(words))
-    chosen.main([trials.get(word, word) for word in job.words[2:]])
+    monkeypatch.setattr(best_trial.os, "execvp", lambda program, words: ran.extend(words))
+    best_trial.main([trials.get(word, word) for word in job.words[2:]])
     picked = [word for word in ran if word.startswith("contrast.tau_bank=")]
     assert picked == ["contrast.tau_bank=0.1", "contrast.tau_bank=0.2"]  # of the better trial, then the change
     assert ran[1] == "tools/train_adco.py"
@@ -126,10 +128,10 @@ def test_a_change_has_the_last_word_over_the_grid(data, monkeypatch, tmp_path):
 def test_of_equal_trials_the_first_is_chosen_and_one_without_a_probe_is_an_error(tmp_path):
     for name in "ab":
         Record("pretrain/adco", {"knn_top1": 40.0}, {}, {"name": "x"}).write(tmp_path / name / "record.json")
-    assert chosen.best([(tmp_path / "a", "x=1 y=2"), (tmp_path / "b", "x=3")]) == ("x=1", "y=2")
+    assert best_trial.best([(tmp_path / "a", "x=1 y=2"), (tmp_path / "b", "x=3")]) == ("x=1", "y=2")
     Record("pretrain/adco", {"loss": 4.0}, {}, {"name": "x"}).write(tmp_path / "c" / "record.json")
     with pytest.raises(UserError, match="no knn_top1"):
-        chosen.score_of(tmp_path / "c")
+        best_trial.score_of(tmp_path / "c")
 
 
 def test_expected_minutes_are_images_over_the_rate(data):
@@ -246,7 +248,7 @@ def test_pruning_keeps_what_was_judged_and_the_last(tmp_path):
     for step in (10, 20, 30, 40):
         (tmp_path / f"checkpoint_{step:08d}.pth").touch()
         (tmp_path / f"checkpoint_{step:08d}.pth.sha256").touch()
-    curve.prune(tmp_path, [tmp_path / "checkpoint_00000020.pth"])
+    accuracy_curve.prune(tmp_path, [tmp_path / "checkpoint_00000020.pth"])
     assert sorted(path.name for path in tmp_path.glob("*.pth")) == [
         "checkpoint_00000020.pth",
         "checkpoint_00000040.pth",
@@ -269,7 +271,7 @@ def test_differences_of_losses_are_relative_and_signless():
 
 def test_the_record_of_outliers_is_in_percent():
     told = {"runs": [{"name": "adco-s0", "outlier_share": 0.25}], "settings": {"rows": 10}}
-    assert outliers.as_record(told, "imagenette160", 1.0).scores == {"outlier_percent/adco-s0": 25.0}
+    assert bank_outliers.as_record(told, "imagenette160", 1.0).scores == {"outlier_percent/adco-s0": 25.0}
 
 
 def test_the_list_names_jobs_and_minutes_and_writes_nothing(data, tmp_path, capsys, monkeypatch):
@@ -337,11 +339,11 @@ def test_the_page_shows_what_was_run_and_says_not_run_of_the_rest(tmp_path):
     record = Record("pretrain/moco", {"knn_top1": 33.0}, {}, {"name": "x"}, duration_seconds=120)
     record.write(results / "grid" / "moco-0.json")
     Record("knn/k20", {"top1": 35.0}, {}, {"name": "x"}).write(tmp_path / "random_r18" / "knn-k20-t0.07@64px.json")
-    page = tmp_path / "page.md"
-    page.write_text(f"prose\n{evidence_page.BEGIN}\nold\n{evidence_page.END}\nmore\n")
-    words = ["--results", str(results), "--page", str(page)]
-    assert evidence_page.main(words) == 0
-    text = page.read_text()
+    document = tmp_path / "page.md"
+    document.write_text(f"prose\n{page.BEGIN}\nold\n{page.END}\nmore\n")
+    words = ["--results", str(results), "--page", str(document)]
+    assert page.main(words) == 0
+    text = document.read_text()
     assert text.startswith("prose\n")
     assert text.endswith("more\n")
     assert "old" not in text
@@ -350,11 +352,11 @@ def test_the_page_shows_what_was_run_and_says_not_run_of_the_rest(tmp_path):
     assert "| adco-s1 | not run | not run |  |" in text
     assert "| moco | `contrast.tau=0.2` | 33.00 | 2 |" in text
     assert "| caco | `contrast.tau=0.1 contrast.tau_bank=0.1` | not run |  |" in text
-    once = page.read_text()
-    assert evidence_page.main(words) == 0
-    assert page.read_text() == once
-    page.write_text("no markers")
-    assert evidence_page.main(words) == 2
+    once = document.read_text()
+    assert page.main(words) == 0
+    assert document.read_text() == once
+    document.write_text("no markers")
+    assert page.main(words) == 2
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

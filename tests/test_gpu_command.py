@@ -21,10 +21,11 @@ from PIL import Image
 
 from adco.evaluation.records import load_record
 from adco.utils.errors import Failure, UserError
-from benchmarks import gpu, gpu_figures, gpu_pack, gpu_page, gpu_process, gpu_unpack
-from benchmarks.gpu_sections import SECTIONS, Context, Section, cuda_tests, machine
+from benchmarks import gpu
+from benchmarks.on_gpu import figures, pack, page, process, unpack
+from benchmarks.on_gpu.sections import SECTIONS, Context, Section, cuda_tests, machine
 
-section_process = importlib.import_module("benchmarks.gpu_sections.__main__")
+section_process = importlib.import_module("benchmarks.on_gpu.sections.__main__")
 
 # Sections in place of the real ones; they import nothing of ours, so that they start at once.
 FAKE = """
@@ -75,12 +76,12 @@ def fakes(tmp_path, monkeypatch) -> Path:
         (folder / "__init__.py").touch()
     (package / "__main__.py").write_text(FAKE)
     monkeypatch.setattr(gpu, "ROOT", tmp_path / "root")
-    for module in (gpu, gpu_figures):
+    for module in (gpu, figures):
         monkeypatch.setattr(module, "SECTIONS", FAKES)
     for name, seconds in {"STARTUP": 0.2, "RESERVE": 0.1, "SLACK": -1.0}.items():
         monkeypatch.setattr(gpu, f"{name}_SECONDS", seconds)
     monkeypatch.setattr(gpu, "MINIATURE_SECONDS", 2.0)
-    monkeypatch.setattr(gpu_process, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(process, "GRACE_SECONDS", 0.5)
     monkeypatch.setenv("COMMAND", str(os.getpid()))
     return tmp_path / "out"
 
@@ -90,7 +91,7 @@ def call(out: Path, *more: str) -> int:
 
 
 def results(out: Path) -> dict[int, dict]:
-    return gpu_figures.newest(gpu_figures.read_lines(out / "figures.jsonl"))[1]
+    return figures.newest(figures.read_lines(out / "figures.jsonl"))[1]
 
 
 def test_a_section_that_crashes_hangs_or_prints_without_end_stops_no_other(fakes, capsys):
@@ -124,11 +125,7 @@ def test_a_section_that_crashes_hangs_or_prints_without_end_stops_no_other(fakes
 
     log = (fakes / "log.txt").read_bytes()
     assert b"== 1 crash\nbefore the crash\n" in log and b" bytes left out]" in log
-    assert (
-        gpu_process.HEAD_BYTES + gpu_process.TAIL_BYTES
-        < len(log)
-        < gpu_process.HEAD_BYTES + gpu_process.TAIL_BYTES + 10_000
-    )
+    assert process.HEAD_BYTES + process.TAIL_BYTES < len(log) < process.HEAD_BYTES + process.TAIL_BYTES + 10_000
     files = [path for path in fakes.iterdir() if path.name != "child"]
     assert len(files) <= 8 and all(path.is_file() and path.stat().st_size < 16 << 20 for path in files)
 
@@ -164,26 +161,26 @@ def test_the_pages_have_what_the_records_have_and_nothing_else(tmp_path, capsys)
         {"section": learning, "name": "knn", "value": 51.5, "unit": "%"},
     ]
     (tmp_path / "results").mkdir()
-    gpu_figures.write_record(tmp_path / "results" / "h100.json", lines, {"device": "cuda"}, "drawn images", "unknown")
-    for name in gpu_page.PAGES:
-        (tmp_path / name).write_text(f"prose\n{gpu_page.BEGIN}\nold\n{gpu_page.END}\nmore\n")
+    figures.write_record(tmp_path / "results" / "h100.json", lines, {"device": "cuda"}, "drawn images", "unknown")
+    for name in page.PAGES:
+        (tmp_path / name).write_text(f"prose\n{page.BEGIN}\nold\n{page.END}\nmore\n")
     words = ["--results", str(tmp_path / "results"), "--docs", str(tmp_path)]
-    assert gpu_page.main(words) == 0
+    assert page.main(words) == 0
     speed, evidence = ((tmp_path / name).read_text() for name in ("speed.md", "evidence.md"))
     assert "**1 x NVIDIA H100**" in speed and "| eager | 2512 images/s |\n| graphs | not run |" in speed
     assert f"{SECTIONS[step].title}: killed (at its limit of 9 s)" in speed and f"{SECTIONS[6].title}: not run" in speed
     assert "| knn | 51.5 % |" in evidence and "eager" not in evidence and "knn" not in speed
     assert "old" not in speed and speed.startswith("prose\n") and speed.endswith("\nmore\n")
-    gpu_figures.write_record(tmp_path / "results" / "cpu.json", lines, {"device": "cpu"}, "drawn images", "unknown")
-    assert gpu_page.main(words) == 2 and "cpu.json: not measured on a GPU" in capsys.readouterr().err
+    figures.write_record(tmp_path / "results" / "cpu.json", lines, {"device": "cpu"}, "drawn images", "unknown")
+    assert page.main(words) == 2 and "cpu.json: not measured on a GPU" in capsys.readouterr().err
 
 
 def test_the_pages_in_the_documents_are_those_of_the_records():
-    records = {path: load_record(path) for path in sorted((gpu_page.ROOT / "results/gpu").glob("*.json"))}
-    for name, sections in gpu_page.PAGES.items():
-        page = (gpu_page.ROOT / "docs" / name).read_text()
-        found = page.partition(gpu_page.BEGIN + "\n")[2].partition(gpu_page.END)[0]
-        assert found == gpu_page.tables(records, sections)
+    records = {path: load_record(path) for path in sorted((page.ROOT / "results/gpu").glob("*.json"))}
+    for name, sections in page.PAGES.items():
+        document = (page.ROOT / "docs" / name).read_text()
+        found = document.partition(page.BEGIN + "\n")[2].partition(page.END)[0]
+        assert found == page.tables(records, sections)
 
 
 def test_what_has_too_little_time_left_is_skipped_with_a_word(fakes, monkeypatch):
@@ -243,8 +240,8 @@ def context(tmp_path, number: int = 0, seconds: float = 60) -> Context:
     return Context(SECTIONS[number], device, True, seconds, None, tmp_path, tmp_path / "figures.jsonl")
 
 
-def figures(tmp_path) -> dict[str, dict]:
-    return {line["name"]: line for line in gpu_figures.read_lines(tmp_path / "figures.jsonl") if "name" in line}
+def by_name(tmp_path) -> dict[str, dict]:
+    return {line["name"]: line for line in figures.read_lines(tmp_path / "figures.jsonl") if "name" in line}
 
 
 def test_figures_are_bounded_whatever_a_section_does(tmp_path):
@@ -259,7 +256,7 @@ def test_a_section_says_in_one_line_what_the_user_can_mend(tmp_path, monkeypatch
         assert (given.small, given.seconds, given.data, given.section) == (True, 3, None, SECTIONS[4])
         raise error("so")
 
-    monkeypatch.setitem(sys.modules, "benchmarks.gpu_sections.step", types.SimpleNamespace(run=run))
+    monkeypatch.setitem(sys.modules, "benchmarks.on_gpu.sections.step", types.SimpleNamespace(run=run))
     words = ["4", "--seconds", "3", "--device", "cpu", "--work", str(tmp_path), "--file", str(tmp_path / "f.jsonl")]
     threads = torch.get_num_threads()
     assert section_process.main(words) == code
@@ -271,7 +268,7 @@ def test_a_section_says_in_one_line_what_the_user_can_mend(tmp_path, monkeypatch
 def test_the_machine_in_miniature(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "usable_cores", lambda: 2)
     machine.run(context(tmp_path))
-    found = figures(tmp_path)
+    found = by_name(tmp_path)
     assert found["torch"]["value"] == torch.__version__
     for name in ("copy_device_to_device", "matmul_bf16", "matmul_tf32", "matmul_float32", "kernel_threads_2"):
         assert found[name]["value"] > 0
@@ -315,7 +312,7 @@ def cuda_tests_of(text: str, tmp_path: Path, monkeypatch, seconds: float = 60) -
 
 def test_cuda_tests_are_counted_and_their_failures_named(tmp_path, monkeypatch):
     assert cuda_tests_of(SOME_TESTS, tmp_path, monkeypatch) == "2 of 5 tests failed (pytest: 1)"
-    found = figures(tmp_path)
+    found = by_name(tmp_path)
     assert [found[name]["value"] for name in ("passed", "failed", "skipped")] == [2, 2, 1]
     assert found["reasons_to_skip"]["value"] == {"needs an NVIDIA GPU": 1}
     assert "it is - not c" in found["failed tests/cuda/test_some.py::test_words[a b]"]["value"]
@@ -332,12 +329,12 @@ def test_cuda_tests_are_counted_and_their_failures_named(tmp_path, monkeypatch):
 def test_a_cuda_test_that_crashes_or_hangs_is_named(tmp_path, monkeypatch, body, seconds, message):
     text = f"import os, time\ndef test_first(): pass\ndef test_last(): {body}\n"
     assert cuda_tests_of(text, tmp_path, monkeypatch, seconds) == message
-    assert figures(tmp_path)["passed"]["value"] == 1
+    assert by_name(tmp_path)["passed"]["value"] == 1
 
 
 def test_cuda_tests_that_cannot_be_collected_are_a_failure(tmp_path, monkeypatch):
     assert cuda_tests_of("import absent_module\n", tmp_path, monkeypatch) == "1 of 1 tests failed (pytest: 2)"
-    assert figures(tmp_path)["failed"]["value"] == 1
+    assert by_name(tmp_path)["failed"]["value"] == 1
 
 
 @pytest.fixture
@@ -354,8 +351,8 @@ def packed(tmp_path, monkeypatch) -> Path:
         ) as file:
             file.writestr("absent_module/__init__.py", "here = True\n")
 
-    monkeypatch.setattr(gpu_pack, "download", download)
-    monkeypatch.setattr(gpu_pack, "NEEDED", ("yacs", "pycocotools"))
+    monkeypatch.setattr(pack, "download", download)
+    monkeypatch.setattr(pack, "NEEDED", ("yacs", "pycocotools"))
     assert gpu.main(["--pack", str(tmp_path / "pack"), "--data", str(tmp_path / "data")]) == 0
     return tmp_path / "pack"
 
@@ -371,7 +368,7 @@ def test_a_pack_holds_what_it_says_and_is_unpacked_once(packed, tmp_path, capsys
 
     work = tmp_path / "work"
     work.mkdir()
-    there = gpu_unpack.unpack(packed, work)
+    there = unpack.unpack(packed, work)
     assert Image.open(there.images / "train" / "cat" / "1.jpg").size == (192, 96)
     assert (there.site / "absent_module" / "__init__.py").is_file()
     assert not (there.site / "yacs").exists()  # it is installed here
@@ -379,16 +376,16 @@ def test_a_pack_holds_what_it_says_and_is_unpacked_once(packed, tmp_path, capsys
     assert there.python_path("detection") == [there.front, there.site] and there.python_path("step") == [there.site]
     (there.site / "mark").touch()
     (there.images / "mark").touch()
-    assert gpu_unpack.unpack(packed, work) == there
+    assert unpack.unpack(packed, work) == there
     assert (there.site / "mark").is_file() and (there.images / "mark").is_file()
 
 
 def test_the_wheel_of_an_installed_distribution_is_one(packed, tmp_path):
     wheel = next(packed.glob("yacs-*.whl"))
-    gpu_unpack.unzip(wheel, tmp_path / "site")
+    unpack.unzip(wheel, tmp_path / "site")
     (found,) = metadata.distributions(path=[str(tmp_path / "site")])
     assert (found.name, found.version) == ("yacs", metadata.version("yacs"))
-    assert all(file.hash.value == gpu_pack._digest(file.read_binary()) for file in found.files if file.hash)
+    assert all(file.hash.value == pack._digest(file.read_binary()) for file in found.files if file.hash)
     assert {str(file) for file in found.files} == set(zipfile.ZipFile(wheel).namelist())
     code = "import yacs.config, sys; print(yacs.config.__file__)"
     words = [sys.executable, "-c", code]
@@ -410,7 +407,7 @@ def test_a_changed_or_missing_file_is_refused(packed, tmp_path, capsys):
 def add(packed: Path, path: Path) -> None:
     """Name a file in the manifest, as someone who can change the pack would."""
     manifest = json.loads((packed / "manifest.json").read_text())
-    manifest["files"][path.name] = {"sha256": gpu_pack.sha256_of(path)}
+    manifest["files"][path.name] = {"sha256": pack.sha256_of(path)}
     (packed / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -424,7 +421,7 @@ def test_a_wheel_that_leads_out_of_its_folder_is_refused(packed, tmp_path, name)
     work = tmp_path / "work"
     work.mkdir()
     with pytest.raises(UserError, match="leads out of the folder"):
-        gpu_unpack.unpack(packed, work)
+        unpack.unpack(packed, work)
     assert list(work.iterdir()) == []
 
 
@@ -434,44 +431,44 @@ def test_images_that_lead_out_of_their_folder_are_refused(packed, tmp_path):
     add(packed, packed / "images.tar.gz")
     (tmp_path / "work").mkdir()
     with pytest.raises(UserError, match="it is not unpacked"):
-        gpu_unpack.unpack(packed, tmp_path / "work")
+        unpack.unpack(packed, tmp_path / "work")
     assert not (tmp_path / "outside").exists()
 
 
 def test_a_manifest_names_files_of_its_own_folder_only(packed, tmp_path):
     (tmp_path / "outside.whl").touch()
     manifest = json.loads((packed / "manifest.json").read_text())
-    manifest["files"] = {"../outside.whl": {"sha256": gpu_pack.sha256_of(tmp_path / "outside.whl")}}
+    manifest["files"] = {"../outside.whl": {"sha256": pack.sha256_of(tmp_path / "outside.whl")}}
     (packed / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="is not the file that was packed"):
-        gpu_unpack.verify(packed)
+        unpack.verify(packed)
 
 
 def test_compiled_wheels_for_another_python_are_named_and_not_used(capsys):
     wheels = ["a-1-py3-none-any.whl", "b-1-cp39-cp39-linux_x86_64.whl"]
-    assert gpu_unpack.usable({"python": "3.9"}, wheels) == wheels[:1]
+    assert unpack.usable({"python": "3.9"}, wheels) == wheels[:1]
     assert "not used: b-1-cp39-cp39-linux_x86_64.whl" in capsys.readouterr().out
 
 
 def test_a_kernel_is_placed_where_none_can_be_loaded(tmp_path, monkeypatch):
-    kernel = next((gpu_pack.ROOT / "adco" / "native").glob("_pixels*.so"), None)
+    kernel = next((pack.ROOT / "adco" / "native").glob("_pixels*.so"), None)
     if kernel is None:
         pytest.skip("the C kernel is not built here")
     native = tmp_path / "adco" / "native"
     native.mkdir(parents=True)
     (native / "_pixels.other.so").write_bytes(b"for another machine")
-    monkeypatch.setattr(gpu_unpack, "ROOT", tmp_path)
+    monkeypatch.setattr(unpack, "ROOT", tmp_path)
     for _ in range(2):
-        gpu_unpack.place_kernel([kernel])
+        unpack.place_kernel([kernel])
         assert (native / kernel.name).read_bytes() == kernel.read_bytes()
     (native / kernel.name).rename(native / "_pixels.built-here.so")
-    gpu_unpack.place_kernel([kernel])
+    unpack.place_kernel([kernel])
     assert not (native / kernel.name).exists()
 
 
 def test_a_pack_that_is_too_large_or_would_replace_something_else_is_refused(packed, tmp_path, monkeypatch, capsys):
     before = (packed / "manifest.json").read_text()
-    monkeypatch.setattr(gpu_pack, "MOST_MIB", 0)
+    monkeypatch.setattr(pack, "MOST_MIB", 0)
     assert gpu.main(["--pack", str(packed)]) == 2
     error = capsys.readouterr().err
     assert "MiB, more than 0: " in error and "project.tar.gz" in error and error.count("\n") == 1
@@ -489,30 +486,30 @@ def test_the_first_pip_that_there_is_downloads(tmp_path, monkeypatch):
         there = words[0] == "uv"
         return types.SimpleNamespace(returncode=0 if there else 1, stderr="ERROR: no\n")
 
-    monkeypatch.setattr(gpu_pack.subprocess, "run", run)
-    gpu_pack.download(["pycocotools==2.0"], "3.12", tmp_path)
+    monkeypatch.setattr(pack.subprocess, "run", run)
+    pack.download(["pycocotools==2.0"], "3.12", tmp_path)
     assert calls[-1][0] == "uv" and calls[-1][-1] == "pycocotools==2.0"
     assert "--only-binary=:all:" in calls[-1] and "--no-deps" in calls[-1]
-    monkeypatch.setattr(gpu_pack, "_succeeds", lambda words: words[0] == "python3")
+    monkeypatch.setattr(pack, "_succeeds", lambda words: words[0] == "python3")
     with pytest.raises(UserError, match="pip cannot download pycocotools==2.0 for Python 3.12: ERROR: no"):
-        gpu_pack.download(["pycocotools==2.0"], "3.12", tmp_path)
-    monkeypatch.setattr(gpu_pack, "_succeeds", lambda words: False)
+        pack.download(["pycocotools==2.0"], "3.12", tmp_path)
+    monkeypatch.setattr(pack, "_succeeds", lambda words: False)
     with pytest.raises(UserError, match="no pip to download"):
-        gpu_pack.download(["pycocotools==2.0"], "3.12", tmp_path)
+        pack.download(["pycocotools==2.0"], "3.12", tmp_path)
 
 
 def test_the_whole_in_miniature(tmp_path):
     """Every section runs on a CPU: on an idle one `--minutes 2` is enough, on a busy one it may take more."""
     out = tmp_path / "out"
     words = ["--device", "cpu", "--minutes", "8", "--out", str(out), "--work", str(tmp_path / "work")]
-    run = subprocess.run([sys.executable, str(gpu_pack.ROOT / "benchmarks" / "gpu.py"), *words], timeout=500)
+    run = subprocess.run([sys.executable, str(pack.ROOT / "benchmarks" / "gpu.py"), *words], timeout=500)
     there = results(out)
     assert run.returncode == 0, there
     assert [there[section.number]["result"] for section in SECTIONS] == ["ended"] * len(SECTIONS)
     assert load_record(out / "record.json").scores["machine/matmul_float32"] > 0
     found = {
         (line["section"], line["name"]): line["value"]
-        for line in gpu_figures.read_lines(out / "figures.jsonl")
+        for line in figures.read_lines(out / "figures.jsonl")
         if "name" in line
     }
     assert not [key for key, value in found.items() if value is False]

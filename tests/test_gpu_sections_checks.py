@@ -16,9 +16,9 @@ from adco.data.images import index_folder
 from adco.train import checkpoint, optimizer
 from adco.utils import distributed
 from adco.utils.errors import Failure
-from benchmarks.gpu_sections import SECTIONS, Context, correctness, input_races, learning, nccl
-from benchmarks.gpu_sections.checks import Finding, perform
-from benchmarks.photographs import write_photographs
+from benchmarks.on_gpu.sections import SECTIONS, Context, correctness, input_races, learning, nccl
+from benchmarks.on_gpu.sections.checks import Finding, perform
+from benchmarks.speed.photographs import write_photographs
 
 CPU = torch.device("cpu")
 

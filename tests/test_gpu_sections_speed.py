@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from benchmarks.gpu_sections import SECTIONS, Context, end_to_end, profile, shared, step
-from benchmarks.input import backends_for
-from benchmarks.step import contestants, recipe_for
+from benchmarks.on_gpu.sections import SECTIONS, Context, end_to_end, profile, shared, step
+from benchmarks.speed.input import backends_for
+from benchmarks.speed.step import contestants, recipe_for
 
 CPU = torch.device("cpu")
 NUMBERS = {section.module: section for section in SECTIONS}
@@ -35,7 +35,7 @@ def context(folder: Path, module: str, seconds: float = 1000.0) -> Context:
 
 def run(folder: Path, module: str, seconds: float = 1000.0) -> dict[str, dict]:
     """The figures of a section that was run in miniature; one that failed is an error here."""
-    importlib.import_module(f"benchmarks.gpu_sections.{module}").run(context(folder, module, seconds))
+    importlib.import_module(f"benchmarks.on_gpu.sections.{module}").run(context(folder, module, seconds))
     found = shared.figures(context(folder, module), NUMBERS[module].number)
     failed = {name: line for name, line in found.items() if "failed" in line.get("reason", "")}
     assert not failed

@@ -17,7 +17,7 @@ from adco.data.loader import ViewDataset, batches, requests, resolve_backend
 from adco.data.transforms import functional
 from adco.data.transforms.reference import reference_levels
 from adco.utils.errors import UserError
-from benchmarks.photographs import write_photographs
+from benchmarks.speed.photographs import write_photographs
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SPECS = [View(px=24, solarize_p=0.2), View(px=16)]

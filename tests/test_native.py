@@ -17,7 +17,7 @@ from adco.config.schema import View
 from adco.data import native
 from adco.data.transforms import functional, parameters
 from adco.data.transforms.reference import reference_levels
-from benchmarks.photographs import jpeg, photograph
+from benchmarks.speed.photographs import jpeg, photograph
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the C kernel is not built: no compiler at install")
 

@@ -15,7 +15,7 @@ from adco.data.images import index_folder
 from adco.data.loader import ViewDataset, requests, resolve_backend
 from adco.data.transforms import parameters
 from adco.utils.errors import UserError
-from benchmarks.photographs import write_photographs
+from benchmarks.speed.photographs import write_photographs
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SPECS = [View(px=24, solarize_p=0.2), View(px=16)]

@@ -11,8 +11,8 @@ import pytest
 from adco.evaluation.published import PATH, load_published, of_zoo
 from adco.utils.errors import UserError
 from adco.weights.manifest import MANIFEST, read_manifest
-from transfer.protocols import PROTOCOLS
-from transfer.recipes import IMAGENET, PLACES205, VOC_ADCO
+from transfer.classifier.protocols import IMAGENET, PLACES205, VOC_ADCO
+from transfer.svm.protocols import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = load_published()

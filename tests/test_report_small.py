@@ -13,7 +13,7 @@ from adco.evaluation.published import load_published
 from adco.methods import METHODS, build_method
 from adco.report import ablations, costs, elements
 from adco.report.elements import Cell, Table
-from benchmarks import times
+from benchmarks.speed import times
 from tests.report_data import HARDWARE, make_results, record
 
 

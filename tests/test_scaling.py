@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 
 from adco.utils import distributed
-from benchmarks.scaling import ASSUMED, FLOAT, Job, Machine, bank_step, exchanged, replicated, seconds
+from benchmarks.speed.scaling import ASSUMED, FLOAT, Job, Machine, bank_step, exchanged, replicated, seconds
 from tests.ranks import run_ranks
 
 

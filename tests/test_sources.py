@@ -26,7 +26,7 @@ from adco.data.in_memory import in_memory
 from adco.data.loader import ViewDataset, batches, requests
 from adco.data.sources import open_images
 from adco.utils.errors import UserError
-from benchmarks.photographs import jpeg, photograph, write_photographs
+from benchmarks.speed.photographs import jpeg, photograph, write_photographs
 
 LONG_AGO = 1_600_000_000
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,9 +17,9 @@ from adco.suite import estimates
 from adco.suite.results import publish
 from adco.suite.stages import Stage, load_suite, only
 from adco.utils.errors import UserError
-from transfer import rate
-from transfer.protocols import PROTOCOLS
-from transfer.recipes import IMAGENET, PLACES205, VOC_ADCO
+from transfer import throughput
+from transfer.classifier.protocols import IMAGENET, PLACES205, VOC_ADCO
+from transfer.svm.protocols import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = {recipe.name: recipe for recipe in (*IMAGENET.values(), *PLACES205.values(), VOC_ADCO)}
@@ -312,9 +312,9 @@ def test_the_rate_of_a_network_on_pictures(tmp_path, capsys):
     for i in range(12):
         picture(tmp_path / "a" / f"{i}.png", 40)
     words = ["--checkpoint", "random:resnet18", "--data", str(tmp_path), "--image-px", "32", "--device", "cpu"]
-    assert rate.main([*words, "--workers", "0"]) == 0
+    assert throughput.main([*words, "--workers", "0"]) == 0
     assert float(capsys.readouterr().out) > 0
-    assert rate.main([*words[:3], str(tmp_path / "absent")]) == 2
+    assert throughput.main([*words[:3], str(tmp_path / "absent")]) == 2
 
 
 def test_a_published_record_takes_its_predictions_along(tmp_path):

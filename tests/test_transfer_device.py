@@ -12,20 +12,21 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+import transfer.classifier.engine as engine
 import transfer.imagenet
 import transfer.knn
-import transfer.train as engine
 from adco.data.batch import Request
 from adco.data.images import index_folder
 from adco.data.transforms import functional
 from adco.evaluation.records import load_record
 from adco.weights.backbone import load_backbone
 from tests.transfer_data import assert_one_line_error, make_folder
-from transfer import cli, rate, train_data
-from transfer.classify import hits
+from transfer import cli, throughput
+from transfer.classifier import dataset
+from transfer.classifier.command import hits
+from transfer.classifier.engine import Network, Plan, evaluate, one_step, optimiser_for, train
+from transfer.classifier.protocols import IMAGENET, PLACES205, VOC_ADCO
 from transfer.imagenet import labelled
-from transfer.recipes import IMAGENET, PLACES205, VOC_ADCO
-from transfer.train import Network, Plan, evaluate, one_step, optimiser_for, train
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -128,7 +129,7 @@ class Waiting(TorchFunctionMode):
 @pytest.fixture
 def stand_in(monkeypatch):
     """`upload` treats `meta` as it does a GPU; autocast, which does not know it, is left out."""
-    for module in (functional, train_data, engine):
+    for module in (functional, dataset, engine):
         monkeypatch.setattr(module, "upload", lambda tensor, device: tensor.to(device, non_blocking=True))
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
 
@@ -148,8 +149,8 @@ def test_what_waits_is_noticed():
 @pytest.mark.parametrize("recipe", [PLACES205["fair"], IMAGENET["semi10"], VOC_ADCO], ids=lambda recipe: recipe.name)
 def test_a_step_never_waits_for_the_device(backbone, monkeypatch, stand_in, recipe, blur):
     """Jitter, lighting, other statistics and blur: only the first step copies its constants."""
-    view = train_data._view
-    monkeypatch.setattr(train_data, "_view", lambda recipe, px: replace(view(recipe, px), blur_p=blur))
+    view = dataset._view
+    monkeypatch.setattr(dataset, "_view", lambda recipe, px: replace(view(recipe, px), blur_p=blur))
     network = Network(backbone, recipe, 3, 96).to(META)
     optimiser, plan = optimiser_for(network, recipe), Plan(META, 0, 96, 110, None)
     labels = torch.zeros((4, 3) if recipe.loss == "bce" else 4, dtype=torch.int64)
@@ -161,12 +162,12 @@ def test_a_step_never_waits_for_the_device(backbone, monkeypatch, stand_in, reci
 
 
 def test_blurred_views_are_those_of_augment(monkeypatch):
-    view = train_data._view
-    monkeypatch.setattr(train_data, "_view", lambda recipe, px: replace(view(recipe, px), blur_p=1.0))
+    view = dataset._view
+    monkeypatch.setattr(dataset, "_view", lambda recipe, px: replace(view(recipe, px), blur_p=1.0))
     crops, request = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8), Request(1, np.arange(4))
-    choices = train_data.views.draw(train_data._view(IMAGENET["moco"], 32), 0, 1, np.arange(4), 0).choices
+    choices = dataset.parameters.draw(dataset._view(IMAGENET["moco"], 32), 0, 1, np.arange(4), 0).choices
     assert (choices.sigma_px > 0).all()
-    made = train_data.to_network(crops, request, IMAGENET["moco"], 32, 0, CPU)
+    made = dataset.to_network(crops, request, IMAGENET["moco"], 32, 0, CPU)
     assert torch.equal(made, functional.augment(crops, choices))
 
 
@@ -235,7 +236,7 @@ def test_workers_are_the_cores_unless_a_number_is_given(folder, tmp_path, monkey
     assert cli.make_job(args).reader.workers == expected
 
 
-@pytest.mark.parametrize("tool", [transfer.knn, transfer.imagenet, rate])
+@pytest.mark.parametrize("tool", [transfer.knn, transfer.imagenet, throughput])
 def test_a_wrong_word_for_workers_is_one_line(folder, tmp_path, capsys, tool):
     words = ["--checkpoint", "random:resnet18", "--data", str(folder), "--workers", "many"]
     assert_one_line_error(capsys, tool.main(words), "--workers many: expected auto or a number of threads")

@@ -1,4 +1,4 @@
-"""transfer/features.py, transforms.py and cache.py: what a feature is, and when it is computed anew."""
+"""transfer/features/extract.py, transforms.py and cache.py: what a feature is, and when it is computed anew."""
 
 import json
 import os
@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-import transfer.features as features_module
-import transfer.reading as reading_module
+import transfer.features.extract as features_module
+import transfer.features.reading as reading_module
 from adco.data.images import index_folder
 from adco.data.transforms.functional import from_uint8
 from adco.utils.errors import UserError
 from adco.utils.progress import progress
 from adco.weights.backbone import load_backbone
 from tests.transfer_data import files_below, make_folder
-from transfer.features import Feature, Pictures, Reader, extract, pooled, weights_sha256
-from transfer.transforms import Transform
+from transfer.features.extract import Feature, Pictures, Reader, extract, pooled, weights_sha256
+from transfer.features.transforms import Transform
 
 GAP = Feature(Transform("center", 32, 36))
 RES5 = Feature(Transform("squash", 64, 72), "res5")

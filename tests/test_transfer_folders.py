@@ -12,10 +12,10 @@ from adco.evaluation.records import load_record
 from adco.utils import philox
 from adco.weights.backbone import load_backbone
 from tests.transfer_data import assert_one_line_error, files_below, make_folder
-from transfer.features import Feature, Pictures, Reader, extract
-from transfer.imagefolder import Split, fingerprint, read_folders
+from transfer.features.extract import Feature, Pictures, Reader, extract
+from transfer.features.image_folder import Split, fingerprint, read_folders
+from transfer.features.transforms import Transform
 from transfer.linear import LEARNING_RATES, WEIGHT_DECAYS, choose, held_out_rows, probe, standardiser, sweep
-from transfer.transforms import Transform
 
 CPU = torch.device("cpu")
 

@@ -1,14 +1,14 @@
-"""transfer/lowshot.py: what is drawn, and that each way to choose C is what its name says."""
+"""transfer/svm/low_shot.py: what is drawn, and that each way to choose C is what its name says."""
 
 import numpy as np
 import pytest
 
+from adco.evaluation.bootstrap import average_precision
 from adco.utils.errors import UserError
-from transfer.liblinear import decisions
-from transfer.lowshot import as_text, draw, low_shot_scores
-from transfer.metrics import average_precision
-from transfer.protocols import PROTOCOLS, LowShot
-from transfer.svm import Solver, SvmRule, counted_targets, normalise_rows, svm_scores
+from transfer.svm.liblinear import decisions
+from transfer.svm.low_shot import as_text, draw, low_shot_scores
+from transfer.svm.protocols import PROTOCOLS, LowShot
+from transfer.svm.svm import Solver, SvmRule, counted_targets, normalise_rows, svm_scores
 
 BY_CLASS, POOLED = LowShot((1, 3), 2, False, "test"), LowShot((1, 3), 2, True, "fixed")
 COSTS = (0.01, 1.0, 100.0)

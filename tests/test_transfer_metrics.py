@@ -1,4 +1,4 @@
-"""transfer/metrics.py: cases worked by hand, scikit-learn where both mean the same, a naive loop where they do not."""
+"""bootstrap.py: cases worked by hand, scikit-learn where both mean the same, a naive loop where they do not."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, top_k_accuracy_score
 
-from transfer.metrics import (
+from adco.evaluation.bootstrap import (
     average_precision,
     eleven_point_ap,
     hits_interval,

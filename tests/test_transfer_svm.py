@@ -1,4 +1,4 @@
-"""transfer/svm.py: the classifier of the protocols, how C is chosen, and what happens to difficult images."""
+"""transfer/svm/svm.py: the classifier of the protocols, how C is chosen, and what happens to difficult images."""
 
 import math
 import warnings
@@ -11,10 +11,10 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
-from transfer.liblinear import best_cost, cross_validated_ap, linear_svc
-from transfer.metrics import average_precision
-from transfer.newton import Rows, cg_step, direct_step, eigenbasis, minimise
-from transfer.svm import Solver, SvmRule, class_weights, fold_masks, normalise_rows, svm_scores, with_constant
+from adco.evaluation.bootstrap import average_precision
+from transfer.svm.liblinear import best_cost, cross_validated_ap, linear_svc
+from transfer.svm.newton_cg import Rows, cg_step, direct_step, eigenbasis, minimise
+from transfer.svm.svm import Solver, SvmRule, class_weights, fold_masks, normalise_rows, svm_scores, with_constant
 
 COSTS = (0.01, 1.0, 1000.0)
 PCL = SvmRule(costs=(0.5,), drop_difficult=False)
@@ -135,7 +135,7 @@ def test_unmeasurable_classes_are_nan_with_a_reason(solver):
 
 
 def test_fits_that_do_not_converge_are_counted_and_not_printed(monkeypatch):
-    import transfer.liblinear as svm
+    import transfer.svm.liblinear as svm
 
     original = svm.linear_svc
     monkeypatch.setattr(svm, "linear_svc", lambda cost, seed: original(cost, seed).set_params(max_iter=1))
@@ -243,7 +243,7 @@ def test_folds_are_scikit_learns():
 
 
 def test_a_solver_that_stops_early_says_so(monkeypatch):
-    monkeypatch.setattr("transfer.newton.NEWTON_STEPS", 1)
+    monkeypatch.setattr("transfer.svm.newton_cg.NEWTON_STEPS", 1)
     x, y = faint_clues()
     (score,) = svm_scores(x, y[:, None], x, y[:, None], SvmRule((1.0, 1000.0), True), NEWTON)
     assert score.unconverged == 2 * 3 + 1

@@ -1,4 +1,4 @@
-"""transfer/train.py and its recipes: schedules, views, exact resume, ranks, a backbone that does not move."""
+"""classifier/engine.py and its recipes: schedules, views, exact resume, ranks, a backbone that does not move."""
 
 import json
 import math
@@ -12,23 +12,23 @@ import pytest
 import torch
 from torchvision.transforms import functional as pixels
 
+import transfer.classifier.engine as engine
 import transfer.imagenet
 import transfer.places205
-import transfer.train as engine
 from adco.data.images import index_folder
 from adco.data.transforms import functional
 from adco.evaluation.records import load_record
 from adco.utils.errors import UserError
 from adco.weights.backbone import load_backbone
 from tests.transfer_data import assert_one_line_error, make_folder, picture
-from transfer.classify import hits
+from transfer.classifier.command import hits
+from transfer.classifier.dataset import Request, lighting, renormalised, requests, to_network, voc_view
+from transfer.classifier.engine import Plan, looks_at, optimiser_for, train
+from transfer.classifier.label_subsets import drawn_list, list_sha256, only, read_list
+from transfer.classifier.protocols import IMAGENET, PLACES205, VOC_ADCO, Recipe
+from transfer.features.transforms import FITS
 from transfer.imagenet import labelled
-from transfer.labels import drawn_list, list_sha256, only, read_list
 from transfer.places205 import IMAGES, LISTS, read_places
-from transfer.recipes import IMAGENET, PLACES205, VOC_ADCO, Recipe
-from transfer.train import Plan, looks_at, optimiser_for, train
-from transfer.train_data import Request, lighting, renormalised, requests, to_network, voc_view
-from transfer.transforms import FITS
 
 ROOT = Path(__file__).resolve().parent.parent
 ALL = {**{f"i-{n}": r for n, r in IMAGENET.items()}, **{f"p-{n}": r for n, r in PLACES205.items()}, "voc": VOC_ADCO}

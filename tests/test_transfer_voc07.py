@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import transfer.reading
+import transfer.features.reading
 from adco.evaluation.records import load_record
 from adco.utils.errors import UserError
 from tests.transfer_data import COLOURS, assert_one_line_error, files_below, make_voc
-from transfer.protocols import PROTOCOLS, chosen_protocols
-from transfer.svm import ClassScore, Solver, svm_scores
+from transfer.svm.protocols import PROTOCOLS, chosen_protocols
+from transfer.svm.svm import ClassScore, Solver, svm_scores
 from transfer.voc import CLASSES, OFFICIAL_IMAGES, read_voc
 from transfer.voc07 import judge, main, table
 
@@ -132,8 +132,8 @@ def test_table_says_what_was_not_measured(voc):
 
 
 def test_both_protocols_in_one_pass(voc, tmp_path, capsys, monkeypatch):
-    reads, read = [], transfer.reading.read_image
-    monkeypatch.setattr(transfer.reading, "read_image", lambda path: (reads.append(path), read(path))[1])
+    reads, read = [], transfer.features.reading.read_image
+    monkeypatch.setattr(transfer.features.reading, "read_image", lambda path: (reads.append(path), read(path))[1])
     out = tmp_path / "out"
     assert main(arguments(voc, out, "--protocol", "pcl", "--protocol", "vissl")) == 0
     assert len(reads) == 36
@@ -158,8 +158,8 @@ def test_both_protocols_in_one_pass(voc, tmp_path, capsys, monkeypatch):
 
 def test_both_solvers_and_every_stage_on_one_pass(voc, tmp_path, monkeypatch):
     """The same mAP within 0.05 points by either solver; res2 ... res5 and GAP from one reading of each picture."""
-    reads, read = [], transfer.reading.read_image
-    monkeypatch.setattr(transfer.reading, "read_image", lambda path: (reads.append(path), read(path))[1])
+    reads, read = [], transfer.features.reading.read_image
+    monkeypatch.setattr(transfer.features.reading, "read_image", lambda path: (reads.append(path), read(path))[1])
     wanted = ["--protocol", "pcl", "--protocol", "openselfsup", "--stage", "all"]
     out = {solver: tmp_path / solver for solver in ("newton", "liblinear")}
     for solver, folder in out.items():

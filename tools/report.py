@@ -93,7 +93,7 @@ def detections(runs: Sequence[str], images: int, min_score: float) -> Mapping[st
     """Test image -> (whose boxes, PNG): the true boxes, then those of each NAME=DIR."""
     found: dict[str, list[tuple[str, bytes]]] = {}
     for run in runs:
-        from detection.draw import drawings  # detectron2, for those who want it
+        from detection.visualize import drawings  # detectron2, for those who want it
 
         name, equals, folder = run.partition("=")
         for drawn in drawings(Path(folder if equals else run), images, min_score):

@@ -18,10 +18,10 @@ from adco.utils.errors import UserError
 from adco.utils.files import output_folder
 from adco.utils.threads import parse_workers
 from adco.weights.backbone import Backbone, load_backbone
-from transfer.features import Extraction, Feature, Reader, extract
-from transfer.reading import Pictures
-from transfer.train import Plan
-from transfer.transforms import CROP_PX, RESIZE_PX, Transform
+from transfer.classifier.engine import Plan
+from transfer.features.extract import Extraction, Feature, Reader, extract
+from transfer.features.reading import Pictures
+from transfer.features.transforms import CROP_PX, RESIZE_PX, Transform
 
 
 class Parser(argparse.ArgumentParser):

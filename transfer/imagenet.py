@@ -19,13 +19,13 @@ from adco.data.images import ImageIndex
 from adco.utils import distributed
 from adco.utils.errors import command
 from adco.utils.files import output_folder, write_text
-from transfer.classify import chosen, listed, run_recipe
+from transfer.classifier.command import chosen, listed, run_recipe
+from transfer.classifier.dataset import Labelled
+from transfer.classifier.label_subsets import drawn_list, list_sha256, only, read_list
+from transfer.classifier.protocols import IMAGENET, SEMI_PERCENT
 from transfer.cli import add_protocols, add_training, make_parser, require_paths
-from transfer.imagefolder import described, read_folders
-from transfer.labels import drawn_list, list_sha256, only, read_list
-from transfer.reading import Pictures
-from transfer.recipes import IMAGENET, SEMI_PERCENT
-from transfer.train_data import Labelled
+from transfer.features.image_folder import described, read_folders
+from transfer.features.reading import Pictures
 
 
 def labelled(index: ImageIndex, name: str) -> Labelled:

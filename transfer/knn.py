@@ -18,13 +18,13 @@ from functools import partial
 import torch
 from torch.nn.functional import normalize
 
+from adco.evaluation.bootstrap import REPLICATES, hits_score, in_percent, top_k_hits
 from adco.evaluation.knn import MIN_TEMPERATURE, knn_predict
 from adco.evaluation.predictions import write_hits
 from adco.utils.errors import UserError, command
 from transfer.cli import add_protocols, make_job, make_parser, only_listed
-from transfer.features import Feature
-from transfer.imagefolder import labelled_features, read_folders
-from transfer.metrics import REPLICATES, hits_score, in_percent, top_k_hits
+from transfer.features.extract import Feature
+from transfer.features.image_folder import labelled_features, read_folders
 
 ABOUT = {
     "knn": "Weighted kNN (Wu et al., 2018) on average-pooled, L2-normalised features of one centre crop: each of the\n"

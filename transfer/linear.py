@@ -26,14 +26,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adco.evaluation.bootstrap import REPLICATES, hits_score, in_percent, top_k_hits
 from adco.evaluation.predictions import write_hits
 from adco.utils import philox
 from adco.utils.errors import UserError, command
 from adco.utils.progress import progress
 from transfer.cli import add_protocols, make_job, make_parser, only_listed
-from transfer.features import Feature
-from transfer.imagefolder import Split, labelled_features, read_folders
-from transfer.metrics import REPLICATES, hits_score, in_percent, top_k_hits
+from transfer.features.extract import Feature
+from transfer.features.image_folder import Split, labelled_features, read_folders
 
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)

@@ -18,12 +18,12 @@ import numpy as np
 
 from adco.data.datasets.annotations import places_list
 from adco.utils.errors import UserError, command
-from transfer.classify import chosen, listed, run_recipe
+from transfer.classifier.command import chosen, listed, run_recipe
+from transfer.classifier.dataset import Labelled
+from transfer.classifier.protocols import PLACES205
 from transfer.cli import add_protocols, add_training, make_parser, require_paths
-from transfer.imagefolder import fingerprint, read_folders
-from transfer.reading import Pictures
-from transfer.recipes import PLACES205
-from transfer.train_data import Labelled
+from transfer.features.image_folder import fingerprint, read_folders
+from transfer.features.reading import Pictures
 
 IMAGES = Path("data/vision/torralba/deeplearning/images256")
 LISTS = Path("trainvalsplit_places205")

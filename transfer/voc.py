@@ -12,7 +12,7 @@ import numpy as np
 
 from adco.data.datasets.annotations import inside
 from adco.utils.errors import UserError
-from transfer.reading import Pictures
+from transfer.features.reading import Pictures
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),

@@ -20,16 +20,24 @@ import math
 
 import numpy as np
 
+from adco.evaluation.bootstrap import (
+    REPLICATES,
+    average_precision,
+    eleven_point_ap,
+    in_percent,
+    interval,
+    mean_over_classes,
+)
 from adco.evaluation.predictions import write_ranks
 from adco.evaluation.records import Predictions, Score
 from adco.utils.errors import UserError, command
 from adco.utils.files import output_folder, write_text
-from transfer import lowshot, voc_linear
+from transfer.classifier import voc_linear
 from transfer.cli import Job, add_protocols, explain, make_job, make_parser, processors, skipped
-from transfer.features import VISSL_POOLS, Extraction, Feature
-from transfer.metrics import REPLICATES, average_precision, eleven_point_ap, in_percent, interval, mean_over_classes
-from transfer.protocols import PROTOCOLS, Protocol, chosen_protocols
-from transfer.svm import ClassScore, Solver, SvmRule, counted_targets, svm_scores
+from transfer.features.extract import VISSL_POOLS, Extraction, Feature
+from transfer.svm import low_shot
+from transfer.svm.protocols import PROTOCOLS, Protocol, chosen_protocols
+from transfer.svm.svm import ClassScore, Solver, SvmRule, counted_targets, svm_scores
 from transfer.voc import CLASSES, Voc, read_voc, say_what_data
 
 
@@ -118,13 +126,13 @@ def run_low_shot(job: Job, voc: Voc, protocol: Protocol, done: Extraction, rows:
     """Draw, train, test, write the record and the draws."""
     begun, few = time.perf_counter(), protocol.low_shot
     train, train_labels, test, test_labels = sides(voc, rows, done.kept)
-    draws = lowshot.draw(train_labels, few, job.seed)
+    draws = low_shot.draw(train_labels, few, job.seed)
     kept = set(done.kept.tolist())
     ids = [voc.ids[row] for row in voc.rows["trainval"] if row in kept]
-    text = lowshot.as_text(draws, ids, voc.classes)
+    text = low_shot.as_text(draws, ids, voc.classes)
     listed = job.output_dir / f"{protocol.name.replace('/', '-')}-draws.txt"
     write_text(listed, text)
-    scores, found = lowshot.low_shot_scores(train, test, test_labels, draws, few, protocol.rule, solver)
+    scores, found = low_shot.low_shot_scores(train, test, test_labels, draws, few, protocol.rule, solver)
     digest = hashlib.sha256(text.encode()).hexdigest()
     settings = settings_of(protocol, done, solver) | found
     settings |= {"trials": few.samples, "draws": listed.name, "draws_sha256": digest}

@@ -87,7 +87,7 @@ def _difference(theirs: Score, ours: Score, seeds: str) -> tuple[Cell, Cell, Cel
 
 
 def recorded_lead(study: Study, out: Path) -> list[Table]:
-    """The same from records of benchmarks/lead.py, which resample the test pictures, the same for both methods.
+    """The same from records of experiments/lead.py, which resample the test pictures, the same for both methods.
 
     Of several of one pair of methods on the same data the one with the most seeds.
     """

@@ -8,11 +8,11 @@ import sys
 import torch
 from torch.nn.functional import normalize, one_hot
 
+from adco.evaluation.bootstrap import hits_score, in_percent, top_k_hits
 from adco.utils.errors import command
 from transfer.cli import make_job, make_parser
-from transfer.features import Feature
-from transfer.imagefolder import labelled_features, read_folders
-from transfer.metrics import hits_score, in_percent, top_k_hits
+from transfer.features.extract import Feature
+from transfer.features.image_folder import labelled_features, read_folders
 
 
 def votes(train, labels, val, classes):

@@ -1,9 +1,9 @@
-"""NCCL with one rank: the checks of benchmarks/gpu_sections/nccl.py."""
+"""NCCL with one rank: the checks of benchmarks/on_gpu/sections/nccl.py."""
 
 import pytest
 import torch.distributed as dist
 
-from benchmarks.gpu_sections import correctness, nccl
+from benchmarks.on_gpu.sections import correctness, nccl
 
 pytestmark = pytest.mark.skipif(not dist.is_nccl_available(), reason="this build of torch has no NCCL")
 

@@ -5,7 +5,7 @@ import torch
 
 from adco.data.images import index_folder
 from adco.data.loader import ViewDataset, batches, requests
-from benchmarks.photographs import write_photographs
+from benchmarks.speed.photographs import write_photographs
 from tests.test_loader import SPECS, loaded
 
 CPU = torch.device("cpu")

@@ -1,13 +1,13 @@
 """Every method on a GPU: the steps of the CPU, numbers in every precision, and no hidden wait for the GPU.
 
-The checks are those of benchmarks/gpu_sections/correctness.py, with smaller images.
+The checks are those of benchmarks/on_gpu/sections/correctness.py, with smaller images.
 """
 
 import pytest
 import torch
 
 from adco.methods import METHODS
-from benchmarks.gpu_sections import correctness
+from benchmarks.on_gpu.sections import correctness
 
 
 @pytest.fixture(scope="module")

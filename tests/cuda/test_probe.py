@@ -1,7 +1,7 @@
 """The kNN probe on a GPU gives the same whether the backbone is compiled or not, and is not compiled itself: the check
-of benchmarks/gpu_sections/correctness.py. What `compile` then makes of the backbone is in test_compute.py."""
+of benchmarks/on_gpu/sections/correctness.py. What `compile` then makes of the backbone is in test_compute.py."""
 
-from benchmarks.gpu_sections import correctness
+from benchmarks.on_gpu.sections import correctness
 
 
 def test_the_probe_is_the_same_before_and_after_compile(tmp_path, gpu):

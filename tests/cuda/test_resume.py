@@ -1,9 +1,9 @@
 """A run that is resumed on a GPU goes on as if it had never stopped: the check of
-benchmarks/gpu_sections/correctness.py, with smaller images."""
+benchmarks/on_gpu/sections/correctness.py, with smaller images."""
 
 import pytest
 
-from benchmarks.gpu_sections import correctness
+from benchmarks.on_gpu.sections import correctness
 
 
 @pytest.mark.parametrize("compute", [{}, {"channels_last": False}], ids=["same", "contiguous"])

@@ -11,15 +11,14 @@ from adco.data.images import index_folder
 from adco.utils.device import set_arithmetic
 from adco.weights.backbone import load_backbone
 from tests.transfer_data import make_folder
-from transfer import train as engine
-from transfer import train_data
-from transfer.classify import hits
-from transfer.features import Feature, Reader, extract
+from transfer.classifier import dataset, engine
+from transfer.classifier.command import hits
+from transfer.classifier.engine import Network, Plan, one_step, optimiser_for, train
+from transfer.classifier.protocols import IMAGENET, PLACES205, VOC_ADCO
+from transfer.features.extract import Feature, Reader, extract
+from transfer.features.reading import Pictures
+from transfer.features.transforms import Transform
 from transfer.imagenet import labelled
-from transfer.reading import Pictures
-from transfer.recipes import IMAGENET, PLACES205, VOC_ADCO
-from transfer.train import Network, Plan, one_step, optimiser_for, train
-from transfer.transforms import Transform
 
 CPU = torch.device("cpu")
 
@@ -53,8 +52,8 @@ def test_features_are_those_of_the_cpu(folder, backbone, tmp_path, gpu):
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("recipe", [PLACES205["fair"], IMAGENET["semi10"], VOC_ADCO], ids=lambda recipe: recipe.name)
 def test_a_step_never_waits_for_the_gpu(backbone, tmp_path, monkeypatch, gpu, recipe, bf16):
-    view = train_data._view
-    monkeypatch.setattr(train_data, "_view", lambda recipe, px: replace(view(recipe, px), blur_p=1.0))
+    view = dataset._view
+    monkeypatch.setattr(dataset, "_view", lambda recipe, px: replace(view(recipe, px), blur_p=1.0))
     network = Network(backbone, recipe, 3, 96, torch.bfloat16 if bf16 else None).to(gpu)
     network = network.to(memory_format=torch.channels_last)
     optimiser, plan = optimiser_for(network, recipe), Plan(gpu, 0, 96, 110, tmp_path, bf16=bf16)
@@ -73,13 +72,13 @@ def test_a_step_never_waits_for_the_gpu(backbone, tmp_path, monkeypatch, gpu, re
 def test_what_the_network_sees_is_what_it_sees_on_the_cpu(folder, recipe, gpu):
     data, request = splits(folder)[0], Request(2, np.arange(12))
     recipe = replace(recipe, jitter=(0.4, 0.4, 0.4, 0.0), lighting=True)
-    pictures = train_data.TrainingPictures(data, recipe, 64, 0)
+    pictures = dataset.TrainingPictures(data, recipe, 64, 0)
     seen = []
     for device in (gpu, CPU):
         work = pictures.begin(request, device)
         _, crops, labels, _ = work.batch([work.rows(0, 12)])
         assert crops.is_pinned() is (device == gpu)
-        seen.append(train_data.to_network(crops, request, recipe, 64, 0, device).cpu())
+        seen.append(dataset.to_network(crops, request, recipe, 64, 0, device).cpu())
     torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-4)
 
 

@@ -124,7 +124,7 @@ MISTAKES = {
     "tools.report": [("--results {empty} --zoo {file}", ""), ("--results {tmp}/absent --zoo {file}", "")],
     "tools.demo": [("--output-dir {file} --images 100", "text.txt"), ("--images x", "--images")],
     "tools.benchmark": [],
-    "transfer.rate": [("", "--checkpoint"), ("--checkpoint random:resnet7 --data {pictures}", "resnet7")],
+    "transfer.throughput": [("", "--checkpoint"), ("--checkpoint random:resnet7 --data {pictures}", "resnet7")],
     "transfer.knn": [("--k 0", "--k"), ("--k 5 --temperature 0", "--temperature")],
     "transfer.linear": [],
     "transfer.imagenet": [
@@ -145,7 +145,7 @@ MISTAKES = {
             "x.pkl",
         ),
     ],
-    "detection.draw": [
+    "detection.visualize": [
         ("", "OUT.png"),
         ("{empty} {out}.png", "no predictions"),
         ("{tmp}/absent {out}.png", "no predictions"),
@@ -247,7 +247,7 @@ def test_every_tool_of_the_rooms_is_in_the_table():
     found = {
         f"{room}.{path.stem}" for room in rooms for path in (ROOT / room).glob("*.py") if "@command" in path.read_text()
     }
-    assert found - {"transfer.rate"} <= set(MISTAKES)
+    assert found - {"transfer.throughput"} <= set(MISTAKES)
     assert all(
         hasattr(importlib.import_module(tool).main, "__wrapped__") for tool in found if not tool.startswith("detection")
     )

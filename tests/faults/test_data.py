@@ -22,11 +22,11 @@ from adco.weights.backbone import load_backbone
 from tests.faults import hostile
 from tests.faults.table import fault
 from tests.transfer_data import COLOURS, make_folder
-from transfer.features import Feature, Pictures, Reader, extract
+from transfer.classifier.dataset import Labelled, Request, TrainingPictures
+from transfer.classifier.protocols import PLACES205
+from transfer.features.extract import Feature, Pictures, Reader, extract
+from transfer.features.transforms import Transform
 from transfer.places205 import read_places
-from transfer.recipes import PLACES205
-from transfer.train_data import Labelled, Request, TrainingPictures
-from transfer.transforms import Transform
 from transfer.voc import read_voc
 
 CPU = torch.device("cpu")

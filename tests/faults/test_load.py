@@ -16,7 +16,7 @@ import torch
 
 from adco.data.loader import ViewDataset, batches, requests
 from adco.data.sources import open_images
-from benchmarks import soak
+from benchmarks.speed import soak
 from tests.faults import toy
 from tests.faults.table import fault
 

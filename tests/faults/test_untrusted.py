@@ -202,9 +202,9 @@ def test_detectron2_reads_weights_through_the_same_door(tmp_path):
     pytest.importorskip("detectron2", reason="detectron2 is not installed")
     from detectron2.checkpoint import DetectionCheckpointer
 
-    from detection import guard
+    from detection import safe_loading
 
-    guard.install()
+    safe_loading.install()
     file, touched = tmp_path / "x.pkl", tmp_path / "touched"
     file.write_bytes(pickle.dumps({"model": touching(touched)["os.system"]}))
     with pytest.raises(pickle.UnpicklingError, match="system is refused"):

@@ -1,0 +1,42 @@
+"""Figure 2 in small: the bank among the queries as a picture (tools/draw_bank.py), its shares of outliers as a record.
+
+python benchmarks/experiments/bank_outliers.py CHECKPOINT ... --data IMAGENETTE \
+    --output FOLDER/bank.png [draw_bank.py's options]
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from adco.evaluation.records import Record
+from adco.utils.errors import command
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    words, begun = list(sys.argv[1:] if argv is None else argv), time.perf_counter()
+    done = subprocess.run([sys.executable, "tools/draw_bank.py", *words])
+    if done.returncode == 0:
+        picture, data = (Path(words[words.index(option) + 1]) for option in ("--output", "--data"))
+        told = json.loads(picture.with_suffix(".json").read_text())
+        record = as_record(told, data.resolve().name, round(time.perf_counter() - begun, 1))
+        print(f"wrote {record.write(picture.with_name('record.json'))}")
+    return done.returncode
+
+
+def as_record(told: dict, data: str, seconds: float) -> Record:
+    """What draw_bank.py wrote beside the picture, as a record: percent of each bank that are outliers."""
+    scores = {f"outlier_percent/{run['name']}": 100 * run["outlier_share"] for run in told["runs"]}
+    settings = told | {"interval": "none: every row of the bank is counted, for one view of the pictures"}
+    return Record("pretraining/bank-outliers", scores, {}, {"name": data}, settings, seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

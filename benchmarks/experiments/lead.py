@@ -1,0 +1,80 @@
+"""By how much one method leads another at some epochs, on the same pictures, with 95% intervals.
+
+    python benchmarks/experiments/lead.py --first CURVE ... --second CURVE ... --epochs 5 10 20 --output lead.json
+
+A CURVE is an output folder of accuracy_curve.py, one a seed. The difference is of the means over seeds; its interval
+resamples the test pictures, the same for both methods; where there are several seeds, Student's interval over them too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import numpy as np
+
+from adco.evaluation.bootstrap import interval
+from adco.evaluation.records import Record, Score, load_record
+from adco.utils.errors import UserError, command
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    for side in ("first", "second"):
+        parser.add_argument(f"--{side}", type=Path, nargs="+", required=True, metavar="CURVE", help="one a seed")
+    parser.add_argument("--epochs", type=int, nargs="+", required=True)
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    args = parser.parse_args(argv)
+    if len(args.first) != len(args.second):
+        raise UserError(f"--first has {len(args.first)} seeds and --second {len(args.second)}; give as many of each")
+    rows = [lead(kind, epoch, args.first, args.second) for kind in ("knn", "linear") for epoch in args.epochs]
+    for row in rows:
+        low, high = row["interval95_images"]
+        print(f"{row['probe']}, {row['epoch']} epochs: {row['first']:.2f} - {row['second']:.2f} = {row['lead']:+.2f}, "
+              f"95% {low:+.2f} to {high:+.2f}")  # fmt: skip
+    print(f"wrote {as_record(rows, args.first, args.second).write(args.output)}")
+    return 0
+
+
+def lead(kind: str, epoch: int, first: Sequence[Path], second: Sequence[Path]) -> dict[str, object]:
+    """One comparison, in points of top-1: the mean over seeds of `first` minus that of `second`."""
+    ours, theirs = (np.stack([hits(folder, epoch, kind) for folder in folders]) for folders in (first, second))
+    if ours.shape != theirs.shape:
+        raise UserError(f"{first[0]} and {second[0]}: judged on {ours.shape[1]} and {theirs.shape[1]} pictures")
+    difference = 100 * (ours.mean(axis=0) - theirs.mean(axis=0))  # (N,) of each picture
+    low, high = interval(lambda weights: weights @ difference / weights.sum(axis=1), len(difference))
+    row = {"probe": kind, "epoch": epoch, "first": 100 * float(ours.mean()), "second": 100 * float(theirs.mean()),
+           "lead": float(difference.mean()), "interval95_images": (low, high), "seeds": len(first)}  # fmt: skip
+    if len(first) > 1:
+        over_seeds = Score.over_trials(100 * (ours.mean(axis=1) - theirs.mean(axis=1)))
+        row["interval95_seeds"] = (over_seeds.low, over_seeds.high)
+    return row
+
+
+def hits(folder: Path, epoch: int, kind: str) -> np.ndarray:
+    """(N,) float, 1 where the test picture was classified rightly. Raises UserError."""
+    path = folder / f"epoch_{epoch}.npz"
+    try:
+        return np.load(path)[kind].astype(float)
+    except (OSError, KeyError):
+        raise UserError(f"{path}: no {kind} hits in it; run accuracy_curve.py with epoch {epoch}") from None
+
+
+def as_record(rows: Sequence[dict[str, object]], first: Sequence[Path], second: Sequence[Path]) -> Record:
+    """The comparisons as one record."""
+    known = {side: load_record(folders[0] / "knn.json") for side, folders in (("first", first), ("second", second))}
+    scores = {f"lead/{row['probe']}@{row['epoch']}ep": Score.over_images(row["lead"], row["interval95_images"])
+              for row in rows}  # fmt: skip
+    names = {side: record.settings["method"] for side, record in known.items()}
+    settings = {"rows": list(rows), **names, "seeds": len(first), "image_px": known["first"].settings["image_px"]}
+    px = settings["image_px"]
+    return Record(f"pretraining/lead@{px}px", scores, {}, known["first"].data, settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

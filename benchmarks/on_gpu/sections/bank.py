@@ -1,0 +1,47 @@
+"""AdCo's loss and bank step: errors of its gradients, and its time beside the released one, MoCo's and matrix products.
+
+256 queries of 128 numbers, float32, one direction; benchmarks/speed/bank.py says what the contestants are.
+"""
+
+from __future__ import annotations
+
+from adco.utils.device import set_arithmetic
+from benchmarks.on_gpu.sections import Context
+from benchmarks.on_gpu.sections.shared import attempt
+from benchmarks.speed.bank import CONTESTANTS, extra_memory, gradient_errors
+from benchmarks.speed.race import race, ratio, repeated
+
+STEPS_A_ROUND = {65536: 20, 8192: 50, 2**20: 2}
+SMALL_STEPS_A_ROUND = {4096: 1, 512: 1, 16384: 1}
+
+
+def run(context: Context) -> None:
+    """Errors, then the sizes of the bank, the paper's first, then memory."""
+    set_arithmetic(context.device)
+    sizes = SMALL_STEPS_A_ROUND if context.small else STEPS_A_ROUND
+    with attempt(context, "gradient_error"):
+        for name, error in gradient_errors(context.device, 512 if context.small else 8192).items():
+            context.report(name, error, "of the largest entry")
+    for size, steps in sizes.items():
+        timed(context, size, steps)
+    for name in () if context.small else ("ours", "moco", "released"):
+        with attempt(context, f"extra_memory_65536/{name}"):
+            context.report(f"extra_memory_65536/{name}", extra_memory(CONTESTANTS[name], context.device), "MiB")
+
+
+def timed(context: Context, size: int, steps: int) -> None:
+    """Milliseconds a step of every contestant that has enough memory for so many rows, and ours against the others."""
+    works = {}
+    for name, make in CONTESTANTS.items():
+        with attempt(context, f"{name}_{size}"):
+            step = make(size, context.device)
+            step()
+            works[name] = repeated(step, steps)
+    with attempt(context, f"race_{size}"):
+        found = race(works, 2 if context.small else 7, steps, context.device)
+        for name, timing in found.items():
+            ms = 1000 * timing.median / steps
+            context.report(f"{name}_{size}", ms, "ms", spread=timing.spread, steps_a_round=steps)
+        for name in (name for name in found if name != "ours" and "ours" in found):
+            speed = ratio("", found[name], found["ours"], 1).value
+            context.report(f"ours_over_{name}_{size}", speed, "times as fast")

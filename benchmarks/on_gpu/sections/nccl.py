@@ -1,0 +1,200 @@
+"""Section 9: what ranks exchange, through NCCL with one rank: every call runs on the GPU and gives what it should.
+
+python -m benchmarks.on_gpu.sections.nccl DEVICE FOLDER      is the child that fails on purpose
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from adco.utils import distributed
+from adco.utils.device import resolve_device
+from adco.utils.errors import UserError, command
+from benchmarks.on_gpu.sections import Context
+from benchmarks.on_gpu.sections.checks import Check, Finding, perform
+from benchmarks.on_gpu.sections.correctness import Steps, judged, small_recipe, steps_of, with_compute, write_images
+
+ROOT = Path(__file__).resolve().parent.parent.parent.parent
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64)
+PURPOSE = "this rank fails on purpose"
+EXIT_SECONDS, LIMIT_SECONDS = 15.0, 60.0  # from the error to the end; for the whole child
+COMPILE_SECONDS = 10.0  # what has to be left for it to be tried
+
+
+def run(context: Context) -> None:
+    """The calls first, then training, then an error exit, then a compiled step. Raises Failure where one fails."""
+    device = context.device
+    if device.type == "cuda" and not dist.is_nccl_available():
+        context.skip("nccl", "this build of torch has no NCCL")
+        return
+    with tempfile.TemporaryDirectory(dir=context.work) as name:
+        folder = Path(name)
+        images = write_images(folder / "images", context.small)
+        adco, simclr = (with_compute(small_recipe(m, images, context.small), accumulate=2) for m in ("adco", "simclr"))
+        alone = {recipe.method: steps_of(recipe, device) for recipe in (adco, simclr)}
+
+        def checks() -> Iterator[Check]:
+            yield "exchanges", partial(exchanges, device)
+            yield "gradients", partial(gradients, device)
+            yield "training", lambda: trained(adco, alone["adco"], device)
+            yield "error_exit", partial(error_exit, device, folder)
+            compiled = with_compute(simclr, compile=True)
+            yield (
+                "compiled_training",
+                lambda: (
+                    trained(compiled, alone["simclr"], device)
+                    if device.type == "cuda" and context.left() > COMPILE_SECONDS
+                    else Finding(None, {"reason": "compiling takes longer than what is left"})
+                ),
+            )
+
+        with one_rank(device, folder):
+            perform(context, checks())
+
+
+@contextmanager
+def one_rank(device: torch.device, folder: Path) -> Iterator[None]:
+    """Inside, `distributed` exchanges with this process alone: NCCL on a GPU, else gloo. folder: for the store."""
+    join(device, folder)
+    try:
+        yield
+    finally:
+        distributed._leave()
+
+
+def join(device: torch.device, folder: Path) -> None:
+    """What `distributed.started` does on each of several ranks."""
+    backend, store = "nccl" if device.type == "cuda" else "gloo", dist.FileStore(str(folder / "store"), 1)
+    dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=distributed.TIMEOUT)
+    distributed._control = dist.new_group(backend="gloo", timeout=distributed.TIMEOUT)
+
+
+def exchanges(device: torch.device) -> Finding:
+    """Each call of `distributed` without gradient gives the tensor itself, of any dtype, contiguous or not, after
+    work that is still queued, and leaves its argument as it was. wrong: those that do not."""
+    calls = {
+        "gather": distributed.gather, "total": distributed.total, "mean": distributed.mean,
+        "largest": distributed.largest, "own_total": distributed.own_total, "own": distributed.own,
+    }  # fmt: skip
+    wrong = [
+        f"{name} {dtype} {'transposed' if transposed else ''}".rstrip()
+        for name, call in calls.items()
+        for dtype in DTYPES
+        for transposed in (False, True)
+        if (name != "mean" or dtype.is_floating_point) and not _is_identity(call, dtype, transposed, device)
+    ]
+    scalar = torch.tensor(3.0, device=device)
+    wrong += [f"{name} of a scalar" for name in ("total", "mean", "largest") if calls[name](scalar).item() != 3]
+    answers = [distributed.anywhere(True), distributed.anywhere(False), distributed.gather_objects({"rank": 0})]
+    wrong += [] if answers == [True, False, [{"rank": 0}]] else ["anywhere or gather_objects"]
+    wrong += [] if (distributed.rank(), distributed.ranks()) == (0, 1) else ["rank or ranks"]
+    return Finding(not wrong, {"wrong": wrong, "backend": dist.get_backend()})
+
+
+def _is_identity(call: Callable[[Tensor], Tensor], dtype: torch.dtype, transposed: bool, device: torch.device) -> bool:
+    expected = torch.arange(256 * 64).view(256, 64).remainder(251).to(dtype)
+    expected = expected.t() if transposed else expected
+    given = expected.to(device)
+    for _ in range(20):  # work on the current stream that a collective has to wait for
+        given = (given + 1) - 1
+    found = call(given)
+    return found.device == given.device and torch.equal(found.cpu(), expected) and torch.equal(given.cpu(), expected)
+
+
+def gradients(device: torch.device) -> Finding:
+    """Calls with gradient, and DDP: averaged over one rank, accumulated where `gradients_stay_here`."""
+    wrong = []
+    for name, call in (("gather", distributed.gather_with_gradient), ("total", distributed.total_with_gradient)):
+        rows = torch.randn(6, 4, device=device, requires_grad=True)
+        weight = torch.randn(6, 4, device=device)
+        (call(rows) * weight).sum().backward()
+        wrong += [] if torch.equal(rows.grad, weight) else [f"{name}_with_gradient"]
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 3).to(device)
+    network = distributed.parallel(layer)
+    wrong += [] if isinstance(network, DistributedDataParallel) else ["parallel"]
+    images = torch.randn(3, 6, 4, device=device)
+    for number, part in enumerate(images):
+        with distributed.gradients_stay_here(network, number < len(images) - 1):
+            network(part).square().mean().backward()
+    found, layer.weight.grad = layer.weight.grad.clone(), None
+    sum(layer(part).square().mean() for part in images).backward()
+    wrong += [] if torch.allclose(found, layer.weight.grad, rtol=1e-4, atol=1e-6) else ["gradients_stay_here"]
+    return Finding(not wrong, {"wrong": wrong})
+
+
+def trained(recipe, alone: Steps, device: torch.device) -> Finding:
+    """Three steps of two micro-batches through DDP, its `no_sync` and the fused optimizer equal those without ranks."""
+    return judged(steps_of(recipe, device), alone)
+
+
+def error_exit(device: torch.device, folder: Path) -> Finding:
+    """A rank that raises a UserError after a collective ends within seconds with one line and exit code 2. With two
+    GPUs another rank waits for it in a collective meanwhile."""
+    ranks = 2 if device.type == "cuda" and torch.cuda.device_count() > 1 else 1
+    children = [_child(device, folder, rank, ranks) for rank in range(ranks)]
+    try:
+        output, errors = children[0].communicate(timeout=LIMIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return Finding(False, {"error": f"not ended after {LIMIT_SECONDS:.0f} s", "ranks": ranks})
+    finally:
+        ended = time.time()
+        for child in children:
+            child.kill()
+            child.wait()
+    lines = [line for line in errors.splitlines() if line.startswith(("error:", "failed:"))]
+    seconds = ended - float(output.split()[-1]) if output.split() else LIMIT_SECONDS
+    facts = {"seconds": round(seconds, 2), "code": children[0].returncode, "lines": lines, "ranks": ranks}
+    right = children[0].returncode == 2 and lines == [f"error: {PURPOSE}"] and seconds < EXIT_SECONDS
+    return Finding(right, facts | ({} if right else {"stderr": errors[-1000:]}))
+
+
+def _child(device: torch.device, folder: Path, rank: int, ranks: int) -> subprocess.Popen:
+    env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
+    meeting = folder / "child"
+    meeting.mkdir(exist_ok=True)
+    words = [sys.executable, "-m", "benchmarks.on_gpu.sections.nccl", device.type, str(meeting)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} if rank == 0 else {}
+    return subprocess.Popen(words, cwd=ROOT, env=env, text=True, **pipes)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Raise a UserError on rank 0 when a collective has been made; other ranks wait for it in the next one."""
+    name, folder = argv or sys.argv[1:]
+    with _failing_group(resolve_device(name), Path(folder)) as device:
+        distributed.total(torch.ones(1, device=device)).item()
+        if distributed.rank() == 0:
+            print(time.time(), flush=True)
+            raise UserError(PURPOSE)
+        distributed.total(torch.ones(1, device=device)).item()
+    return 0
+
+
+@contextmanager
+def _failing_group(device: torch.device, folder: Path) -> Iterator[torch.device]:
+    """`distributed.started`, which makes no group of one rank: what it does with errors is done here for one."""
+    if int(os.environ["WORLD_SIZE"]) > 1:
+        with distributed.started(device, f"file://{folder}/meeting") as own:
+            yield own
+        return
+    with distributed._aborted_on_error("nccl" if device.type == "cuda" else "gloo"):
+        join(device, folder)
+        yield device
+
+
+if __name__ == "__main__":
+    sys.exit(main())

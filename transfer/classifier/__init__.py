@@ -1,0 +1,1 @@
+"""Classifiers trained by SGD on a frozen or tuned backbone, and their protocols."""

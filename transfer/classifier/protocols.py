@@ -1,0 +1,228 @@
+"""Training protocols as data: everything that `engine.py` has to know of one, under the name it reports."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from adco.data.transforms.functional import MEAN, STD
+from adco.utils.errors import UserError
+
+STAGES = ("res2", "res3", "res4", "res5")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One protocol.
+
+    lr: at `batch` pictures a step over all ranks. epochs, or iterations where those are what was published.
+    schedule: `step` (x gamma at each of `milestones`, in `unit`s), `cosine` (to final_lr over period_epochs, all of
+        them when 0; past its period it rises again, as torch's CosineAnnealingLR does), stepped by `unit`.
+    optimizer: `sgd`, or `larc` (each tensor's step scaled to 0.001 |w| / |g|), both with momentum 0.9.
+    heads: `gap` or VISSL-pooled stages, each with a classifier of its own, all trained at once; norm: BatchNorm before
+        it, `none`, `plain` or `affine`.
+    backbone: `frozen` (eval mode, proved unmoved), `statistics` (frozen weights, BatchNorm in training mode), `tuned`
+        with lr_backbone. loss: `softmax`, or `bce` summed over pictures and classes.
+    view: `crop` (RandomResizedCrop 0.08-1 and flip) with jitter and PCA lighting, or `voc` (the released AdCo code's).
+    fit: the test transform (transfer/features/transforms.py).
+    """
+
+    name: str
+    about: str
+    lr: float
+    epochs: int
+    batch: int = 256
+    iterations: int = 0
+    schedule: str = "cosine"
+    unit: str = "epoch"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    final_lr: float = 0.0
+    period_epochs: int = 0
+    first_epoch: int = 0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    optimizer: str = "sgd"
+    heads: tuple[str, ...] = ("gap",)
+    norm: str = "none"
+    backbone: str = "frozen"
+    lr_backbone: float = 0.0
+    loss: str = "softmax"
+    view: str = "crop"
+    jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    lighting: bool = False
+    fit: str = "center"
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+    def factor(self, step: int, steps_per_epoch: int) -> float:
+        """What the learning rates are multiplied by at a step (0-based)."""
+        epoch = step // steps_per_epoch + self.first_epoch
+        if self.schedule == "step":
+            place = step if self.unit == "iteration" else epoch
+            return self.gamma ** sum(place >= milestone for milestone in self.milestones)
+        place = step / steps_per_epoch if self.unit == "iteration" else epoch
+        low = self.final_lr / self.lr
+        return low + 0.5 * (1 - low) * (1 + math.cos(math.pi * place / (self.period_epochs or self.epochs)))
+
+    def steps(self, pictures: int) -> tuple[int, int]:
+        """Steps an epoch (the last, smaller batch counts), and in all."""
+        per_epoch = -(-pictures // self.batch)
+        return per_epoch, self.iterations or self.epochs * per_epoch
+
+    def shortened(self, epochs: int | None, batch: int | None) -> Recipe:
+        """The same with other epochs (milestones in proportion) or batch (learning rates in proportion), named so."""
+        made = self
+        if epochs and epochs != self.epochs:
+            if self.iterations:
+                raise UserError(f"--epochs: {self.name} counts iterations; its length cannot be changed")
+            share = epochs / self.epochs
+            marks = tuple(max(1, round(share * mark)) for mark in self.milestones)
+            period = max(1, round(share * self.period_epochs)) if self.period_epochs else 0
+            made = replace(made, name=f"{self.name}-{epochs}ep", epochs=epochs, milestones=marks, period_epochs=period)
+        if batch and batch != self.batch:
+            scale = batch / self.batch
+            rates = {"lr": made.lr * scale, "lr_backbone": made.lr_backbone * scale, "final_lr": made.final_lr * scale}
+            made = replace(made, name=f"{made.name}-batch{batch}", batch=batch, **rates)
+        return made
+
+
+IMAGENET = {
+    "adco": Recipe(
+        "imagenet-linear/adco",
+        "AdCo's released command: SGD 10, cosine to 0.01 by epoch, 100 epochs, batch 256, no weight decay;\n"
+        "RandomResizedCrop 224 and flip; test resize 256, centre crop 224.",
+        lr=10.0,
+        epochs=100,
+        final_lr=0.01,
+    ),
+    "moco": Recipe(
+        "imagenet-linear/moco",
+        "MoCo: SGD 30, x0.1 at epochs 60 and 80 of 100, batch 256, no weight decay;\n"
+        "RandomResizedCrop 224 and flip; test resize 256, centre crop 224.",
+        lr=30.0,
+        epochs=100,
+        schedule="step",
+        milestones=(60, 80),
+    ),
+    "simsiam": Recipe(
+        "imagenet-linear/simsiam",
+        "SimSiam: LARC, 0.1 x batch / 256 = 1.6, cosine by epoch, 90 epochs, batch 4096, no weight decay;\n"
+        "RandomResizedCrop 224 and flip; test resize 256, centre crop 224.",
+        lr=1.6,
+        epochs=90,
+        batch=4096,
+        optimizer="larc",
+    ),
+    "swav": Recipe(
+        "imagenet-linear/swav",
+        "SwAV: SGD 0.3, cosine by epoch, 100 epochs, batch 256, weight decay 1e-6; std .228 .224 .225;\n"
+        "RandomResizedCrop 224 and flip; test resize 256, centre crop 224.",
+        lr=0.3,
+        epochs=100,
+        weight_decay=1e-6,
+        std=(0.228, 0.224, 0.225),
+    ),
+    "caco": Recipe(
+        "imagenet-linear/caco",
+        "CaCo's released command: LARC, 0.025 x batch / 256 = 0.4, cosine by epoch, 100 epochs, batch 4096;\n"
+        "no weight decay; RandomResizedCrop 224 and flip; test resize 256, centre crop 224.",
+        lr=0.4,
+        epochs=100,
+        batch=4096,
+        optimizer="larc",
+    ),
+    "semi10": Recipe(
+        "imagenet-semi/swav-10pct",
+        "10% of the labels, the whole network tuned as SwAV does: SGD 0.01, classifier 0.2, x0.2 at 12 and 16\n"
+        "of 20 epochs, batch 256, no weight decay; RandomResizedCrop 224 and flip; test resize 256, centre crop 224.",
+        lr=0.2,
+        lr_backbone=0.01,
+        epochs=20,
+        schedule="step",
+        milestones=(12, 16),
+        gamma=0.2,
+        backbone="tuned",
+        std=(0.228, 0.224, 0.225),
+    ),
+}
+IMAGENET["semi1"] = replace(
+    IMAGENET["semi10"],
+    name="imagenet-semi/swav-1pct",
+    about=IMAGENET["semi10"].about.replace("10%", "1%").replace("SGD 0.01, classifier 0.2", "SGD 0.02, classifier 5"),
+    lr=5.0,
+    lr_backbone=0.02,
+)
+SEMI_PERCENT = {"semi1": 1.0, "semi10": 10.0}
+
+PLACES205 = {
+    "vissl": Recipe(
+        "places205-linear/vissl",
+        "VISSL: BatchNorm and a classifier on each of res2 ... res5, pooled to about 9,000 numbers; SGD 0.01,\n"
+        "nesterov, /10 at 4, 8, 12 of 14 epochs, batch 256, weight decay 5e-4; test resize 256, centre crop 224.",
+        lr=0.01,
+        epochs=14,
+        schedule="step",
+        milestones=(4, 8, 12),
+        weight_decay=5e-4,
+        nesterov=True,
+        heads=STAGES,
+        norm="affine",
+    ),
+    "fair": Recipe(
+        "places205-linear/fair",
+        "FAIR's benchmark: as vissl, BatchNorm without scale and shift; 140,000 iterations, /10 every 40,000, weight\n"
+        "decay 1e-4; colour jitter 0.4 and PCA lighting in training.",
+        lr=0.01,
+        epochs=0,
+        iterations=140_000,
+        schedule="step",
+        unit="iteration",
+        milestones=(40_000, 80_000, 120_000),
+        weight_decay=1e-4,
+        nesterov=True,
+        heads=STAGES,
+        norm="plain",
+        jitter=(0.4, 0.4, 0.4, 0.0),
+        lighting=True,
+    ),
+    "openselfsup": Recipe(
+        "places205-linear/openselfsup",
+        "OpenSelfSup: as vissl, BatchNorm without scale and shift; SGD 0.01, /10 at 7, 14, 21 of 28 epochs,\n"
+        "batch 256, weight decay 1e-4.",
+        lr=0.01,
+        epochs=28,
+        schedule="step",
+        milestones=(7, 14, 21),
+        weight_decay=1e-4,
+        nesterov=True,
+        heads=STAGES,
+        norm="plain",
+    ),
+    "adco": Recipe(
+        "places205-linear/adco",
+        "AdCo's released command: average pool, SGD 5, cosine of period 12 epochs for 100 epochs (it oscillates),\n"
+        "batch 256, no weight decay; test squash to 256x256, centre crop 224.",
+        lr=5.0,
+        epochs=100,
+        unit="iteration",
+        period_epochs=12,
+        fit="square",
+    ),
+}
+
+VOC_ADCO = Recipe(
+    "voc07-linear/adco",
+    "The released AdCo code: classifier on the average pool, backbone's BatchNorm in training mode; BCE, SGD 0.05,\n"
+    "cosine of period 12 for 100 epochs, batch 16; train 2501, best epoch on val, test with five crops.",
+    lr=0.05,
+    epochs=100,
+    batch=16,
+    period_epochs=12,
+    first_epoch=1,  # its scheduler steps before the epoch
+    loss="bce",
+    backbone="statistics",
+    view="voc",
+    mean=(0.457342265910642, 0.4387686270106377, 0.4073427106250871),
+    std=(0.26753769276329037, 0.2638145880487105, 0.2776826934044154),
+)

@@ -1,0 +1,1 @@
+"""Frozen features: how images are read, what is extracted, and where it is kept."""

@@ -1,0 +1,239 @@
+"""Frozen features of pictures, extracted once and cached: what every benchmark of this folder starts from."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from adco.data.images import BadImages
+from adco.data.transforms.functional import from_uint8
+from adco.train.failures import is_out_of_memory
+from adco.utils.device import upload
+from adco.utils.errors import UserError
+from adco.utils.progress import progress
+from adco.weights.backbone import Backbone, stage_features
+from transfer.features.cache import Entry, RowsWriter
+from transfer.features.reading import Pictures, read_batches
+from transfer.features.transforms import Transform
+
+# VISSL's AvgPool2d(kernel, stride) for the map of each stage at 224 px, about 9,000 numbers each for a ResNet-50:
+# 6x6x256, 4x4x512, 3x3x1024, 2x2x2048. Padding 0.
+VISSL_POOLS = {"res2": (56, 16, 8), "res3": (28, 13, 5), "res4": (14, 8, 3), "res5": (7, 6, 1)}
+KINDS = ("gap", *VISSL_POOLS)
+NOTE_SECONDS = 30  # between two notes of how far an extraction is
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What is computed of a picture: a transform, and `gap` or the VISSL-pooled map of a stage, `res2` to `res5`."""
+
+    transform: Transform
+    kind: str = "gap"
+
+    @property
+    def name(self) -> str:
+        return f"{self.transform.name}-{self.kind}"
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Rows (N, D) float32 per feature for the pictures `kept` (N,) (positions in `Pictures.paths`), in their order.
+
+    unreadable: reason by path, of all that are not kept. computed: pictures that went through the network this time.
+    """
+
+    rows: dict[Feature, np.ndarray]
+    kept: np.ndarray
+    unreadable: dict[str, str]
+    computed: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How pictures are read and batched. max_bad_share: unreadable pictures beyond this share are an error."""
+
+    device: torch.device
+    workers: int = 1
+    batch_size: int = 64
+    max_bad_share: float = 0.0
+
+
+def extract(
+    backbone: Backbone, pictures: Pictures, features: Sequence[Feature], cache: Path, reader: Reader
+) -> Extraction:
+    """All `features` of all `pictures` by the frozen backbone, from the cache where it has them, else in ONE pass.
+
+    The network is in eval mode without gradients, and its weights are hashed before and after: they cannot have moved.
+    Raises UserError for too many unreadable pictures, naming the first.
+    """
+    begun = time.perf_counter()
+    model = backbone.module().requires_grad_(False).to(reader.device)
+    weights = weights_sha256(model)
+    data = pictures.fingerprint()
+    entries = {f: Entry(cache, f"{pictures.name}-{f.name}", _key(backbone, weights, data, f), pictures.root)
+               for f in dict.fromkeys(features)}  # fmt: skip
+    bad = BadImages(pictures.root, len(pictures.paths), reader.max_bad_share, "--max-bad-share")
+    loaded = {feature: entry.load() for feature, entry in entries.items()}
+    missing = {feature: entry for feature, entry in entries.items() if loaded[feature] is None}
+    for found in loaded.values():
+        bad.update(found[1] if found else {})
+    computed = 0
+    if missing:
+        with enough_memory("choose a smaller --batch-size"):
+            computed = _one_pass(model, weights, pictures, missing, reader, bad)
+        loaded.update({feature: entry.load() for feature, entry in missing.items()})
+    kept = np.array([i for i, path in enumerate(pictures.paths) if path not in bad.reasons], dtype=np.int64)
+    if not len(kept):
+        raise UserError(f"{pictures.root}: none of the {len(pictures.paths)} {pictures.name} pictures can be read")
+    rows = {feature: found[0] if len(kept) == len(found[0]) else found[0][kept] for feature, found in loaded.items()}
+    if not all(np.isfinite(array).all() for array in rows.values()):
+        raise UserError(f"{backbone.name}: its features hold NaN or infinity; the checkpoint's weights are broken")
+    return Extraction(rows, kept, bad.reasons, computed, time.perf_counter() - begun)
+
+
+def pooled(stages: dict[str, Tensor], kind: str) -> Tensor:
+    """The feature of one kind, (B, D), from the stage maps: `pooled_map`, flattened channel by channel."""
+    return pooled_map(stages, kind).flatten(1)
+
+
+def pooled_map(stages: dict[str, Tensor], kind: str) -> Tensor:
+    """gap: the mean over the res5 map, (B, C, 1, 1). A stage: VISSL's average pooling.
+
+    At other image sizes than 224 px res5 is pooled to the same 2x2 grid by a kernel one smaller than the map, the other
+    stages to their grid (6x6, 4x4, 3x3) by adaptive pooling. Raises UserError where the map is smaller than the grid.
+    """
+    if kind == "gap":
+        return stages["res5"].mean(dim=(2, 3), keepdim=True)
+    side, kernel, stride = VISSL_POOLS[kind]
+    found, grid = stages[kind].shape[-1], (side - kernel) // stride + 1
+    if found < grid:
+        raise UserError(f"feature {kind}: its map has side {found}, too small for {grid}x{grid}; take a larger image")
+    if kind == "res5":
+        return nn.functional.avg_pool2d(stages[kind], found - 1, 1)
+    if found != side:
+        return nn.functional.adaptive_avg_pool2d(stages[kind], grid)
+    return nn.functional.avg_pool2d(stages[kind], kernel, stride)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """sha256 of all tensors of a model, parameters and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """Turn memory that is full, of the CPU or the GPU, into a UserError that says what to change."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"out of memory; {advice}") from error
+
+
+@torch.inference_mode()
+def _one_pass(
+    model: nn.Module,
+    weights: str,
+    pictures: Pictures,
+    missing: dict[Feature, Entry],
+    reader: Reader,
+    bad: BadImages,
+) -> int:
+    """Read every picture once and write all the missing arrays, rows of unreadable pictures as NaN.
+
+    Goes on where an earlier pass for the same arrays stopped. Returns how many pictures were computed.
+    """
+    widths = {f: _forward(model, torch.zeros(1, 3, f.transform.crop_px, f.transform.crop_px, dtype=torch.uint8), [f],
+                          reader.device)[f].shape[1] for f in missing}  # fmt: skip
+    count, transforms = len(pictures.paths), dict.fromkeys(feature.transform for feature in missing)
+    _announce(count, widths, missing)
+    with _writers(missing, count, widths, lambda: weights_sha256(model) == weights) as writers:
+        first = _common_start(writers, bad)
+        left, device = range(first, count), reader.device
+        made = read_batches(pictures, transforms, left, reader.batch_size, reader.workers, device)
+        computed, noted = 0, time.monotonic()
+        with progress(count, f"features of {pictures.name}", "images", first) as bar, closing(made) as batches:
+            for batch in batches:
+                bad.update(batch.bad)
+                found = {}
+                for transform, images in batch.images.items() if batch.readable.any() else ():
+                    found |= _forward(model, images, [f for f in missing if f.transform == transform], device)
+                for feature, writer in writers.items():
+                    rows = np.full((len(batch.positions), writer.width), np.nan, dtype=np.float32)
+                    if found:
+                        rows[batch.readable] = found[feature].cpu().numpy()
+                    writer.append(rows, batch.bad)
+                computed += int(batch.readable.sum())
+                bar.update(len(batch.positions))
+                if time.monotonic() - noted > NOTE_SECONDS and weights_sha256(model) == weights:
+                    for writer in writers.values():
+                        writer.note()
+                    noted = time.monotonic()
+        if weights_sha256(model) != weights:
+            raise RuntimeError("the frozen backbone's weights changed during extraction; its features mean nothing")
+        for feature, entry in missing.items():
+            entry.finish(writers[feature], bad.reasons)
+    return computed
+
+
+@contextmanager
+def _writers(missing: dict[Feature, Entry], rows: int, widths: dict[Feature, int], trustworthy: Callable[[], bool]):
+    """A writer per feature. When the block fails, what was written is noted for the next time if it is trustworthy."""
+    writers = {feature: RowsWriter(entry, rows, widths[feature]) for feature, entry in missing.items()}
+    try:
+        yield writers
+    except BaseException:
+        keep = len({writer.written for writer in writers.values()}) == 1 and trustworthy()
+        for writer in writers.values():
+            writer.leave(keep)
+        raise
+
+
+def _announce(rows: int, widths: dict[Feature, int], missing: dict[Feature, Entry]) -> None:
+    """Print what the arrays will take on the disk. Raises UserError when that is more than there is."""
+    folder = next(iter(missing.values())).folder
+    wanted = sum(rows * width * 4 for width in widths.values())
+    free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+    kinds = ", ".join(f"{f.name} {width}" for f, width in widths.items())
+    print(f"features: {rows} rows of {kinds}: {wanted / 2**20:.0f} MiB on disk, {free / 2**30:.1f} GiB free")
+    if wanted > free:
+        raise UserError(f"{folder}: the features need {wanted / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "
+                        "choose another --cache-dir")  # fmt: skip
+
+
+def _common_start(writers: dict[Feature, RowsWriter], bad: BadImages) -> int:
+    """The row at which all arrays go on; arrays that stopped at different rows start anew, as one pass feeds all."""
+    if len({writer.written for writer in writers.values()}) > 1:
+        for writer in writers.values():
+            writer.restart()
+    writer = next(iter(writers.values()))
+    bad.update(writer.bad)
+    return writer.written
+
+
+def _forward(model: nn.Module, images: Tensor, features: Sequence[Feature], device: torch.device) -> dict:
+    stages = stage_features(model, from_uint8(upload(images, device)))
+    return {feature: pooled(stages, feature.kind) for feature in features}
+
+
+def _key(backbone: Backbone, weights: str, data: str, feature: Feature) -> dict[str, str]:
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, pillow {PIL.__version__}"
+    key = {"checkpoint": backbone.sha256, "weights": weights, "data": data, "versions": versions}
+    return key | {"transform": feature.transform.name, "kind": feature.kind}

@@ -1,0 +1,1 @@
+"""The SVM protocols: solvers, the choice of C, low-shot draws."""
