@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
+
 ROOMS = ("adco", "detection", "transfer", "tools")
 ALLOWED = {
     "adco": {"adco"},

@@ -13,8 +13,8 @@ from adco.train.failures import is_out_of_memory
 from adco.train.gradient_cache import backward, split
 from adco.train.logger import KnnProbe
 from adco.utils.device import resolve_device, set_arithmetic
+from tests.adco.train.test_compute import losses
 from tests.conftest import write_pictures
-from tests.test_compute import losses
 
 
 @pytest.mark.parametrize(

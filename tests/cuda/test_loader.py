@@ -6,7 +6,7 @@ import torch
 from adco.data.images import index_folder
 from adco.data.loader import ViewDataset, batches, requests
 from benchmarks.speed.photographs import write_photographs
-from tests.test_loader import SPECS, loaded
+from tests.adco.data.test_loader import SPECS, loaded
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import torch
 from adco.data.images import index_folder
 from adco.data.loader import ViewDataset, batches, requests
 from benchmarks.speed.photographs import jpeg, photograph, write_photographs
-from tests.test_nvjpeg import CPU, SPECS, level_differences, made
+from tests.adco.data.test_nvjpeg import CPU, SPECS, level_differences, made
 
 
 def photograph_of(root, number, width, height):

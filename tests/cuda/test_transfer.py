@@ -10,7 +10,7 @@ from adco.data.batch import Request
 from adco.data.images import index_folder
 from adco.utils.device import set_arithmetic
 from adco.weights.backbone import load_backbone
-from tests.transfer_data import make_folder
+from tests.transfer.data import make_folder
 from transfer.classifier import dataset, engine
 from transfer.classifier.command import hits
 from transfer.classifier.engine import Network, Plan, one_step, optimiser_for, train

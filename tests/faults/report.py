@@ -9,10 +9,10 @@ import importlib
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from adco.utils.files import write_text  # noqa: E402
+from tests import ROOT  # noqa: E402
 from tests.faults import table  # noqa: E402
 
 PAGE = ROOT / "docs" / "reliability.md"

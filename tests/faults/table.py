@@ -22,8 +22,9 @@ from pathlib import Path
 import pytest
 
 from adco.evaluation.records import Record, load_record
+from tests import ROOT
 
-RECORDS = Path(__file__).resolve().parents[2] / "results" / "faults"
+RECORDS = ROOT / "results" / "faults"
 PARTS = ("Training", "Data", "Untrusted files", "Load", "Supply chain", "Errors")
 
 

@@ -20,11 +20,11 @@ import torch
 import hubconf
 from adco.sample import make_sample
 from adco.utils.errors import UserError
+from tests import ROOT
 from tests.faults import hostile
 from tests.faults.table import fault
-from tests.transfer_data import files_below, make_folder, make_voc
+from tests.transfer.data import files_below, make_folder, make_voc
 
-ROOT = Path(__file__).resolve().parents[2]
 MISTAKE = fault(
     "mistakes", "Errors",
     "unknown flag, nothing given, a file that is absent, of another kind, a folder instead, locked; unknown recipe, "

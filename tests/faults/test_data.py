@@ -21,7 +21,7 @@ from adco.utils.errors import UserError
 from adco.weights.backbone import load_backbone
 from tests.faults import hostile
 from tests.faults.table import fault
-from tests.transfer_data import COLOURS, make_folder
+from tests.transfer.data import COLOURS, make_folder
 from transfer.classifier.dataset import Labelled, Request, TrainingPictures
 from transfer.classifier.protocols import PLACES205
 from transfer.features.extract import Feature, Pictures, Reader, extract

@@ -37,13 +37,13 @@ from adco.utils.yaml_io import read_yaml
 from adco.weights.backbone import load_backbone
 from adco.weights.manifest import read_manifest
 from adco.weights.readers import load_arrays, read_weights, write_state
+from tests import ROOT
 from tests.faults import hostile, toy
 from tests.faults.table import fault
 from tests.faults.test_data import OBJECT, crowd
 from tests.faults.test_untrusted import as_legacy, as_zip, opcodes, origin_of, tar_of
 from transfer.voc import read_voc
 
-ROOT = Path(__file__).resolve().parents[2]
 SHORT, LONG = 40, 750  # inputs of each target
 FUZZ = fault(
     "fuzz", "Untrusted files",

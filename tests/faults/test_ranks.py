@@ -16,10 +16,9 @@ from pathlib import Path
 import pytest
 
 from adco.train import checkpoint
+from tests import ROOT
 from tests.faults import toy
 from tests.faults.table import fault
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def free_port() -> int:

@@ -31,9 +31,9 @@ from adco.weights.backbone import load_backbone
 from adco.weights.manifest import Model, read_manifest
 from adco.weights.readers import load_arrays, read_weights
 from adco.weights.zoo import download
+from tests.adco.weights.public_checkpoints import network
 from tests.faults import hostile
 from tests.faults.table import fault
-from tests.public_checkpoints import network
 
 if importlib.util.find_spec("detectron2"):
     from detection.weights import origin_of
