@@ -23,8 +23,8 @@ from adco.utils.files import output_folder
 from benchmarks.speed.race import Options, regressions
 
 NAMES = ("input", "step", "training", "bank", "svm", "resume")
-HERE = Path(__file__).resolve().parent
-COMMITTED = HERE.parent / "results" / "benchmarks"
+SCRIPTS = Path(__file__).resolve().parent / "speed"
+COMMITTED = SCRIPTS.parent.parent / "results" / "benchmarks"
 
 
 @command
@@ -47,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(args.quick, args.reference, args.data, resolve_device(args.device))
     output = output_folder(args.output_dir)
     for name in NAMES if args.name == "all" else (args.name,):
-        if not (HERE / "speed" / f"{name}.py").is_file():
+        if not (SCRIPTS / f"{name}.py").is_file():
             if args.name != "all":
-                raise UserError(f"{name}: benchmarks/{name}.py is not there; choose another benchmark")
-            print(f"{name}: benchmarks/{name}.py is not there; not run")
+                raise UserError(f"{name}: benchmarks/speed/{name}.py is not there; choose another benchmark")
+            print(f"{name}: benchmarks/speed/{name}.py is not there; not run")
             continue
         run_one(name, options, output)
     return 0

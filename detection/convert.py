@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from adco.data.index_cache import alone
+from adco.utils.files import alone
 from adco.weights.backbone import Backbone, load_backbone
 from adco.weights.manifest import zoo_folder
 from adco.weights.zoo import SCHEME, is_zoo

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adco.utils.errors import UserError, command
+from adco.utils.errors import USER_ERROR, UserError, command
 
 
 @command
@@ -114,7 +114,7 @@ def user_error_inside(error: Exception) -> UserError | None:
     """The UserError that `error` is, or that a spawned process died of (torch passes its traceback on as text)."""
     if isinstance(error, UserError):
         return error
-    lines = [line for line in str(error).splitlines() if line.startswith("adco.utils.errors.UserError: ")]
+    lines = [line for line in str(error).splitlines() if line.startswith(USER_ERROR)]
     return UserError(lines[-1].partition(": ")[2]) if lines else None
 
 

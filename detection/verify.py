@@ -13,8 +13,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
 from torch import Tensor, nn
 
+from adco.models.resnet import STAGES, stage_features
 from adco.utils.errors import UserError
-from adco.weights.backbone import STAGES, Backbone, stage_features
+from adco.weights.backbone import Backbone
 from adco.weights.readers import read_weights
 from detection.weights import BACKBONE_TENSOR, resnet_settings
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from adco.models.resnet import build_resnet
 from adco.utils.errors import UserError
 from adco.utils.files import atomic_write, output_folder
-from adco.weights.backbone import Backbone, build_resnet
+from adco.weights.backbone import Backbone
 from adco.weights.readers import load_arrays, write_state
 
 AUTHOR = "adco"

@@ -20,7 +20,10 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from adco.config.schema import Bank as Options
-from adco.losses.bank_softmax import Contrast, Pair, adversarial_contrast, cooperative_contrast, make_pairs
+from adco.losses.adco import adversarial_contrast
+from adco.losses.bank_softmax import Contrast
+from adco.losses.caco import cooperative_contrast
+from adco.losses.pairs import Pair, make_pairs
 from adco.methods.caco import make_pairs as make_caco_pairs
 from adco.models.memory_bank import Bank
 from adco.utils import distributed

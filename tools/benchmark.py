@@ -25,10 +25,9 @@ from adco.suite.estimates import Rates
 from adco.suite.plan import Place, Task, describe, make_plan, reusable
 from adco.suite.results import collect, measured
 from adco.suite.stages import load_suite, only
-from adco.utils.device import usable_cores
+from adco.utils.device import parse_workers, usable_cores
 from adco.utils.errors import UserError, command
 from adco.utils.files import output_folder
-from adco.utils.threads import parse_workers
 
 CPUS_PER_GPU = 10  # as tools/submit.py
 

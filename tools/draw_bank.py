@@ -21,11 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from adco.data.sources import open_images
 from adco.report import bank_tsne
-from adco.utils.device import resolve_device, resolve_workers, set_arithmetic
+from adco.utils.device import parse_workers, resolve_device, resolve_workers, set_arithmetic
 from adco.utils.errors import UserError, command
 from adco.utils.files import atomic_write, output_folder, sha256_of, write_text
 from adco.utils.progress import progress
-from adco.utils.threads import parse_workers
 from adco.weights.zoo import is_zoo, resolve
 
 EXAMPLES = """\

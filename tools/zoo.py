@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from adco.utils.download import Patience
 from adco.utils.errors import UserError, command
+from adco.weights.additions import add_file, add_model
 from adco.weights.manifest import Model
-from adco.weights.zoo import add_file, add_model, download, find, models, read_record, verify
+from adco.weights.zoo import download, find, models, read_record, verify
 
 EXAMPLES = """\
 examples:

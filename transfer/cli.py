@@ -13,10 +13,9 @@ import torch
 from adco.data.transforms.functional import MEAN, STD
 from adco.evaluation.provenance import code_version
 from adco.evaluation.records import Predictions, Record, Score
-from adco.utils.device import resolve_device, resolve_workers, set_arithmetic
+from adco.utils.device import parse_workers, resolve_device, resolve_workers, set_arithmetic
 from adco.utils.errors import UserError
 from adco.utils.files import output_folder
-from adco.utils.threads import parse_workers
 from adco.weights.backbone import Backbone, load_backbone
 from transfer.classifier.engine import Plan
 from transfer.features.extract import Extraction, Feature, Reader, extract

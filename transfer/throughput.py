@@ -19,9 +19,8 @@ import torch
 
 from adco.data.datasets.check import PICTURES
 from adco.data.transforms.functional import from_uint8
-from adco.utils.device import resolve_device, resolve_workers, set_arithmetic, upload
+from adco.utils.device import parse_workers, resolve_device, resolve_workers, set_arithmetic, upload
 from adco.utils.errors import UserError, command
-from adco.utils.threads import parse_workers
 from adco.weights.backbone import load_backbone
 from transfer.cli import Parser, usual_resize
 from transfer.features.reading import Pictures, read_batches

@@ -8,10 +8,19 @@ from dataclasses import asdict
 
 from adco.utils.errors import UserError
 
-METHODS = ("adco", "caco", "moco", "mochi", "simclr", "byol", "simsiam", "swav")
+METHOD_NAMES = {  # as recipes have them -> as the papers do
+    "adco": "AdCo",
+    "moco": "MoCo v2",
+    "caco": "CaCo",
+    "mochi": "MoCHi",
+    "simclr": "SimCLR",
+    "byol": "BYOL",
+    "simsiam": "SimSiam",
+    "swav": "SwAV",
+}
 BANKED = ("adco", "caco", "moco", "mochi")  # the methods that contrast with a bank or a queue
 CHOICES = {
-    "method": METHODS,
+    "method": tuple(METHOD_NAMES),
     "data.backend": ("auto", "native", "device", "nvjpeg", "reference"),
     "encoder.arch": ("resnet18", "resnet34", "resnet50", "resnet101"),
     "encoder.stem": ("imagenet", "small"),

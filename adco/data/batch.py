@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,3 +49,27 @@ class Request:
 def merged(bad: Iterable[dict[str, str]]) -> dict[str, str]:
     """One dictionary, path -> reason, of several."""
     return {path: reason for part in bad for path, reason in part.items()}
+
+
+@dataclass(frozen=True)
+class RowByRow:
+    """Work that makes one row at a time.
+
+    fill: fill(row, sample, bad) makes a row, in any thread, and notes unreadable images in `bad`, path -> reason
+    finish: the batch, given the unreadable images of all rows
+    """
+
+    samples: np.ndarray
+    fill: Callable[[int, int, dict[str, str]], None]
+    finish: Callable[[dict[str, str]], object]
+
+    def rows(self, first: int, last: int) -> dict[str, str]:
+        """Make rows [first, last); returns the unreadable images met."""
+        bad: dict[str, str] = {}
+        for row in range(first, last):
+            self.fill(row, int(self.samples[row]), bad)
+        return bad
+
+    def batch(self, bad: Sequence[dict[str, str]]) -> object:
+        """The finished batch."""
+        return self.finish(merged(bad))

@@ -6,25 +6,18 @@ It lies in the user's cache folder, never in the dataset: `$ADCO_CACHE`, else `$
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from adco.utils.errors import UserError
 from adco.utils.files import atomic_write
+from adco.utils.paths import cache_folder
 
 SCHEMA = 1  # raise it when what is kept changes its meaning
-
-
-def cache_folder() -> Path:
-    """The user's cache folder for this project; it need not exist."""
-    chosen = os.environ.get("ADCO_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adco"
 
 
 def recall(source: str) -> dict[str, np.ndarray] | None:
@@ -53,22 +46,6 @@ def pack(names: Sequence[str]) -> np.ndarray:
 def unpack(names: np.ndarray) -> tuple[str, ...]:
     """The names of `pack`; none for an empty array."""
     return tuple(os.fsdecode(names.tobytes()).split("\0")) if len(names) else ()
-
-
-@contextmanager
-def alone(name: str) -> Iterator[None]:
-    """One process of this machine at a time: the others wait until the block has ended."""
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / f"{name}.lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"{folder}: the cache folder cannot be written ({error.strerror or error}); set ADCO_CACHE to another"
-        ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _place(source: str) -> Path:

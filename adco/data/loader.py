@@ -25,13 +25,13 @@ from torch import Tensor
 
 from adco.config.schema import View
 from adco.data import native, nvjpeg
-from adco.data.batch import Batch, Request, merged
+from adco.data.batch import Batch, Request, RowByRow, merged
 from adco.data.images import ImageIndex, UnreadableImage, decode
 from adco.data.transforms import parameters
 from adco.data.transforms.reference import reference_levels
 from adco.utils import philox
 from adco.utils.errors import UserError
-from adco.utils.threads import RowByRow, at_once, host_memory, in_threads
+from adco.utils.threads import at_once, host_memory, in_threads
 
 THREADS_FOR_A_GPU = 8  # from here on threads make whole views faster than a GPU trains on them
 

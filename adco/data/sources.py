@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-from adco.data import index_cache
 from adco.data.images import ArrayIndex, ImageIndex, index_folder
 from adco.data.shards import index_shards
-from adco.sample import make_sample
 from adco.utils.errors import UserError
-
-SAMPLE_SEED, SAMPLE_IMAGES = 0, 2000
 
 
 def open_images(root: str, split: str = "train") -> ImageIndex:
     """The `train` or `val` pictures of `root`. Raises UserError.
 
     root: FOLDER with `train/` and `val/` (ImageNet's layout), or for training any folder of pictures; tar shards
-    `PATH/{000..146}.tar` or `https://HOST/{000..146}.tar`; `sample`, drawn once into the cache folder;
-    `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenette:FOLDER` as torchvision lays them out.
+    `PATH/{000..146}.tar` or `https://HOST/{000..146}.tar`; `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenette:FOLDER` as
+    torchvision lays them out.
     """
     if not root:
         raise UserError(
-            "recipe: data.root is not set; add data.root=FOLDER, with train/CLASS/*.jpg or images in it, "
-            "or data.root=sample"
+            "recipe: data.root is not set; add data.root=FOLDER, with train/CLASS/*.jpg or images in it; "
+            "without images of your own, python tools/make_sample.py OUT --seed 0 draws some"
         )
-    if root == "sample":
-        return _sample(split)
+    if root == "sample" and not Path(root).exists():
+        raise UserError(
+            "data.root=sample: no such folder; draw the sample with python tools/make_sample.py OUT --seed 0, "
+            "then set data.root=OUT/imagenet"
+        )
     kind, colon, place = root.partition(":")
     if colon and kind in _LAYOUTS:
         return _LAYOUTS[kind](Path(place).expanduser(), split)
@@ -41,13 +39,6 @@ def open_images(root: str, split: str = "train") -> ImageIndex:
     folder = Path(root)
     inner = folder / split
     return index_folder(inner if inner.is_dir() or split != "train" else folder)
-
-
-def _sample(split: str) -> ImageIndex:
-    folder = index_cache.cache_folder() / "sample"
-    with index_cache.alone("sample"):  # of several ranks one draws
-        make_sample(folder, SAMPLE_SEED, SAMPLE_IMAGES, workers=min(8, os.cpu_count() or 1), progress=True)
-    return index_folder(folder / "imagenet" / split)
 
 
 def _imagenette(place: Path, split: str) -> ImageIndex:

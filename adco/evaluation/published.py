@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from adco.utils.errors import UserError
 from adco.utils.serialization import build
 from adco.utils.yaml_io import read_yaml
-from adco.weights.manifest import Model
 
 PATH = Path(__file__).with_name("published.yaml")
 SCHEMA = 1
@@ -69,21 +68,6 @@ def load_published(path: Path = PATH) -> tuple[Published, ...]:
     return tuple(row for name, table in content["tables"].items() for row in _rows(name, table, f"{path}: {name}"))
 
 
-def of_zoo(models: Mapping[str, Model]) -> tuple[Published, ...]:
-    """What the owners of the zoo's checkpoints print, from the manifest: {protocol, source, metric: value ...}."""
-    found = []
-    for model in models.values():
-        for score in model.scores:
-            values = {key: value for key, value in score.items() if key not in ("protocol", "source")}
-            for metric, value in values.items():
-                row = {"table": f"zoo/{model.name}", "source": f"{model.method} {score['source']}", "value": value}
-                row |= {"method": model.method, "metric": f"mAP/{metric}" if metric[1:].isdigit() else metric}
-                row |= {"unit": "percent", "protocol": score["protocol"], "data": _data_of(str(score["protocol"]))}
-                row |= {"epochs": model.epochs, "recipe": model.recipe, "multicrop": "multicrop" in model.name}
-                found.append(build(Published, row, f"zoo.yaml: {model.name}"))
-    return tuple(found)
-
-
 def _rows(name: str, table: object, where: str) -> Iterator[Published]:
     if not isinstance(table, dict) or set(table) != {"source", "about", "columns", "rows"}:
         raise UserError(f"{where}: expected source, about, columns and rows")
@@ -100,8 +84,3 @@ def _rows(name: str, table: object, where: str) -> Iterator[Published]:
         for key in cells:
             cell = row[key] if isinstance(row[key], dict) else {"value": row[key]}
             yield build(Published, columns[key] | shared | cell, f"{place}: {key}")
-
-
-def _data_of(protocol: str) -> str:
-    names = {"voc07": "VOC2007", "places205": "Places205", "detection/pascal": "VOC07+12", "detection/coco": "COCO"}
-    return next((data for start, data in names.items() if protocol.startswith(start)), "ImageNet")

@@ -4,7 +4,7 @@ Writing: `Record(protocol, scores, checkpoint, data, settings, seconds).write(pa
 typed parts: `scores={"top1": 12.3}` or `{"top1": Score(12.3, 11.0, 13.6)}`, `checkpoint=backbone.describe()`, `data=
 {"name": ..., "fingerprint": ..., "train_images": 5}` (whole numbers become counts, what else there is becomes details).
 
-Reading: `load_record(path)`; schema 1 is upgraded (records_schema1.py), anything else that does not fit is a
+Reading: `load_record(path)`; schema 1 is upgraded, anything else that does not fit is a
 UserError that names the file and the key. A Score is a float: `record.scores["top1"] > 50` and `f"{score:.2f}"` work,
 and `score.low`, `score.high`, `score.std` and `score.trials` are beside it.
 
@@ -30,6 +30,10 @@ from adco.utils.files import write_text
 from adco.utils.serialization import build, plain
 
 SCHEMA = 2
+_SCHEMA_1_KEYS = {
+    "protocol", "scores", "checkpoint", "data", "settings", "duration_seconds", "hardware", "versions", "commit",
+    "command", "created", "schema",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -220,10 +224,40 @@ def why_not_reusable(record: Record, sha256: str, protocol: str, fingerprint: st
 
 
 def _older(content: Mapping[str, object], schema: object, where: str) -> Record:
-    from adco.evaluation import records_schema1  # it needs this module
-
     if schema == 1:
-        return record_of(records_schema1.upgraded(content, where), where)
+        return record_of(_from_schema_1(content, where), where)
     if type(schema) is int and schema > SCHEMA:
         raise UserError(f"{where}: record schema {schema} is newer than {SCHEMA}; update this project")
     raise UserError(f"{where}: schema: expected 1 to {SCHEMA}, found {schema!r}")
+
+
+def _from_schema_1(content: Mapping[str, object], where: str) -> dict[str, object]:
+    """The plain form of schema 2: intervals, deviations and trials go from `settings` and `NAME_std` into the scores.
+
+    Raises UserError that begins with `where` for a key that schema 1 did not have or a part of another type.
+    """
+    if strangers := sorted(set(content) - _SCHEMA_1_KEYS):
+        raise UserError(f"{where}: unknown key {strangers[0]!r} in a record of schema 1")
+    for key in ("scores", "checkpoint", "data", "settings"):
+        if not isinstance(content.get(key, {} if key == "settings" else None), Mapping):
+            raise UserError(f"{where}: {key}: expected keys and values, found {content.get(key)!r}")
+    settings = dict(content.get("settings", {}))
+    intervals, over_draws = settings.pop("interval95", {}), "interval_of" in settings
+    settings.pop("interval_of", None)
+    trials = [trial["scores"] for trial in settings.get("each_trial", ())]
+    scores = {}
+    for name, value in content["scores"].items():
+        if name.removesuffix("_std") != name and name.removesuffix("_std") in content["scores"]:
+            continue
+        if trials or over_draws:  # low-shot: `k1/trials` has the draws of `mAP/k1`
+            values = [trial[name] for trial in trials if name in trial] or settings.get(f"{name[4:]}/trials", [value])
+            scores[name] = plain(Score.over_trials(values))
+        elif name in intervals:
+            scores[name] = plain(Score.over_images(value, intervals[name]))
+        else:
+            scores[name] = {"value": value}
+    checkpoint = dict(content["checkpoint"])
+    if content["protocol"].startswith("pretrain/"):
+        checkpoint |= {"method": content["protocol"].partition("/")[2], "epochs": settings.get("epochs")}
+    parts = {"checkpoint": plain(as_checkpoint(checkpoint)), "data": plain(as_data(content["data"]))}
+    return dict(content) | parts | {"scores": scores, "settings": settings, "schema": SCHEMA}

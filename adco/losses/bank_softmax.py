@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adco.losses.pairs import Pair
 from adco.utils import distributed
 
 BLOCK = {"cpu": 2**19, "cuda": 2**24}  # cosines at a time: on the CPU they stay in the cache
@@ -24,15 +25,6 @@ LOG2_E = 1 / math.log(2)
 _HELD: dict[torch.dtype, Tensor] = {}
 
 Views = Mapping[int, Tensor]  # view -> one row a sample
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The query of view `query` is to find the key of view `key`; `weight` scales its loss and its bank gradient."""
-
-    query: int
-    key: int
-    weight: float
 
 
 @dataclass(frozen=True)
@@ -98,94 +90,6 @@ class Sweep:
     blocks: list[Tensor]
 
 
-def make_pairs(views: int, symmetric: bool) -> tuple[Pair, ...]:
-    """The weighted query-key pairs of single crop, symmetric, multi-crop and symmetric multi-crop AdCo.
-
-    The last view is the key of all others and their losses are summed (one query view: single crop). Symmetric: the
-    first view is a key of all others as well, and the mean of the two directions is taken.
-    """
-    keys = (views - 1, 0) if symmetric else (views - 1,)
-    return tuple(Pair(query, key, 1 / len(keys)) for key in keys for query in range(views) if query != key)
-
-
-def adversarial_contrast(
-    queries: Views,
-    keys: Views,
-    pairs: Sequence[Pair],
-    bank: Tensor,
-    tau: float,
-    tau_bank: float | None,
-    in_batch_negatives: bool,
-    objective: str = "loss",
-    sharded: bool = False,
-) -> Contrast:
-    """AdCo: eq. (1) at tau for the encoder; for the bank the ascent of eqs. (4)-(6) at tau_bank, or of J (section 4.1).
-
-    queries: (N, D) unit rows a view, with gradient. keys: (N, D) unit rows a view, without. bank: (K, D) raw rows W.
-    tau_bank None: no ascent (a queue does not learn). objective: `loss` or `J`.
-    """
-    rows = _precise(bank, min(tau, tau_bank or tau))
-    swept = sweep(queries, pairs, rows, tau, tau_bank, sharded)
-    shares = {view: torch.zeros_like(sums) for view, sums in swept.sums.items()}
-    losses, hits = [], []
-    for pair in pairs:
-        view, q, k = pair.query, queries[pair.query], keys[pair.key].to(rows.dtype)
-        own = (q.detach() * k).sum(dim=1)
-        others = distributed.gather(k) if in_batch_negatives else None
-        cosines = own.unsqueeze(1) if others is None else q.detach().to(k.dtype) @ others.T
-        e = (cosines / tau).exp()
-        pull = e * k if others is None else e @ others
-        losses.append(_cross_entropy(q, swept.sums[view] + e.sum(dim=1), swept.pulls[view] + pull, own, k, tau))
-        hits.append(own * (1 + 1e-6) >= torch.maximum(swept.nearest[view], cosines.amax(dim=1)))
-        if objective == "J":
-            shares[view] += pair.weight
-        elif tau_bank is not None:
-            sums = swept.bank_sums[view] + (cosines / tau_bank).exp().sum(dim=1)
-            shares[view] += pair.weight / (tau_bank * distributed.ranks() * len(q) * sums)
-    if objective == "J":
-        _over_queries(swept, sharded)
-    ascent = None if tau_bank is None else _ascent(swept, shares, rows, sharded)
-    return _contrast(pairs, losses, hits, ascent)
-
-
-def cooperative_contrast(
-    queries: Views,
-    keys: Views,
-    pairs: Sequence[Pair],
-    bank: Tensor,
-    tau: float,
-    tau_bank: float,
-    sharded: bool = False,
-) -> Contrast:
-    """CaCo: the positive of a query is the bank row nearest to its key, y = argmax_k k.n_k, all other rows negatives.
-
-    The bank's direction pulls a row towards the query with weight p as a negative and 1 - p as the positive: it lowers
-    the loss through the positives and raises it through the negatives. Arguments as in `adversarial_contrast`.
-    """
-    rows = _precise(bank, min(tau, tau_bank))
-    swept = sweep(queries, pairs, rows, tau, tau_bank, sharded)
-    shares = {view: torch.zeros_like(sums) for view, sums in swept.sums.items()}
-    labels = {view: nearest_row(keys[view], rows, sharded) for view in {pair.key for pair in pairs}}
-    losses, hits, pulled = [], [], []
-    for pair in pairs:
-        view, q = pair.query, queries[pair.query]
-        label = labels[pair.key] - (distributed.rank() * len(rows) if sharded else 0)
-        mine = ((label >= 0) & (label < len(rows))).unsqueeze(1)  # with sharding, of all ranks' queries
-        label = label.clamp(0, len(rows) - 1)
-        positive = rows[label] / rows[label].norm(dim=1, keepdim=True) * mine
-        positive = distributed.own_total(positive) if sharded else positive
-        cosine = (q.detach() * positive).sum(dim=1)
-        losses.append(_cross_entropy(q, swept.sums[view], swept.pulls[view], cosine, positive, tau))
-        hits.append(cosine * (1 + 1e-6) >= swept.nearest[view])
-        share = pair.weight / (tau_bank * distributed.ranks() * len(q))
-        shares[view] += share / swept.bank_sums[view]
-        p = (cosine / tau_bank).exp() / swept.bank_sums[view]
-        more = (share * (1 - 2 * p)).unsqueeze(1) * q.detach()  # the positive's weight is 1 - p, and it has p already
-        pulled.append((label, (distributed.gather(more) if sharded else more) * mine))
-    ascent = _ascent(swept, shares, rows, sharded, pulled)
-    return _contrast(pairs, losses, hits, ascent)
-
-
 def sweep(
     queries: Views, pairs: Sequence[Pair], bank: Tensor, tau: float, tau_bank: float | None, sharded: bool
 ) -> Sweep:
@@ -221,26 +125,6 @@ def sweep(
     return Sweep(*map(per_view, (sums, pulls, nearest, bank_sums)), q, blocks)
 
 
-def nearest_row(k: Tensor, bank: Tensor, sharded: bool) -> Tensor:
-    """The number, in the whole bank, of the row with the largest cosine to each key: (N, D), (K, D) -> (M,) int64.
-
-    Among equals the first row wins. M: the keys of all ranks, if sharded.
-    """
-    keys, start = (distributed.gather(k) if sharded else k).to(bank.dtype), 0
-    best, label = keys.new_full((len(keys),), -math.inf), torch.zeros(len(keys), dtype=torch.long, device=k.device)
-    for rows in _chunks(bank, len(keys)):
-        cosines = keys @ (rows / rows.norm(dim=1, keepdim=True)).T
-        value, column = cosines.max(dim=1)
-        better = value > best
-        best, label = torch.where(better, value, best), torch.where(better, column + start, label)
-        start += len(rows)
-    if not sharded:
-        return label
-    bests = distributed.gather(best.unsqueeze(0))  # (ranks, M)
-    labels = distributed.gather(label.unsqueeze(0) + distributed.rank() * len(bank))
-    return labels.gather(0, bests.argmax(dim=0, keepdim=True)).squeeze(0)
-
-
 def turning(pull: Tensor, rows: Tensor) -> Tensor:
     """The gradient on raw rows W of a pull on n = W / |W| (footnote 1): (pull - (pull.n) n) / |W|, in place; (K, D)."""
     lengths = rows.norm(dim=1, keepdim=True)
@@ -256,14 +140,6 @@ def _ascent(
     weighted = swept.queries * (distributed.gather(share) if sharded else share).view(-1, 1)
     further = [(label, turning(pull, bank[label])) for label, pull in pulled]
     return Ascent(weighted, swept.blocks, bank, further, sharded)
-
-
-def _over_queries(swept: Sweep, sharded: bool) -> None:
-    """Turn the blocks into softmaxes over the queries of each view on all ranks, in place (section 4.1)."""
-    for block in swept.blocks:
-        of_view = block.unflatten(0, (-1, len(swept.sums)))
-        sums = of_view.sum(dim=0)
-        of_view.div_(sums if sharded else distributed.total(sums))
 
 
 def _chunks(rows: Tensor, queries: int) -> tuple[Tensor, ...]:

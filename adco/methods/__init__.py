@@ -1,5 +1,6 @@
 """One file per objective, one face: methods/base.py."""
 
+from adco.config import validation
 from adco.config.schema import Recipe
 from adco.methods.adco import AdCo
 from adco.methods.base import Method
@@ -21,6 +22,12 @@ METHODS = {
     "simsiam": SimSiam,
     "swav": SwAV,
 }
+
+
+def register(name: str, method: type[Method]) -> None:
+    """Make a method known by a name, so that `method: NAME` in a recipe means it; see docs/extending.md."""
+    METHODS[name] = method
+    validation.CHOICES["method"] = tuple(METHODS)
 
 
 def build_method(recipe: Recipe) -> Method:

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from adco.config.schema import Compute, Recipe
-from adco.losses.bank_softmax import Ascent, Contrast, Pair
+from adco.losses.bank_softmax import Ascent, Contrast
+from adco.losses.pairs import Pair
 from adco.models.batch_norm import replace_norms
 from adco.models.encoder import Encoder, key_encoder_of, momentum_update, paired_parameters
 from adco.models.memory_bank import Bank
-from adco.train.optimizer import cosine
 from adco.utils import distributed, philox
 from adco.utils.device import set_arithmetic, upload
 from adco.utils.errors import UserError
+from adco.utils.schedules import cosine
 
 PRECISION = {"float32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adco.config.schema import Recipe
-from adco.losses.bank_softmax import Pair
+from adco.losses.pairs import Pair
 from adco.methods.base import KeyedMethod, Moment, Step
 from adco.models.encoder import Encoder, predictor
 

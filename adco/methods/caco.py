@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from adco.config.schema import Recipe
-from adco.losses.bank_softmax import Contrast, Pair, cooperative_contrast
+from adco.losses.bank_softmax import Contrast
+from adco.losses.caco import cooperative_contrast
+from adco.losses.pairs import Pair
 from adco.methods.base import BankedMethod, Moment
 from adco.models.encoder import Encoder
 

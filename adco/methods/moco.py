@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from adco.config.schema import Recipe
-from adco.losses.bank_softmax import Contrast, adversarial_contrast, make_pairs
+from adco.losses.adco import adversarial_contrast
+from adco.losses.bank_softmax import Contrast
+from adco.losses.pairs import make_pairs
 from adco.methods.base import BankedMethod, Moment, Step
 from adco.models.encoder import Encoder
 from adco.utils import distributed

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adco.config.schema import Recipe
-from adco.losses.bank_softmax import make_pairs
+from adco.losses.pairs import make_pairs
 from adco.methods.base import Method, Moment, Step
 from adco.models.encoder import Encoder, predictor
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adco.config.schema import Recipe
-from adco.losses.bank_softmax import Pair
+from adco.losses.pairs import Pair
+from adco.losses.sinkhorn import sinkhorn
 from adco.methods.base import Method, Moment, Step
 from adco.models.encoder import Encoder
 from adco.utils import distributed
@@ -96,17 +97,3 @@ def make_pairs(views: int) -> tuple[Pair, ...]:
         for query in range(views)
         if query != key
     )
-
-
-@torch.no_grad()
-def sinkhorn(scores: Tensor, epsilon: float, rounds: int) -> Tensor:
-    """Sinkhorn-Knopp: exp(scores / epsilon), scaled until prototypes share the samples of all ranks evenly (eq. 3).
-
-    scores: (M, prototypes) cosines of this rank's samples; epsilon: small is sharp. Returns (M, prototypes)
-    assignments: rows sum to 1, and columns, over all ranks, nearly to samples / prototypes.
-    """
-    q = (scores.double() / epsilon).exp()  # a cosine's exponential fits float64 down to epsilon = 0.002
-    for _ in range(rounds):
-        q /= distributed.total(q.sum(dim=0))
-        q /= q.sum(dim=1, keepdim=True)
-    return q.to(scores.dtype)

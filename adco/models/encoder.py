@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from adco.config.schema import Encoder as Options
 from adco.models.batch_norm import replace_norms
-from adco.weights.backbone import build_resnet
+from adco.models.resnet import build_resnet
 
 
 class Encoder(nn.Module):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adco.evaluation.published import Published, load_published
 from adco.evaluation.records import Score
-from adco.report.accuracy_curves import ASIDE, METHODS, flat, name_of
+from adco.report.accuracy_curves import ASIDE, METHOD_STYLES, flat, name_of
 from adco.report.collect import Item, Study
 from adco.report.elements import MEASURED, MISSING, NOTHING, Cell, Column, Section, Table, measured
 from adco.report.paper_tables import Notes
@@ -42,7 +42,7 @@ class Entry:
     def printed(self, n: Published) -> bool:
         """Whether a row of the paper is of the same method and, of AdCo's several, of the same negatives and loss."""
         same = self.method != "adco" or (n.negatives, n.symmetric) == (self.negatives, self.symmetric)
-        return n.method == METHODS[self.method][0] and same
+        return n.method == METHOD_STYLES[self.method][0] and same
 
 
 def section(study: Study, out: Path, papers: bool) -> Section:
@@ -71,13 +71,13 @@ def times_table(item: Item, runs: Runs, out: Path, papers: bool) -> Table:
     seconds = _scores(item, "seconds_per_epoch")
     timed = {_entry(name): name for name in seconds}  # of two names of one thing the later
     judged = {_pretrained(ofs): ofs for ofs in runs.values()}
-    entries = sorted({*timed, *judged}, key=lambda e: (METHODS[e.method][1], e.symmetric, -e.negatives))
+    entries = sorted({*timed, *judged}, key=lambda e: (METHOD_STYLES[e.method][1], e.symmetric, -e.negatives))
     protocols = sorted({protocol for ofs in runs.values() for protocol in ofs}) or list(PROBES)
     told = ["seconds", "to MoCo v2", "bank's share", *(["step, MiB"] if _scores(item, "step_mib") else [])]
     rows, notes = [], Notes()
     for entry in entries:
         negatives = Cell(f"{entry.negatives:,}", value=entry.negatives) if entry.negatives else Cell("–")
-        cells = [Cell(METHODS[entry.method][0]), negatives, Cell("yes" if entry.symmetric else "no")]
+        cells = [Cell(METHOD_STYLES[entry.method][0]), negatives, Cell("yes" if entry.symmetric else "no")]
         cells += _times(item, timed.get(entry), link(item.path, out))[: len(told)]
         ofs = judged.get(entry, {})
         cells += [score_cell(ofs[p], "top1", out) if p in ofs else MISSING for p in protocols]
@@ -105,7 +105,7 @@ def _pretrained(ofs: Mapping[str, Item]) -> Entry:
 def _scores(item: Item, kind: str) -> dict[str, Score]:
     """Contestant -> its score of a kind, of those that this page has a name for."""
     found = {n.partition("/")[2]: score for n, score in item.record.scores.items() if n.startswith(f"{kind}/")}
-    return {n: score for n, score in found.items() if (m := CONTESTANT.fullmatch(n)) and m["method"] in METHODS}
+    return {n: score for n, score in found.items() if (m := CONTESTANT.fullmatch(n)) and m["method"] in METHOD_STYLES}
 
 
 def _times(item: Item, name: str | None, href: str) -> tuple[Cell, ...]:
@@ -127,7 +127,7 @@ def _times(item: Item, name: str | None, href: str) -> tuple[Cell, ...]:
 def _paper(entry: Entry, notes: Notes) -> tuple[Cell, ...]:
     """GPU hours an epoch that the paper prints for the same thing, and their ratio to MoCo v2's."""
     rows = [n for n in load_published() if n.table == "adco-5" and n.metric == "gpu_hours_per_epoch"]
-    base = next(n.value for n in rows if n.method == METHODS["moco"][0])
+    base = next(n.value for n in rows if n.method == METHOD_STYLES["moco"][0])
     found = next((n for n in rows if entry.printed(n)), None)
     return (notes.cell(found), Cell(f"{found.value / base:.2f}", value=found.value / base)) if found else (NOTHING,) * 2
 

@@ -8,21 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from adco.config.validation import METHOD_NAMES
 from adco.report.charts import Point, Series, line_chart
 from adco.report.collect import Study
 from adco.report.elements import Figure, Panel
 from adco.report.result_tables import data_in_words, slug
 
 WIDE, NARROW = (760, 400), (358, 320)
-METHODS = {  # name, and the slot of the palette that stands for it on the whole page
-    "adco": ("AdCo", 1),
-    "moco": ("MoCo v2", 2),
-    "caco": ("CaCo", 3),
-    "mochi": ("MoCHi", 4),
-    "simclr": ("SimCLR", 5),
-    "byol": ("BYOL", 6),
-    "simsiam": ("SimSiam", 7),
-    "swav": ("SwAV", 8),
+METHOD_STYLES = {  # name, and the slot of the palette that stands for it on the whole page
+    method: (name, slot) for slot, (method, name) in enumerate(METHOD_NAMES.items(), 1)
 }
 ASIDE = ("seed", "device", "data", "compute", "monitor", "probe", "checkpoint")  # keys that make no other method
 OWN = "pretraining/probe"  # the kNN probe that a run makes of itself while it trains
@@ -69,10 +63,10 @@ def groups_of(curves: Sequence[Curve]) -> list[Group]:
     found: dict[str, Group] = {}
     for curve in curves:
         method = curve.recipe.get("method")
-        if method not in METHODS:
+        if method not in METHOD_STYLES:
             continue
         kept = {key: value for key, value in curve.recipe.items() if key not in ASIDE}
-        name, slot = METHODS[method]
+        name, slot = METHOD_STYLES[method]
         symmetric = bool((kept.get("contrast") or {}).get("symmetric"))
         group = found.setdefault(
             json.dumps(kept, sort_keys=True, default=str),

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from adco.config.loading import as_recipe
 from adco.config.schema import Recipe, View
-from adco.data.batch import Request
+from adco.data.batch import Request, RowByRow
 from adco.data.images import ImageIndex, UnreadableImage
 from adco.data.transforms import parameters
 from adco.data.transforms.functional import from_uint8
@@ -29,7 +29,7 @@ from adco.methods import build_method
 from adco.train.embedding_metrics import effective_rank
 from adco.utils.device import upload
 from adco.utils.errors import UserError
-from adco.utils.threads import RowByRow, host_memory, in_threads
+from adco.utils.threads import host_memory, in_threads
 from adco.weights.readers import read_weights
 
 BATCH = 64  # images at a time

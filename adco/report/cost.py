@@ -16,7 +16,7 @@ from adco.config.schema import Encoder, Recipe
 from adco.methods import build_method
 from adco.methods.base import Method
 from adco.models.encoder import mlp_head
-from adco.weights.backbone import build_resnet
+from adco.models.resnet import build_resnet
 
 MOVING = "method", "views", "encoder", "contrast", "bank", "mix", "swap"  # parts of a recipe that move the counts
 _COUNTED: dict[str, tuple[Parameters, Work | None]] = {}

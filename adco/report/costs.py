@@ -11,7 +11,7 @@ from pathlib import Path
 from adco.config.loading import as_recipe, load_recipe
 from adco.config.schema import Recipe
 from adco.report import cost
-from adco.report.accuracy_curves import METHODS
+from adco.report.accuracy_curves import METHOD_STYLES
 from adco.report.collect import Run, Study
 from adco.report.elements import MISSING, NOT_RUN, Cell, Column, Section, Table, measured, published
 from adco.report.result_tables import link
@@ -170,7 +170,7 @@ def _facts(recipe: Recipe) -> tuple[Cell, ...]:
     )
     symmetric = " symmetric" if recipe.contrast.symmetric else ""
     return (
-        Cell(METHODS[recipe.method][0] + symmetric),
+        Cell(METHOD_STYLES[recipe.method][0] + symmetric),
         Cell(f"{recipe.encoder.arch}, {px}"),
         Cell(str(recipe.batch), value=recipe.batch),
         Cell(str(recipe.epochs), value=recipe.epochs),

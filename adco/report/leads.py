@@ -8,7 +8,7 @@ from pathlib import Path
 from adco.evaluation.comparison import over_trials
 from adco.evaluation.published import Published, load_published
 from adco.evaluation.records import Score
-from adco.report.accuracy_curves import METHODS, NARROW, OWN, WIDE, Group, curves_of, figure, groups_of, name_of
+from adco.report.accuracy_curves import METHOD_STYLES, NARROW, OWN, WIDE, Group, curves_of, figure, groups_of, name_of
 from adco.report.charts import Point, Series, line_chart
 from adco.report.collect import Study
 from adco.report.elements import Cell, Column, Figure, Panel, Section, Table, measured
@@ -22,7 +22,7 @@ LOW = (WIDE[0], 280), (NARROW[0], 260)
 def published_figure(rows: Sequence[Published]) -> Figure:
     """What the paper's text and tables say of its figure 1 in numbers: its curve itself is only drawn there."""
     series = []
-    for method, slot in (METHODS["adco"], METHODS["moco"]):
+    for method, slot in (METHOD_STYLES["adco"], METHOD_STYLES["moco"]):
         same = [n for n in rows if n.method == method and n.table in PRINTED and not (n.multicrop or n.symmetric)]
         values = sorted({(n.epochs, n.value) for n in same if n.metric == "top1" and n.negatives in (None, 65536)})
         series.append(Series(method, [Point(x, y, y, y) for x, y in values], slot, lone=True))
@@ -61,10 +61,10 @@ def section(study: Study, out: Path, papers: bool = True) -> Section:
 def lead_table(groups: Sequence[Group], protocol: str) -> Table | None:
     """AdCo (and its symmetric form) minus MoCo v2 at 10, 20, 50 epochs and the last one that both have."""
     having = [group for group in groups if group.curves.get(protocol)]
-    theirs = next((group for group in having if group.slot == METHODS["moco"][1]), None)
+    theirs = next((group for group in having if group.slot == METHOD_STYLES["moco"][1]), None)
     rows = []
     for ours in having if theirs else ():
-        if ours.slot != METHODS["adco"][1]:
+        if ours.slot != METHOD_STYLES["adco"][1]:
             continue
         shared = set.intersection(*(set(curve) for curve in ours.curves[protocol] + theirs.curves[protocol]))
         for epoch in sorted({e for e in EARLY if e in shared} | ({max(shared)} if shared else set())):
@@ -99,7 +99,7 @@ def recorded_lead(study: Study, out: Path) -> list[Table]:
             found[pair] = max(found.get(pair, item), item, key=lambda item: item.record.settings["seeds"])
     for item in found.values():
         settings, rows = item.record.settings, []
-        first, second = (METHODS[settings[side]][0] for side in ("first", "second"))
+        first, second = (METHOD_STYLES[settings[side]][0] for side in ("first", "second"))
         for row in settings["rows"]:
             low, high = row["interval95_images"]
             difference = measured(row["lead"], low=low, high=high, href=link(item.path, out))

@@ -9,7 +9,7 @@ from pathlib import Path
 from adco.config.loading import RECIPES, load_recipe
 from adco.config.schema import Recipe
 from adco.evaluation.comparison import why_not_comparable
-from adco.evaluation.published import Published, load_published, of_zoo
+from adco.evaluation.published import Published, load_published
 from adco.evaluation.records import Record, Score, load_record
 from adco.report.model_zoo_tables import (
     Notes,
@@ -23,6 +23,7 @@ from adco.report.model_zoo_tables import (
     table,
 )  # fmt: skip
 from adco.utils.errors import UserError
+from adco.utils.serialization import build
 from adco.weights.manifest import MANIFEST, Model, read_manifest
 
 BANKED = ("adco", "caco", "moco", "mochi")  # methods with adversaries or a queue
@@ -118,7 +119,7 @@ def checkpoints_table(models: Mapping[str, Model], records: Mapping[str, Record]
     rows = []
     for model in models.values():
         ours = [cell(name, score, path) for path, name, score in _of_checkpoint(model, records)]
-        where = f"[in the package](adco/{model.file})" if model.file else f"[link]({model.mirrors[0]})"
+        where = f"[in the package](adco/weights/{model.file})" if model.file else f"[link]({model.mirrors[0]})"
         size = f"{model.bytes / 1e6:.1f} MB" if model.bytes else ""
         licence = (model.licence or "").split(" (")[0]
         cells = (
@@ -186,3 +187,23 @@ def _of_checkpoint(model: Model, records: Mapping[str, Record]) -> list[tuple[st
         return []
     own = {p: r for p, r in records.items() if r.checkpoint.pretrained.sha256 == model.sha256 and r.data.official}
     return [(path, f"{r.protocol} {name}", r.scores[name]) for path, r in own.items() for name in headlines(r)]
+
+
+def of_zoo(models: Mapping[str, Model]) -> tuple[Published, ...]:
+    """What the owners of the zoo's checkpoints print, from the manifest: {protocol, source, metric: value ...}."""
+    found = []
+    for model in models.values():
+        for score in model.scores:
+            values = {key: value for key, value in score.items() if key not in ("protocol", "source")}
+            for metric, value in values.items():
+                row = {"table": f"zoo/{model.name}", "source": f"{model.method} {score['source']}", "value": value}
+                row |= {"method": model.method, "metric": f"mAP/{metric}" if metric[1:].isdigit() else metric}
+                row |= {"unit": "percent", "protocol": score["protocol"], "data": _data_of(str(score["protocol"]))}
+                row |= {"epochs": model.epochs, "recipe": model.recipe, "multicrop": "multicrop" in model.name}
+                found.append(build(Published, row, f"zoo.yaml: {model.name}"))
+    return tuple(found)
+
+
+def _data_of(protocol: str) -> str:
+    names = {"voc07": "VOC2007", "places205": "Places205", "detection/pascal": "VOC07+12", "detection/coco": "COCO"}
+    return next((data for start, data in names.items() if protocol.startswith(start)), "ImageNet")

@@ -14,9 +14,9 @@ import torch
 
 from adco.evaluation.provenance import hardware
 from adco.evaluation.records import Record, load_record
+from adco.models.resnet import build_resnet
 from adco.suite.stages import Stage
 from adco.utils.errors import UserError
-from adco.weights.backbone import build_resnet
 
 RATE = Path(__file__).resolve().parent.parent.parent / "transfer" / "rate.py"
 

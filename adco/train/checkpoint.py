@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adco.config.diff import changed_fields
+from adco.train import checkpoint
 from adco.utils.errors import Failure, UserError
 from adco.utils.files import atomic_write, sha256_of, write_text
 from adco.weights.readers import load_torch
@@ -153,3 +155,23 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _digest(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
+
+
+def reopened(path: Path, recipe: dict, data: str, sizes: str, force: bool) -> tuple[checkpoint.State, list[str]]:
+    """The state in a checkpoint, and in words what has changed since. Raises UserError if anything has, unless `force`.
+
+    recipe: as plain containers; data, sizes: `fingerprint` and `sizes` of the index of images; force: go on although
+    they changed
+    """
+    state = checkpoint.load(path)
+    changes = changed_fields(state.recipe, recipe)
+    if state.data != data:
+        changes.append("the images themselves: files were added, removed or renamed since")
+    elif state.sizes and state.sizes != sizes:
+        changes.append("the images themselves: files were replaced by others of the same names since, their sizes say")
+    if changes and not force:
+        raise UserError(
+            f"{path}: was trained with another recipe ({'; '.join(changes)}); use the same recipe or another "
+            "--output-dir, or --force-recipe-change to go on with the new one"
+        )
+    return state, changes

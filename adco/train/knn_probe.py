@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.transforms import functional as pixels
 
-from adco.data.batch import Request
+from adco.data.batch import Request, RowByRow
 from adco.data.images import ImageIndex, UnreadableImage
+from adco.data.sources import open_images
 from adco.data.transforms.functional import from_uint8
+from adco.evaluation.knn import first_argmax, knn_predict
 from adco.utils import distributed
 from adco.utils.device import upload
-from adco.utils.threads import RowByRow, host_memory, in_threads
+from adco.utils.errors import UserError
+from adco.utils.threads import host_memory, in_threads
 
 NOTHING = -1  # the label where there is no picture
 BATCH = 256
@@ -107,3 +112,37 @@ def judged(network: nn.Module) -> Iterator[nn.Module]:
 def _write(tensors: list[Tensor], values: Tensor) -> None:
     for tensor, value in zip(tensors, values.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(value.view_as(tensor))
+
+
+class KnnProbe:
+    """Weighted kNN top-1 on frozen features of `root/train` against `root/val`, at most max_images of each.
+
+    root: as `data.root`, with both splits. Images: shorter side to px * 256 / 224, centre crop of px; unreadable ones
+    are left out. Every rank calls it: each embeds its share of the pictures, meets all training features, and votes for
+    its own share of the validation.
+    """
+
+    def __init__(self, root: Path | str, px: int, k: int, temperature: float, max_images: int, workers: int):
+        self.sets = [Pictures(open_images(str(root), split), px, max_images) for split in ("train", "val")]
+        self.root, self.k, self.temperature, self.workers = root, k, temperature, workers
+        if self.sets[0].index.classes != self.sets[1].index.classes:
+            raise UserError(
+                f"{root}: train and val have different classes; the kNN probe needs the same folders in both"
+            )
+
+    def __call__(self, backbone: nn.Module, device: torch.device) -> float:
+        """Percent of val images whose class the neighbours vote for. The backbone's mode is put back afterwards."""
+        with judged(backbone) as frozen:
+            # the forward itself: a compiled backbone would be compiled again for the probe's sizes
+            (train, labels), (val, truth) = (embed(frozen.forward, part, device, self.workers) for part in self.sets)
+        train, labels = gather_in_order(F.normalize(train, dim=1)), gather_in_order(labels)
+        train, labels = train[labels != NOTHING], labels[labels != NOTHING]
+        val, truth = F.normalize(val[truth != NOTHING], dim=1), truth[truth != NOTHING].cpu()
+        hits, count = 0, distributed.total(torch.tensor(len(truth), device=device))
+        if not len(train) or not count:
+            raise UserError(f"{self.root}: kNN probe: none of the pictures of train or of val can be read")
+        if len(truth):
+            classes = len(self.sets[0].index.classes)
+            votes = knn_predict(train, labels, val, min(self.k, len(train)), self.temperature, classes)
+            hits = int((first_argmax(votes) == truth).sum())
+        return 100.0 * float(distributed.total(torch.tensor(hits, device=device)) / count)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from adco.config.schema import Optimizer as Options
+from adco.utils.lars import LARS
 
 
 def build_optimizer(options: Options, encoder: nn.Module, fused: bool) -> torch.optim.Optimizer:
@@ -46,66 +45,3 @@ def parameter_groups(options: Options, encoder: nn.Module) -> list[dict]:
     return [
         {"params": found, "constant_lr": constant, **plain[decayed]} for (decayed, constant), found in groups.items()
     ]
-
-
-class LARS(torch.optim.Optimizer):
-    """SGD with momentum whose step is, for each tensor, scaled to trust * |w| / |g + wd w| (You et al., 2017).
-
-    A group with trust 0 (biases, norms) takes plain SGD steps. As in the released code of BYOL's and MoCo v3's users.
-    """
-
-    def __init__(self, params, lr: float, momentum: float, weight_decay: float, trust: float):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
-
-    @torch.no_grad()
-    def step(self, closure=None) -> None:
-        """v <- m v + scale (g + wd w); w <- w - lr v."""
-        for group in self.param_groups:
-            weights = [p for p in group["params"] if p.grad is not None]
-            if not weights:
-                continue
-            steps = torch._foreach_add([p.grad for p in weights], weights, alpha=group["weight_decay"])
-            if group["trust"]:
-                sizes, lengths = torch._foreach_norm(weights), torch._foreach_norm(steps)
-                scales = [
-                    torch.where((w > 0) & (g > 0), group["trust"] * w / g, 1.0)
-                    for w, g in zip(sizes, lengths, strict=True)
-                ]
-                torch._foreach_mul_(steps, scales)
-            velocities = [self.state[p].setdefault("velocity", torch.zeros_like(p)) for p in weights]
-            torch._foreach_mul_(velocities, group["momentum"])
-            torch._foreach_add_(velocities, steps)
-            torch._foreach_add_(weights, velocities, alpha=-group["lr"])
-
-
-def cosine(
-    step: int,
-    steps_per_epoch: int,
-    epochs: int,
-    lr: float,
-    final_lr: float,
-    warmup_epochs: float = 0.0,
-    by: str = "epoch",
-) -> float:
-    """The learning rate of `step` (0-based): linear from 0 over the warm-up, then half a cosine from lr to final_lr.
-
-    by `epoch`: constant within an epoch, as the released code; by `step`: it moves at every step.
-    """
-    position, share = _position(step, steps_per_epoch, warmup_epochs, by)
-    if share is not None:
-        return lr * share
-    share = (position - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)  # a run may be all warm-up
-    return final_lr + 0.5 * (lr - final_lr) * (1 + math.cos(math.pi * share))
-
-
-def constant(step: int, steps_per_epoch: int, lr: float, warmup_epochs: float = 0.0, by: str = "epoch", **_) -> float:
-    """The same learning rate after a linear warm-up; takes what `cosine` takes."""
-    _, share = _position(step, steps_per_epoch, warmup_epochs, by)
-    return lr if share is None else lr * share
-
-
-def _position(step: int, steps_per_epoch: int, warmup_epochs: float, by: str) -> tuple[float, float | None]:
-    """Where a step is in epochs, and its share of the warm-up, None after it."""
-    position = step / steps_per_epoch if by == "step" else float(step // steps_per_epoch)
-    done = position + (1 / steps_per_epoch if by == "step" else 1)
-    return position, done / warmup_epochs if position < warmup_epochs else None

@@ -23,12 +23,14 @@ from adco.evaluation.records import Record, commit
 from adco.methods import Method, build_method
 from adco.methods.base import Moment, Step
 from adco.train import checkpoint, optimizer
+from adco.train.checkpoint import reopened
 from adco.train.embedding_metrics import Health, Watch
 from adco.train.failures import diverged
 from adco.train.gradient_cache import backward, split
-from adco.train.logger import KnnProbe, Log, Rate, read_metrics
-from adco.train.resume import reopened
-from adco.utils import distributed
+from adco.train.knn_probe import KnnProbe
+from adco.train.logger import Log, read_metrics
+from adco.train.throughput import Rate
+from adco.utils import distributed, schedules
 from adco.utils.device import has_half_precision, resolve_workers
 from adco.utils.errors import UserError
 from adco.utils.files import claimed, output_folder, sha256_of, write_text
@@ -140,8 +142,8 @@ class Trainer:
         solver, bank = self.recipe.optimizer, self.recipe.bank
         when = {"step": self.step, "steps_per_epoch": self.steps_per_epoch, "epochs": self.recipe.epochs}
         when["by"] = solver.schedule_by
-        lr = optimizer.cosine(**when, lr=solver.lr, final_lr=solver.final_lr, warmup_epochs=solver.warmup_epochs)
-        schedule = optimizer.cosine if bank.lr_schedule == "cosine" else optimizer.constant
+        lr = schedules.cosine(**when, lr=solver.lr, final_lr=solver.final_lr, warmup_epochs=solver.warmup_epochs)
+        schedule = schedules.cosine if bank.lr_schedule == "cosine" else schedules.constant
         return lr, schedule(**when, lr=bank.lr, final_lr=0.0, warmup_epochs=bank.warmup_epochs)
 
     def fill_bank(self) -> None:

@@ -90,3 +90,10 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def parse_workers(text: str) -> int | str:
+    """What `--workers` may be: `auto` (see device.resolve_workers) or a number of threads. Raises UserError."""
+    if text != "auto" and not (text.isascii() and text.isdigit()):
+        raise UserError(f"--workers {text}: expected auto or a number of threads, at least 0")
+    return text if text == "auto" else int(text)

@@ -10,12 +10,17 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from adco.utils.paths import cache_folder
+
 REQUEUE = 75  # EX_TEMPFAIL: "try again later", the code that a scheduler's script requeues on
 CLOSED = 141  # what a shell says of a program whose reader (`| head`) has gone: 128 + SIGPIPE
 
 
 class UserError(Exception):
     """One line that names the file or key, what was expected, and what to do. Tools print it and exit with 2."""
+
+
+USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}: "  # how a traceback's text names it
 
 
 class Failure(Exception):
@@ -71,7 +76,7 @@ def _explained(fault: Exception) -> tuple[str, int]:
     """(the line to print, the exit code)."""
     if isinstance(fault, UserError):
         # from a worker process torch brings an error back with the whole traceback as its text
-        return f"error: {one_line(str(fault).rpartition('adco.utils.errors.UserError: ')[2])}", 2
+        return f"error: {one_line(str(fault).rpartition(USER_ERROR)[2])}", 2
     if isinstance(fault, Failure):
         return f"failed: {one_line(fault)}", 1
     if isinstance(fault, OSError) and isinstance(fault.filename, (str, bytes)):
@@ -81,8 +86,6 @@ def _explained(fault: Exception) -> tuple[str, int]:
 
 def _save_details(fault: Exception) -> str:
     """Write the traceback to the user's cache folder, else to the system's for temporary files; says where."""
-    from adco.data.index_cache import cache_folder  # it knows this module
-
     text = f"{sys.version}\n{' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(fault))}"
     for folder in (cache_folder() / "failures", Path(tempfile.gettempdir())):
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adco.utils.errors import UserError
+from adco.utils.paths import cache_folder
 
 
 @contextmanager
@@ -124,3 +125,19 @@ def between(page: Path, begin: str, end: str, text: str) -> str:
         raise UserError(f"{page}: expected one line {begin!r} and one {end!r} after it")
     first, last = places
     return "".join(lines[: first + 1]) + text + "".join(lines[last:])
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """One process of this machine at a time: the others wait until the block has ended."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / f"{name}.lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the cache folder cannot be written ({error.strerror or error}); set ADCO_CACHE to another"
+        ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -9,24 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adco.data.batch import Request, merged
-from adco.utils.errors import UserError
-
 AHEAD = 3  # batches being made while one is used
-
-
-def parse_workers(text: str) -> int | str:
-    """What `--workers` may be: `auto` (see device.resolve_workers) or a number of threads. Raises UserError."""
-    if text != "auto" and not (text.isascii() and text.isdigit()):
-        raise UserError(f"--workers {text}: expected auto or a number of threads, at least 0")
-    return text if text == "auto" else int(text)
+R = TypeVar("R")  # what a batch is asked for with
 
 
 class Work(Protocol):
@@ -37,30 +27,6 @@ class Work(Protocol):
     def rows(self, first: int, last: int) -> object: ...
 
     def batch(self, parts: Sequence) -> object: ...
-
-
-@dataclass(frozen=True)
-class RowByRow:
-    """Work that makes one row at a time.
-
-    fill: fill(row, sample, bad) makes a row, in any thread, and notes unreadable images in `bad`, path -> reason
-    finish: the batch, given the unreadable images of all rows
-    """
-
-    samples: np.ndarray
-    fill: Callable[[int, int, dict[str, str]], None]
-    finish: Callable[[dict[str, str]], object]
-
-    def rows(self, first: int, last: int) -> dict[str, str]:
-        """Make rows [first, last); returns the unreadable images met."""
-        bad: dict[str, str] = {}
-        for row in range(first, last):
-            self.fill(row, int(self.samples[row]), bad)
-        return bad
-
-    def batch(self, bad: Sequence[dict[str, str]]) -> object:
-        """The finished batch."""
-        return self.finish(merged(bad))
 
 
 def host_memory(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -75,7 +41,7 @@ def at_once(work: Work) -> object:
     return work.batch([work.rows(0, len(work.samples))])
 
 
-def in_threads(begin: Callable[[Request], Work], wanted: Iterable[Request], workers: int) -> Generator:
+def in_threads(begin: Callable[[R], Work], wanted: Iterable[R], workers: int) -> Generator:
     """What `batch` gives for each request, by threads that hold no lock and share out the rows of a batch (0: none).
 
     The threads end with the generator: one that may be left by an error belongs into `contextlib.closing`, because the
@@ -88,7 +54,8 @@ def in_threads(begin: Callable[[Request], Work], wanted: Iterable[Request], work
     unfinished: deque[tuple[Work, list[Future]]] = deque()
     try:
         for request in wanted:
-            work, size = begin(request), len(request.samples)
+            work = begin(request)
+            size = len(work.samples)
             chunk = max(1, size // (4 * workers))
             unfinished.append((work, [pool.submit(work.rows, i, min(i + chunk, size)) for i in range(0, size, chunk)]))
             if len(unfinished) > AHEAD:

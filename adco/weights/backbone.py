@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
-from adco.train.resume import recipe_name
+from adco.config.diff import recipe_name
+from adco.models.resnet import ARCHITECTURES, build_resnet
 from adco.utils.errors import UserError
 from adco.utils.files import sha256_of
 from adco.weights.layouts import LAYOUTS, SOURCES, Layout
@@ -24,19 +24,7 @@ from adco.weights.manifest import Model
 from adco.weights.readers import read_weights
 from adco.weights.zoo import find, is_zoo, resolve
 
-ARCHITECTURES = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-)
 PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-STAGES = ("res2", "res3", "res4", "res5")
 
 
 @dataclass(frozen=True)
@@ -96,34 +84,6 @@ def load_backbone(path: str | Path, source: str | None = None) -> Backbone:
         )
     known = _known_of(find(given)) if is_zoo(given) else _trained_by(content)
     return Backbone(arch, stem, state, layout.name, path.name, sha256_of(path), dropped, known)
-
-
-def build_resnet(arch: str, stem: str = "imagenet") -> nn.Module:
-    """A torchvision ResNet without its classifier.
-
-    stem: `imagenet` (7x7 stride 2, max pool) or `small` (3x3 stride 1, no pool; for images of about 32 to 64 px).
-    Output: (B, C) average-pooled features, C = 512 for resnet18/34 and 2048 for the others.
-    """
-    if arch not in ARCHITECTURES:
-        raise UserError(f"architecture {arch!r} is not supported; choose one of {', '.join(ARCHITECTURES)}")
-    model = getattr(torchvision.models, arch)(weights=None)
-    model.fc = nn.Identity()
-    if stem == "small":
-        model.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
-        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-        model.maxpool = nn.Identity()
-    elif stem != "imagenet":
-        raise UserError(f"stem {stem!r} is not known; choose imagenet or small")
-    return model
-
-
-def stage_features(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """The maps after layer1..layer4 of a torchvision ResNet: (B, 3, H, W) -> {"res2": (B, C, H/4, W/4), ... "res5"}."""
-    x = model.maxpool(model.relu(model.bn1(model.conv1(images))))
-    features = {}
-    for stage, layer in zip(STAGES, (model.layer1, model.layer2, model.layer3, model.layer4), strict=True):
-        features[stage] = x = layer(x)
-    return features
 
 
 def identify(state: Mapping[str, Tensor]) -> tuple[str, str]:

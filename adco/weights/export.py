@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from adco.config.diff import changed_fields
 from adco.config.loading import load_recipe
+from adco.config.validation import METHOD_NAMES
 from adco.evaluation.records import Record, load_record
-from adco.train.resume import changed_fields
+from adco.models.resnet import stage_features
 from adco.utils.errors import UserError
 from adco.utils.files import sha256_of
-from adco.weights.backbone import Backbone, load_backbone, stage_features
+from adco.weights.backbone import Backbone, load_backbone
 from adco.weights.manifest import as_model
 from adco.weights.readers import write_state
 
 BOUND = 2e-3  # of the relative difference of features; float16 rounds a weight by 2^-11 = 4.9e-4 of itself at most
 PICTURES, PICTURE_PX = 8, 96
-METHODS = {"adco": "AdCo", "caco": "CaCo", "moco": "MoCo v2", "mochi": "MoCHi", "simclr": "SimCLR", "byol": "BYOL",
-           "simsiam": "SimSiam", "swav": "SwAV"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def pack(checkpoint: Path, out: Path, recipe: str, data: str, licence: str) -> P
     small = Backbone(**(vars(original) | {"state": rounded(checkpoint, original.state)}))
     if (difference := features_differ(original, small)) > BOUND:
         raise UserError(f"{checkpoint}: in float16 its features change by {difference:.1e}, more than {BOUND:.0e}")
-    method, epochs = METHODS[record.settings["method"]], int(record.settings["epochs"])
+    method, epochs = METHOD_NAMES[record.settings["method"]], int(record.settings["epochs"])
     changes = changed_fields(asdict(load_recipe(recipe)), dict(record.settings))
     facts = {"recipe": recipe, "changes": "; ".join(changes) or "none", "method": method, "epochs": epochs}
     facts |= {"data": data, "licence": licence, "commit": record.commit, "from_sha256": original.sha256}

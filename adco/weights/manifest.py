@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from adco.data.index_cache import cache_folder
 from adco.utils.errors import UserError
+from adco.utils.paths import cache_folder
 from adco.utils.yaml_io import read_yaml
 
 SCHEMA = 1

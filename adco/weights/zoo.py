@@ -12,17 +12,13 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from datetime import datetime, timezone
 from pathlib import Path
 
-import yaml
-
-from adco.data.index_cache import alone
 from adco.utils.download import PATIENT, Patience, Refused, check_head, discard, fetch
 from adco.utils.errors import UserError
-from adco.utils.files import atomic_write, sha256_of, write_text
-from adco.weights.manifest import MANIFEST, SCHEMA, Model, as_model, own_manifest, read_manifest, read_rows, suffix_of
+from adco.utils.files import alone, sha256_of, write_text
+from adco.weights.manifest import MANIFEST, Model, own_manifest, read_manifest
 
 SCHEME = re.compile(r"zoo:/{1,2}")  # pathlib makes one slash of two
 
@@ -129,61 +125,22 @@ def read_record(model: Model) -> dict[str, object] | None:
     raise UserError(f"{model.record}: not readable as the record of a download; delete it to record anew")
 
 
-def add_file(model: Model, file: Path) -> str:
-    """Copy a file that came by other means into the cache as `model`, after a download's checks. Returns its sha256."""
-    if model.file:
-        raise UserError(f"{model.name}: its file is {model.path} already; choose another name")
-    try:
-        digest = _accept(model, _existing(file))
-    except Refused as reason:
-        raise UserError(f"{file}: {reason}; not taken as {model.name}") from reason
-    _copy(file, model.path)
-    _remember(model, digest, file.name)
-    return digest
-
-
-def add_model(name: str, source: str, **keys: object) -> Model:
-    """A row of the user's own: `source` is a checkpoint file, which is copied into the cache, or an http(s) address.
-
-    keys: any of the manifest's. Raises UserError: a name that is taken, a file that holds no ResNet we can read.
-    """
-    own = own_manifest()
-    row = {key: value for key, value in keys.items() if value is not None}
-    if re.match(r"https?://", source):
-        row["mirrors"] = [source]
-    else:
-        from adco.weights.backbone import load_backbone  # torch: only here
-
-        found = load_backbone(_existing(Path(source)))
-        row |= {"arch": found.arch, "layout": found.source, "sha256": found.sha256}
-        row |= {"bytes": Path(source).stat().st_size, "file": name + suffix_of(source)}
-    model = as_model(own, name, row)
-    with alone("zoo-manifest"):
-        if name in models():
-            raise UserError(f"{name}: this name is taken; choose another")
-        if model.file:
-            _copy(Path(source), model.path)
-        rows = read_rows(own) if own.is_file() else {}
-        write_text(own, yaml.safe_dump({"schema": SCHEMA, "models": rows | {name: row}}, sort_keys=False))
-    return model
-
-
 def _from_mirror(model: Model, url: str, patience: Patience) -> Path:
     """Download, check, record, and only then give the file its name. Raises Refused."""
     part = model.path.with_name(model.path.name + ".part")
     fetch(url, part, model.bytes, patience, model.name)
     try:
-        digest = _accept(model, part)
+        digest = accept(model, part)
     except Refused:
         discard(part)
         raise
-    _remember(model, digest, url)
+    save_record(model, digest, url)
     os.replace(part, model.path)
     discard(part)
     return model.path
 
 
-def _accept(model: Model, file: Path) -> str:
+def accept(model: Model, file: Path) -> str:
     """The sha256 of a file that is about to become `model`. Raises Refused where it cannot be it."""
     check_head(file)
     size = file.stat().st_size
@@ -212,20 +169,9 @@ def _md5_of(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _remember(model: Model, digest: str, origin: str) -> None:
+def save_record(model: Model, digest: str, origin: str) -> None:
     """Write the record of a first download; a later one has been compared with it."""
     if not model.record.is_file():
         date = datetime.now(timezone.utc).date().isoformat()
         record = {"sha256": digest, "from": origin, "date": date}
         write_text(model.record, json.dumps(record, indent=2) + "\n")
-
-
-def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as content, atomic_write(target) as file:
-        shutil.copyfileobj(content, file, 1 << 20)
-
-
-def _existing(file: Path) -> Path:
-    if not file.is_file():
-        raise UserError(f"{file}: no such file")
-    return file

@@ -257,9 +257,9 @@ class _Maker:
             path = folder / f"{name}.json"
             words = self._python("benchmarks/run.py", name, "--device", "cuda", "--output-dir", folder)
             yield self._gpu_stage(name, words, minutes, path, missing)
-        for name, minutes in (("shares", 3), ("precision", 10)):
+        for name, minutes, more in (("shares", 3, []), ("precision", 10, ["--data", self.imagenette])):
             path = folder / f"{name}.json"
-            words = self._python(f"benchmarks/{name}.py", "--device", "cuda", "--output", path)
+            words = self._python(f"benchmarks/speed/{name}.py", *more, "--device", "cuda", "--output", path)
             yield self._gpu_stage(name, words, minutes, path, missing)
 
     def _gpu_stage(self, name: str, words: list[str], minutes: float, path: Path, missing: str) -> Stage:

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adco.config.schema import Bank as BankOptions
-from adco.losses.bank_softmax import adversarial_contrast, make_pairs
+from adco.losses.adco import adversarial_contrast
+from adco.losses.pairs import make_pairs
 from adco.models.memory_bank import Bank
 from adco.utils.device import set_arithmetic
 from benchmarks.speed.race import Options, Outcome, Ratio, race, ratio, repeated

@@ -1,9 +1,10 @@
 """bf16, and on a GPU tf32, against float32: the same run in each, the losses of its steps beside the others'.
 
-    python benchmarks/speed/precision.py --device cuda [--steps 200] --output precision.json
+    python benchmarks/speed/precision.py --data SAMPLE/imagenet --device cuda [--steps 200] --output precision.json
 
-AdCo's recipe of 200 epochs (ResNet-50, 224 px, batch 256) on a GPU, the small one on a CPU; generated images, the same
-for all. Reported: the mean relative difference of the loss, and that of its mean over the last fifth.
+AdCo's recipe of 200 epochs (ResNet-50, 224 px, batch 256) on a GPU, the small one on a CPU; the same images for all,
+e.g. those that tools/make_sample.py draws. Reported: the mean relative difference of the loss, and that of its mean
+over the last fifth.
 """
 
 from __future__ import annotations
@@ -32,26 +33,27 @@ from adco.utils.errors import command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX (auto)")
+    parser.add_argument("--data", required=True, help="what data.root may be")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     args = parser.parse_args(argv)
     device, begun = resolve_device(args.device), time.perf_counter()
     others = ("bf16", "tf32") if device.type == "cuda" else ("bf16",)
-    losses = {precision: run(precision, args.steps, device) for precision in ("float32", *others)}
+    losses = {precision: run(precision, args.data, args.steps, device) for precision in ("float32", *others)}
     scores = compared(losses["float32"], losses["bf16"])
     for other in others[1:]:
         scores |= {f"{other}/{name}": value for name, value in compared(losses["float32"], losses[other]).items()}
     settings = {"steps": args.steps, "logged_every": 10, "losses": losses, "device": str(device)}
     seconds = round(time.perf_counter() - begun, 1)
-    record = Record("benchmark/bf16-against-float32", scores, {}, {"name": "sample"}, settings, seconds)
+    record = Record("benchmark/bf16-against-float32", scores, {}, {"name": Path(args.data).name}, settings, seconds)
     print(f"{scores}; wrote {record.write(args.output)}")
     return 0
 
 
-def run(precision: str, steps: int, device: torch.device) -> list[float]:
+def run(precision: str, data: str, steps: int, device: torch.device) -> list[float]:
     """The losses that a run of so many steps logs."""
     big = device.type == "cuda"
-    change = [f"compute.precision={precision}", "data.root=sample", "data.in_memory=true", "bank.init=random"]
+    change = [f"compute.precision={precision}", f"data.root={data}", "data.in_memory=true", "bank.init=random"]
     recipe = load_recipe("adco_r50_200ep" if big else "adco_r18_imagenette", [*change, "probe.every_epochs=0"])
     with tempfile.TemporaryDirectory() as folder:
         made = Trainer(recipe, Path(folder), device)

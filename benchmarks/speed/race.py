@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 
 from adco.evaluation.records import Record, load_record
-from adco.train.logger import Rate
+from adco.train.throughput import Rate
 from adco.utils.errors import UserError
 
 T = TypeVar("T")

@@ -24,7 +24,8 @@ import torch
 from torch.nn import functional as F
 
 from adco.config.schema import Bank as BankOptions
-from adco.losses.bank_softmax import adversarial_contrast, make_pairs
+from adco.losses.adco import adversarial_contrast
+from adco.losses.pairs import make_pairs
 from adco.models.memory_bank import Bank
 from adco.utils import distributed
 from adco.utils.errors import command

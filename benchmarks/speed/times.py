@@ -23,6 +23,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from adco.config.loading import load_recipe
+from adco.config.validation import METHOD_NAMES
 from adco.evaluation.records import Record
 from adco.train.trainer import Trainer
 from adco.utils.device import has_half_precision, resolve_device
@@ -31,7 +32,6 @@ from benchmarks.speed.race import ROUNDS, Timing, race
 from benchmarks.speed.step import random_batch
 
 IMAGES = 9469
-METHODS = ("adco", "caco", "moco", "mochi", "simclr", "byol", "simsiam", "swav")
 SIZES = (65536, 16384, 8192, 1024, 256)
 
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def contestants() -> list[tuple[str, str, list[str]]]:
     """Name, recipe and overrides of everything that is timed."""
-    every = [(name, f"{name}_r18_imagenette", []) for name in METHODS]
+    every = [(name, f"{name}_r18_imagenette", []) for name in METHOD_NAMES]
     for size in SIZES:
         every.append((f"adco_k{size}", "adco_r18_imagenette", [f"bank.size={size}"]))
     both = ["contrast.symmetric=true"]

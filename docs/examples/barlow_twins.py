@@ -11,8 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a check
 from torch.nn.functional import normalize  # noqa: E402
 
 from adco import methods  # noqa: E402
-from adco.config import validation  # noqa: E402
-from adco.losses.bank_softmax import make_pairs  # noqa: E402
+from adco.losses.pairs import make_pairs  # noqa: E402
 from adco.methods.base import Method, Step  # noqa: E402
 from adco.models.encoder import Encoder  # noqa: E402
 from adco.utils import distributed  # noqa: E402
@@ -35,8 +34,7 @@ class BarlowTwins(Method):
         return Step(loss, {"loss": loss.detach(), "off_diagonal": off.detach()}, q, k)
 
 
-methods.METHODS["barlow"] = BarlowTwins
-validation.CHOICES["method"] += ("barlow",)
+methods.register("barlow", BarlowTwins)
 
 if __name__ == "__main__":
     sys.exit(train_adco.main())

@@ -70,9 +70,9 @@ FAKES = tuple(
 @pytest.fixture
 def fakes(tmp_path, monkeypatch) -> Path:
     """The command with fake sections, which have few seconds; returns the folder for its output."""
-    package = tmp_path / "root" / "benchmarks" / "gpu_sections"
+    package = tmp_path / "root" / "benchmarks" / "on_gpu" / "sections"
     package.mkdir(parents=True)
-    for folder in (package, package.parent):
+    for folder in (package, package.parent, package.parent.parent):
         (folder / "__init__.py").touch()
     (package / "__main__.py").write_text(FAKE)
     monkeypatch.setattr(gpu, "ROOT", tmp_path / "root")

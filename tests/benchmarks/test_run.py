@@ -264,7 +264,7 @@ def test_a_fall_of_more_than_a_fifth_is_a_warning(tmp_path):
 def test_run_prints_the_ratio_last_and_writes_the_record(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "benchmarks.speed.input", SimpleNamespace(run=lambda options: outcome(4.0)))
     monkeypatch.setattr(run, "COMMITTED", tmp_path)
-    monkeypatch.setattr(run, "HERE", tmp_path)
+    monkeypatch.setattr(run, "SCRIPTS", tmp_path)
     (tmp_path / "input.py").touch()
     assert run.main(["input", "--quick", "--output-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "RATIO speed 4.00 2"
@@ -276,7 +276,7 @@ def test_run_prints_the_ratio_last_and_writes_the_record(tmp_path, capsys, monke
 
 
 def test_a_benchmark_that_is_not_there_says_so(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "HERE", tmp_path)
+    monkeypatch.setattr(run, "SCRIPTS", tmp_path)
     assert run.main(["svm", "--output-dir", str(tmp_path)]) == 2
     assert "benchmarks/speed/svm.py is not there" in capsys.readouterr().err
     assert run.main(["all", "--output-dir", str(tmp_path)]) == 0

@@ -11,7 +11,7 @@ from adco.methods import build_method
 from adco.methods.base import Moment
 from adco.train.failures import is_out_of_memory
 from adco.train.gradient_cache import backward, split
-from adco.train.logger import KnnProbe
+from adco.train.knn_probe import KnnProbe
 from adco.utils.device import resolve_device, set_arithmetic
 from tests.adco.train.test_compute import losses
 from tests.conftest import write_pictures

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from adco.train.logger import Rate
+from adco.train.throughput import Rate
 
 
 def test_on_a_gpu_only_the_time_in_which_it_is_idle_counts_as_waiting(gpu):

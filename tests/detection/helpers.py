@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from adco.weights.backbone import build_resnet
+from adco.models.resnet import build_resnet
 
 CLASSES = {"cat": (200, 60, 60), "dog": (60, 60, 200), "bus": (60, 180, 60)}
 SIZE = (120, 96)

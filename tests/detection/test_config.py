@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 import detection  # noqa: F401
-from adco.utils.errors import UserError
+from adco.utils.errors import USER_ERROR, UserError
 from detection.batch_scaling import Plan
 from detection.config import (
     NOT_GIVEN,
@@ -243,6 +243,6 @@ def test_a_run_can_be_sent_to_spawned_processes():
 
 
 def test_a_spawned_process_passes_its_user_error_on():
-    text = "\n\n-- Process 1 terminated:\nTraceback ...\nadco.errors.UserError: x.pkl: 0 of 265\n"
+    text = f"\n\n-- Process 1 terminated:\nTraceback ...\n{USER_ERROR}x.pkl: 0 of 265\n"
     assert str(user_error_inside(RuntimeError(text))) == "x.pkl: 0 of 265"
     assert user_error_inside(RuntimeError("CUDA out of memory")) is None

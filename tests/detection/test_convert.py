@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from adco.models.resnet import ARCHITECTURES
 from adco.utils.errors import UserError
-from adco.weights.backbone import ARCHITECTURES, Backbone, expected_shapes, load_backbone
+from adco.weights.backbone import Backbone, expected_shapes, load_backbone
 from adco.weights.layouts import from_detectron2
 from detection import verify, weights
 from detection.verify import TOLERANCE, loaded_resnet, prove, stage_differences

@@ -103,7 +103,7 @@ def test_the_warnings_that_are_explained_are_those_there_are():
         ("torchrun --nproc_per_gpu 8 tools/train_adco.py --config-file adco_r50_200ep", "required|unrecognized|nproc"),
         ("torchrun --nproc-per-node 8 tools/train_adco.py --config-file adco_r50_200ep --seeds 1", "--seeds"),
         ("python tools/train.py", "tools/train.py: no such file"),
-        ("python -m adco.train", "no such module"),
+        ("python -m adco.absent", "no such module"),
         ("python transfer/voc07.py --checkpoint x --protocol pcl2", "--protocol pcl2: not one of"),
         ("python transfer/voc07.py --checkpoint x --protocols pcl", "unrecognized arguments: --protocols"),
         ("python transfer/imagenet.py --protocol linear", "--protocol linear: not one of"),

@@ -313,7 +313,7 @@ def test_scripts_run_from_anywhere_and_use_their_own_checkout(tmp_path):
     """A copy of the checkout with another word for `error` is what runs, whatever is installed beside it."""
     for room in ("adco", "transfer"):
         shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
-    errors = tmp_path / "adco" / "errors.py"
+    errors = tmp_path / "adco" / "utils" / "errors.py"
     errors.write_text(errors.read_text().replace('f"error: ', 'f"copied: '))
     scripts = [
         tmp_path / "transfer" / name for name in ("voc07.py", "knn.py", "linear.py", "imagenet.py", "places205.py")

@@ -13,13 +13,13 @@ from torch import Tensor
 from torchvision.transforms import functional as pixels
 
 from adco.config.schema import View
-from adco.data.batch import Request
+from adco.data.batch import Request, RowByRow
 from adco.data.images import UnreadableImage, read_image
 from adco.data.transforms import functional, parameters
 from adco.utils import distributed, philox
 from adco.utils.device import constant, upload
 from adco.utils.errors import UserError
-from adco.utils.threads import RowByRow, at_once, host_memory
+from adco.utils.threads import at_once, host_memory
 from transfer.classifier.protocols import Recipe
 from transfer.features.reading import Pictures
 

@@ -22,14 +22,16 @@ from torch.nn import functional as F
 
 from adco.data.images import BadImages
 from adco.data.transforms.functional import from_uint8
-from adco.train.optimizer import LARS, load_state
+from adco.models.resnet import stage_features
+from adco.train.optimizer import load_state
 from adco.utils import distributed
 from adco.utils.device import upload
 from adco.utils.errors import UserError
 from adco.utils.files import atomic_write
+from adco.utils.lars import LARS
 from adco.utils.progress import progress
 from adco.utils.threads import in_threads
-from adco.weights.backbone import Backbone, stage_features
+from adco.weights.backbone import Backbone
 from adco.weights.readers import load_torch
 from transfer.classifier.dataset import Labelled, TrainingPictures, renormalised, requests, to_network
 from transfer.classifier.protocols import Recipe

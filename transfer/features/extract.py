@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from adco.data.images import BadImages
 from adco.data.transforms.functional import from_uint8
+from adco.models.resnet import stage_features
 from adco.train.failures import is_out_of_memory
 from adco.utils.device import upload
 from adco.utils.errors import UserError
 from adco.utils.progress import progress
-from adco.weights.backbone import Backbone, stage_features
+from adco.weights.backbone import Backbone
 from transfer.features.cache import Entry, RowsWriter
 from transfer.features.reading import Pictures, read_batches
 from transfer.features.transforms import Transform

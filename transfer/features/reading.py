@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adco.data.batch import Request
+from adco.data.batch import Request, RowByRow
 from adco.data.images import UnreadableImage, read_image
-from adco.utils.threads import RowByRow, host_memory, in_threads
+from adco.utils.threads import host_memory, in_threads
 from transfer.features.transforms import Transform
 
 

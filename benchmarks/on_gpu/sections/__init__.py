@@ -18,7 +18,7 @@ MOST_BYTES = 15 << 20  # of the file of figures, whatever a section does
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the command. seconds: about what it takes on a GPU; module: below benchmarks/gpu_sections."""
+    """A section of the command. seconds: about what it takes on a GPU; module: below benchmarks/on_gpu/sections."""
 
     number: int
     module: str

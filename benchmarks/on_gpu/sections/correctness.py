@@ -25,7 +25,7 @@ from adco.data.loader import ViewDataset, batches, requests
 from adco.data.sources import open_images
 from adco.methods import METHODS, build_method
 from adco.train import checkpoint
-from adco.train.logger import KnnProbe
+from adco.train.knn_probe import KnnProbe
 from adco.train.trainer import Trainer
 from benchmarks.on_gpu.sections import Context
 from benchmarks.on_gpu.sections.checks import Check, Finding, perform

@@ -28,7 +28,7 @@ from adco.utils.files import write_text
 from benchmarks.on_gpu.sections import Context
 from benchmarks.speed.photographs import write_photographs
 
-METHODS, SEEDS = ("adco", "moco"), (0, 1)
+COMPARED, SEEDS = ("adco", "moco"), (0, 1)
 EPOCHS, JUDGED = 200, (1, 5, 10, 20, 30, 50, 100, 150, 200)
 TURN = 5  # at most so many epochs at a time
 BATCH, BASE_BATCH, WARMUP_EPOCHS = 256, 64, 2.0
@@ -71,7 +71,7 @@ def run(context: Context) -> None:
     known = report_known(context)
     for seed in SEEDS[:1] if context.small else SEEDS:
         runs = {}
-        for method in METHODS:
+        for method in COMPARED:
             recipe = small(recipe_of(method, seed, data)) if context.small else recipe_of(method, seed, data)
             runs[method] = Trainer(recipe, folder_of(context, seed, method), context.device, resume=True)
         if not learn(context, runs, judge, ends, known):

@@ -26,6 +26,7 @@ from adco.data.in_memory import in_memory
 from adco.data.loader import ViewDataset, batches, requests
 from adco.data.sources import open_images
 from adco.utils.errors import UserError
+from adco.utils.paths import cache_folder
 from benchmarks.speed.photographs import jpeg, photograph, write_photographs
 from tests import ROOT
 
@@ -86,7 +87,7 @@ def test_a_folders_list_is_taken_from_the_cache_until_a_folder_changes(folder, m
     again = index_folder(folder)
     assert again == first and again.fingerprint == first.fingerprint  # noqa: PT018
     monkeypatch.undo()
-    monkeypatch.setenv("ADCO_CACHE", str(index_cache.cache_folder()))
+    monkeypatch.setenv("ADCO_CACHE", str(cache_folder()))
     (folder / "class1" / "new.jpg").write_bytes(jpeg(photograph(99, 40, 30)))
     changed = index_folder(folder)
     assert len(changed) == 13
@@ -343,19 +344,12 @@ def test_folders_with_splits_and_imagenette(folder, tmp_path):
             open_images(root, split)
 
 
-def test_the_sample_is_drawn_once_into_the_cache(cache, monkeypatch):
-    from adco.data import sources
-
-    asked = []
-
-    def draw(out, seed, images, workers, progress):
-        asked.append((seed, images))
-        write_photographs(out / "imagenet" / "train", 4, 2, 20, 20)
-
-    monkeypatch.setattr(sources, "make_sample", draw)
+def test_the_sample_is_not_drawn_by_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"tools/make_sample.py OUT --seed 0, then set data.root=OUT/imagenet$"):
+        open_images("sample")
+    write_photographs(tmp_path / "sample", 4, 2, 20, 20)  # a folder of that name is a folder
     assert len(open_images("sample")) == 4
-    assert asked == [(sources.SAMPLE_SEED, sources.SAMPLE_IMAGES)]
-    assert (cache / "sample").is_dir()
 
 
 def test_pillow_can_open_what_the_generator_writes(folder):

@@ -7,7 +7,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from adco.evaluation.published import PATH, load_published, of_zoo
+from adco.evaluation.published import PATH, load_published
+from adco.report.model_zoo import of_zoo
 from adco.utils.errors import UserError
 from adco.weights.manifest import MANIFEST, read_manifest
 from tests import ROOT

@@ -10,7 +10,9 @@ import torch
 from torch.nn import functional as F
 
 from adco.losses import bank_softmax
-from adco.losses.bank_softmax import Pair, adversarial_contrast, cooperative_contrast, make_pairs
+from adco.losses.adco import adversarial_contrast
+from adco.losses.caco import cooperative_contrast
+from adco.losses.pairs import Pair, make_pairs
 
 N, D, K = 5, 6, 9
 TAU, TAU_BANK = 0.12, 0.03

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adco.config.schema import Contrast, Mix, Recipe, Swap, View
+from adco.losses.sinkhorn import sinkhorn
 from adco.methods import build_method
 from adco.methods.base import Moment
 from adco.methods.mochi import mixed
-from adco.methods.swav import sinkhorn
 from adco.train.gradient_cache import backward
 from adco.train.optimizer import build_optimizer
 from adco.utils import philox

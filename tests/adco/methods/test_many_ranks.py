@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from adco.config.schema import Bank as BankOptions
 from adco.config.schema import Contrast, Encoder, Recipe, View
-from adco.losses.bank_softmax import adversarial_contrast, cooperative_contrast, make_pairs
+from adco.losses.adco import adversarial_contrast
+from adco.losses.caco import cooperative_contrast
+from adco.losses.pairs import make_pairs
 from adco.methods import build_method
 from adco.methods.base import Moment
 from adco.methods.caco import make_pairs as caco_pairs

@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 
+from adco.config.diff import recipe_name
 from adco.config.loading import RECIPES, load_recipe
-from adco.config.validation import METHODS
+from adco.config.validation import METHOD_NAMES
 from adco.methods import build_method
 from adco.methods.base import Moment
 from adco.train.gradient_cache import backward, split
 from adco.train.optimizer import build_optimizer
-from adco.train.resume import recipe_name
 from tests.adco.methods.test_many_ranks import tiny_backbone
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -96,7 +96,7 @@ def test_adco_recipes_name_their_choice_wherever_paper_and_code_differ(name):
 
 def test_every_method_has_a_small_twin_that_sees_the_same_pictures_as_often():
     adco = load_recipe("adco_r18_imagenette")
-    for method in METHODS:
+    for method in METHOD_NAMES:
         twin = load_recipe(f"{method}_r18_imagenette")
         assert twin.method == method
         for key in ("views", "epochs", "batch", "data", "seed", "probe", "compute"):

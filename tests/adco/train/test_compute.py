@@ -12,7 +12,7 @@ from adco.data.batch import Batch
 from adco.methods import build_method
 from adco.methods.base import Moment
 from adco.train.gradient_cache import backward, split
-from adco.train.logger import KnnProbe
+from adco.train.knn_probe import KnnProbe
 from adco.utils.errors import UserError
 
 CPU = torch.device("cpu")

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from adco.data.images import index_folder
-from adco.train.knn_probe import NOTHING, Pictures, embed, gather_in_order
-from adco.train.logger import KnnProbe, Log, Rate, read_metrics
+from adco.train.knn_probe import NOTHING, KnnProbe, Pictures, embed, gather_in_order
+from adco.train.logger import Log, read_metrics
+from adco.train.throughput import Rate
 from adco.utils import distributed
 from adco.utils.errors import UserError
 from tests.ranks import run_ranks

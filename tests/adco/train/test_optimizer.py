@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from adco.config.schema import Optimizer
-from adco.train.optimizer import build_optimizer, constant, cosine, load_state, parameter_groups
+from adco.train.optimizer import build_optimizer, load_state, parameter_groups
+from adco.utils.schedules import constant, cosine
 
 RUN = {"steps_per_epoch": 10, "epochs": 4, "lr": 0.03, "final_lr": 0.0006}
 

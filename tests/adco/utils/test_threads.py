@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from adco.data.batch import Request
+from adco.data.batch import Request, RowByRow
+from adco.utils.device import parse_workers
 from adco.utils.errors import UserError
-from adco.utils.threads import AHEAD, RowByRow, at_once, host_memory, in_threads, parse_workers
+from adco.utils.threads import AHEAD, at_once, host_memory, in_threads
 
 CPU = torch.device("cpu")
 

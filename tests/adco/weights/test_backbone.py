@@ -13,8 +13,9 @@ import torch
 
 from adco.config.loading import load_recipe
 from adco.methods import METHODS, build_method
+from adco.models.resnet import ARCHITECTURES, STAGES, build_resnet, stage_features
 from adco.utils.errors import UserError
-from adco.weights.backbone import ARCHITECTURES, STAGES, build_resnet, expected_shapes, load_backbone, stage_features
+from adco.weights.backbone import expected_shapes, load_backbone
 from adco.weights.layouts import LAYOUTS, SOURCES, wrapper_of
 from adco.weights.readers import load_arrays, write_state
 from tests.adco.weights.public_checkpoints import BUILDERS, moco_v2, network, solo_learn, torchvision_file

@@ -32,11 +32,12 @@ from adco.train import checkpoint
 from adco.utils.download import Patience, Refused
 from adco.utils.errors import UserError
 from adco.utils.files import sha256_of
+from adco.weights.additions import add_file, add_model
 from adco.weights.backbone import Backbone, load_backbone
 from adco.weights.export import BOUND, features_differ, pack, rounded
 from adco.weights.layouts import SOURCES
 from adco.weights.manifest import MANIFEST, Model, read_manifest
-from adco.weights.zoo import add_file, add_model, download, find, models, read_record, resolve, verify
+from adco.weights.zoo import download, find, models, read_record, resolve, verify
 from tests import ROOT
 from tests.adco.weights.public_checkpoints import network
 from tests.detection.helpers import trained_state
@@ -243,7 +244,7 @@ def test_the_next_run_goes_on_too_but_only_from_the_same_address(server):
 def test_a_part_that_is_the_whole_is_not_asked_for_again(server, monkeypatch):
     model = model_of(server, "good")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("adco.weights.zoo._accept", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("adco.weights.zoo.accept", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         download(model, patience=QUICK)
     assert download(model, patience=QUICK).read_bytes() == BODY
     assert ranges(server) == [None, f"bytes={len(BODY)}-"]
@@ -475,7 +476,7 @@ def test_the_tool_lists_and_shows_every_model(server, capsys):
 
 
 def test_every_name_in_the_manifest_is_one_of_ours():
-    code = "".join((ROOT / "transfer" / file).read_text() for file in ("recipes.py", "protocols.py"))
+    code = "".join((ROOT / "transfer" / file / "protocols.py").read_text() for file in ("classifier", "svm"))
     for model in read_manifest(MANIFEST).values():
         assert model.layout in SOURCES and model.licence and model.source and model.method, model.name
         assert model.recipe is None or (ROOT / f"adco/recipes/{model.recipe}.yaml").is_file(), model.name

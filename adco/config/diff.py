@@ -1,15 +1,12 @@
-"""Which recipe a checkpoint has: what may differ from those that resume it, and its name."""
+"""How two recipes differ, and which of this project's recipes one is."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 from adco.config.loading import RECIPES, load_recipe, over
-from adco.train import checkpoint
-from adco.utils.errors import UserError
 from adco.utils.yaml_io import read_yaml
 
 # where the work is done, not what it computes; everything else changes the result
@@ -17,26 +14,6 @@ FREE_TO_CHANGE = (
     "device", "data.root", "data.workers", "data.in_memory", "probe", "checkpoint", "monitor", "bank.placement",
     "compute.fused_optimizer", "compute.channels_last", "compute.compile", "compute.cuda_graphs",
 )  # fmt: skip
-
-
-def reopened(path: Path, recipe: dict, data: str, sizes: str, force: bool) -> tuple[checkpoint.State, list[str]]:
-    """The state in a checkpoint, and in words what has changed since. Raises UserError if anything has, unless `force`.
-
-    recipe: as plain containers; data, sizes: `fingerprint` and `sizes` of the index of images; force: go on although
-    they changed
-    """
-    state = checkpoint.load(path)
-    changes = changed_fields(state.recipe, recipe)
-    if state.data != data:
-        changes.append("the images themselves: files were added, removed or renamed since")
-    elif state.sizes and state.sizes != sizes:
-        changes.append("the images themselves: files were replaced by others of the same names since, their sizes say")
-    if changes and not force:
-        raise UserError(
-            f"{path}: was trained with another recipe ({'; '.join(changes)}); use the same recipe or another "
-            "--output-dir, or --force-recipe-change to go on with the new one"
-        )
-    return state, changes
 
 
 def changed_fields(old: dict, new: dict) -> list[str]:
