@@ -25,7 +25,7 @@ from adco.utils.errors import command
 from adco.utils.files import atomic_write, output_folder
 from benchmarks.experiments.holdout import held_out_split
 from benchmarks.experiments.plan import chosen_only, measured_rate, runnable
-from benchmarks.experiments.stages import Place, Stage, build
+from benchmarks.experiments.stages import EvidenceStage, ExperimentDirs, build
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAN = Path(__file__).with_name("experiments") / "evidence.yaml"
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _place(args: argparse.Namespace) -> Place:
+def _place(args: argparse.Namespace) -> ExperimentDirs:
     """The machine and the folders, relative to the project, from whose root the jobs run."""
     device = resolve_device(args.device)
     data, output = (Path(os.path.relpath(path, ROOT)) for path in (args.data, args.output_dir))
@@ -85,10 +85,10 @@ def _place(args: argparse.Namespace) -> Place:
     images = len(index_folder(train)) if train.is_dir() else 0
     if device.type == "cpu":
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return Place(device.type, data, output, images, "bf16" if has_half_precision(device) else "float32")
+    return ExperimentDirs(device.type, data, output, images, "bf16" if has_half_precision(device) else "float32")
 
 
-def _prepare(place: Place) -> None:
+def _prepare(place: ExperimentDirs) -> None:
     """The held-out split and detectron2's datasets, as links."""
     output_folder(place.output)
     if place.images:
@@ -99,7 +99,7 @@ def _prepare(place: Place) -> None:
             link.symlink_to((place.data / source).absolute())
 
 
-def collect(stages: Sequence[Stage], results: Path) -> int:
+def collect(stages: Sequence[EvidenceStage], results: Path) -> int:
     """Copy every record and picture that has been written to its name below `results`; how many there are."""
     found = 0
     for stage in stages:
@@ -113,7 +113,7 @@ def collect(stages: Sequence[Stage], results: Path) -> int:
     return found
 
 
-def told(stages: Sequence[Stage], outcomes: Mapping[str, Outcome]) -> list[str]:
+def told(stages: Sequence[EvidenceStage], outcomes: Mapping[str, Outcome]) -> list[str]:
     """A line for everything that did not end well, and what is left in minutes."""
     lines, minutes = [], 0.0
     for stage in stages:
@@ -132,7 +132,7 @@ def told(stages: Sequence[Stage], outcomes: Mapping[str, Outcome]) -> list[str]:
     return lines or ["everything was run"]
 
 
-def _line(stage: Stage) -> str:
+def _line(stage: EvidenceStage) -> str:
     job = stage.job
     return f"{job.name}, expected {job.minutes or 0:g} min" + (f" ({stage.not_run})" if stage.not_run else "")
 

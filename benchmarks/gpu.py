@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # Only what needs no more than the standard library and torch: other packages may have to come out of a pack first.
 from adco.utils.device import resolve_device
 from adco.utils.errors import Failure, UserError, command, one_line
-from adco.utils.files import claimed, output_folder, write_text
+from adco.utils.files import lock_output_dir, output_folder, write_text
 from benchmarks.on_gpu.figures import Result, append, read_lines, table, write_record
 from benchmarks.on_gpu.pack import check_data, pack
 from benchmarks.on_gpu.process import run_process, uninterrupted
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(pack(args.pack, args.data, args.python))
         return 0
     run = prepare(args, begin)
-    with claimed(run.out) or contextlib.nullcontext(), interruptible():
+    with lock_output_dir(run.out) or contextlib.nullcontext(), interruptible():
         results = run_sections(run)
     print(f"figures, table, record and log: {run.out}")
     bad = [section.module for section, result in results.items() if result.result in ("failed", "killed")]

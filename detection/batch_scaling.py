@@ -18,7 +18,7 @@ PLANNED = ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """How a recipe is run on `workers` processes.
 
     rule: `reference` (nothing changed), `linear` (batch and schedule scaled) or `as given` (overrides taken literally)
@@ -45,7 +45,7 @@ def plan(
     batch: int | None = None,
     images_per_gpu: int | None = None,
     as_given: bool = False,
-) -> Plan:
+) -> BatchPlan:
     """Set cfg.SOLVER for `workers` processes and return what was done.
 
     cfg: config file and overrides; recipe: the config file alone
@@ -70,7 +70,7 @@ def plan(
         set_solver(cfg, scaled(cfg, scale))
     cfg.SOLVER.REFERENCE_WORLD_SIZE = workers  # so that detectron2's own trainer does not scale once more
     passes = passes_for(batch, workers, reference_per_gpu if images_per_gpu is None else images_per_gpu)
-    return Plan(rule, workers, batch, passes, tuple(differences(cfg, recipe)))
+    return BatchPlan(rule, workers, batch, passes, tuple(differences(cfg, recipe)))
 
 
 def scaled(cfg: CfgNode, scale: float) -> dict[str, object]:
@@ -123,7 +123,7 @@ def differences(cfg: CfgNode, recipe: CfgNode) -> list[str]:
     return [f"SOLVER.{key} {_text(recipe.SOLVER[key])} -> {_text(cfg.SOLVER[key])}" for key in keys]
 
 
-def describe(plan: Plan) -> list[str]:
+def describe(plan: BatchPlan) -> list[str]:
     """The plan in lines for the user."""
     lines = [f"plan: {plan.rule}, batch {plan.batch} = {plan.workers} process(es) x {plan.passes} pass(es) x "
              f"{plan.images_per_pass} image(s)"]  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from adco.utils.files import alone
+from adco.utils.files import file_lock
 from adco.weights.backbone import Backbone, load_backbone
 from adco.weights.manifest import zoo_folder
 from adco.weights.zoo import SCHEME, is_zoo
@@ -54,7 +54,7 @@ def local_weights(given: str) -> str:
         return given
     backbone, name = load_backbone(given), SCHEME.sub("", given)
     out = zoo_folder() / "detectron2" / f"{name}-{backbone.sha256[:12]}.pkl"
-    with alone("zoo-detectron2"):  # several machines' and trials' first processes
+    with file_lock("zoo-detectron2"):  # several machines' and trials' first processes
         if not out.is_file():
             convert(backbone, "detectron2", out)
     return str(out)

@@ -16,7 +16,7 @@ from adco.evaluation.records import Record, Score, load_record, record_of
 from adco.utils.errors import UserError
 from adco.utils.serialization import plain
 from detection.record import make_record
-from detection.trainer import Job
+from detection.trainer import DetectionRun
 
 SCRIPT = Path(__file__).with_name("train_net.py")
 OWN = (
@@ -28,7 +28,7 @@ OWN = (
 )  # settings that a trial has for itself
 
 
-def run_trials(count: int, argv: Sequence[str], cfg: CfgNode, job: Job, main: bool = True) -> int:
+def run_trials(count: int, argv: Sequence[str], cfg: CfgNode, job: DetectionRun, main: bool = True) -> int:
     """Run `count` trials of the command `argv`, skip the finished ones, and write OUTPUT_DIR/record.json.
 
     main: whether this machine writes the records (of several machines, the first)

@@ -82,7 +82,7 @@ def prepare(args, started: float):
     from detection.convert import local_weights
     from detection.datasets import inspect_dataset
     from detection.register import setup_environment
-    from detection.trainer import Job
+    from detection.trainer import DetectionRun
 
     setup_environment()
     evaluator = scoring.use(args.evaluator)
@@ -107,7 +107,7 @@ def prepare(args, started: float):
     for facts in data:
         print("{name}: {images} images, {boxes} boxes, {classes_with_boxes} classes".format(**facts), flush=True)
     overrides = config.deviations(args.opts)
-    return gpus, cfg, Job(Path(args.config_file).stem, overrides, gpus, plan, data, evaluator, started)
+    return gpus, cfg, DetectionRun(Path(args.config_file).stem, overrides, gpus, plan, data, evaluator, started)
 
 
 def user_error_inside(error: Exception) -> UserError | None:

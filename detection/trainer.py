@@ -20,7 +20,7 @@ from torch import nn
 from adco.evaluation.provenance import code_version
 from adco.utils.errors import UserError
 from detection import register, scoring
-from detection.batch_scaling import Plan
+from detection.batch_scaling import BatchPlan
 from detection.evaluation import build_evaluator
 from detection.gradient_accumulation import accumulated_step
 from detection.predictions import keep_beside
@@ -29,7 +29,7 @@ from detection.verify import every_tensor_loads
 
 
 @dataclass(frozen=True)
-class Job:
+class DetectionRun:
     """What every process of a run needs besides the config.
 
     overrides: what was set beside the config file and may make the run differ from its protocol
@@ -39,7 +39,7 @@ class Job:
     config_name: str
     overrides: tuple[str, ...]
     gpus: int
-    plan: Plan
+    plan: BatchPlan
     data: tuple[Mapping[str, object], ...]
     evaluator: str
     started: float
@@ -109,7 +109,7 @@ def pin_memory(loader, pin: bool):
     return loader
 
 
-def run(cfg: CfgNode, args: argparse.Namespace, job: Job) -> None:
+def run(cfg: CfgNode, args: argparse.Namespace, job: DetectionRun) -> None:
     """One process of the run: train (or only evaluate), print detectron2's tables, write OUTPUT_DIR/record.json."""
     register.setup_environment()  # a spawned process has not done so yet
     code_version("detection")  # of the files as they are now: the record names it when the work is done

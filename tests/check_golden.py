@@ -19,13 +19,13 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adco.config.schema import Bank as Options
+from adco.config.schema import BankConfig as Options
 from adco.losses.adco import adversarial_contrast
-from adco.losses.bank_softmax import Contrast
+from adco.losses.bank_softmax import LossOutput
 from adco.losses.caco import cooperative_contrast
 from adco.losses.pairs import Pair, make_pairs
 from adco.methods.caco import make_pairs as make_caco_pairs
-from adco.models.memory_bank import Bank
+from adco.models.memory_bank import MemoryBank
 from adco.utils import distributed
 from tests.ranks import run_ranks
 
@@ -52,7 +52,7 @@ def differences(path: Path) -> dict[str, float]:
 
 def _step(golden: dict[str, torch.Tensor], method: str, mode: str) -> dict[str, float]:
     """One step on this rank, both with the whole bank on every rank and with its part of a sharded one."""
-    placements = ("replicated", "sharded") if distributed.ranks() > 1 else ("replicated",)
+    placements = ("replicated", "sharded") if distributed.world_size() > 1 else ("replicated",)
     return _worst([_one_step(golden, method, mode, placement) for placement in placements])
 
 
@@ -65,7 +65,7 @@ def _one_step(golden: dict[str, torch.Tensor], method: str, mode: str, placement
     size, dim = golden["bank"].shape
     momentum, decay = float(golden["bank_sgd_momentum"]), float(golden["bank_weight_decay"])
     options = Options(size, sgd_momentum=momentum, weight_decay=decay, placement=placement)
-    bank = Bank(options, dim).double()
+    bank = MemoryBank(options, dim).double()
     bank.load_state_dict({"rows": golden["bank"], "velocity": golden["momentum"]})
     queries = golden["queries"][:, rank].clone().requires_grad_()
     result = MODES[method, mode](
@@ -73,7 +73,7 @@ def _one_step(golden: dict[str, torch.Tensor], method: str, mode: str, placement
         float(golden["tau"]), float(golden["tau_bank"]),
     )  # fmt: skip
     result.loss.backward()
-    bank.ascend(result.ascent, float(golden["bank_lr"]))
+    bank.sgd_ascent_step(result.bank_gradient, float(golden["bank_lr"]))
     after = bank.state_dict()
     ours = {
         "cross_entropies": result.cross_entropies,
@@ -88,7 +88,7 @@ def _one_step(golden: dict[str, torch.Tensor], method: str, mode: str, placement
     return {key: (value - theirs[key]).abs().max().item() for key, value in ours.items()}
 
 
-def _adco(queries: torch.Tensor, keys: torch.Tensor, bank: Bank, tau: float, tau_bank: float) -> Contrast:
+def _adco(queries: torch.Tensor, keys: torch.Tensor, bank: MemoryBank, tau: float, tau_bank: float) -> LossOutput:
     symmetric = len(keys) == 2
     pairs = (Pair(0, 1, 0.5), Pair(1, 0, 0.5)) if symmetric else make_pairs(len(queries) + 1, symmetric=False)
     named = dict(zip((0, 1) if symmetric else (len(queries),), keys, strict=True))
@@ -96,7 +96,7 @@ def _adco(queries: torch.Tensor, keys: torch.Tensor, bank: Bank, tau: float, tau
     return adversarial_contrast(*views, pairs, bank.rows, tau, tau_bank, True, sharded=bank.sharded)
 
 
-def _caco(queries: torch.Tensor, keys: torch.Tensor, bank: Bank, tau: float, tau_bank: float) -> Contrast:
+def _caco(queries: torch.Tensor, keys: torch.Tensor, bank: MemoryBank, tau: float, tau_bank: float) -> LossOutput:
     views = dict(enumerate(queries)), dict(enumerate(keys))
     return cooperative_contrast(*views, make_caco_pairs(len(queries)), bank.rows, tau, tau_bank, bank.sharded)
 

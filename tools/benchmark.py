@@ -18,11 +18,11 @@ sys.path.insert(0, str(ROOT))
 
 from adco.data.datasets.locate import find_all, linked
 from adco.launch.jobs import Outcome, last_line, run_jobs
-from adco.launch.slurm import Work, job_parameters, submit
-from adco.suite.checkpoints import read_subjects
+from adco.launch.slurm import SubmittedCommand, job_parameters, submit
+from adco.suite.checkpoints import read_checkpoints
 from adco.suite.commands import jobs_of
 from adco.suite.estimates import Rates
-from adco.suite.plan import Place, Task, describe, make_plan, reusable
+from adco.suite.plan import RunDirs, Task, describe, make_plan, reusable
 from adco.suite.results import collect, measured
 from adco.suite.stages import load_suite, only
 from adco.utils.device import parse_workers, usable_cores
@@ -50,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     suite = only(load_suite(args.suite, args.set), [name for text in args.stages for name in text.split(",")])
     gpus = devices(args)
-    place = Place(args.output_dir, gpus, args.device, threads(args.workers, len(gpus)), args.trials)
+    place = RunDirs(args.output_dir, gpus, args.device, threads(args.workers, len(gpus)), args.trials)
     given = data_given(args)
     print("reading checkpoints and data sets ...", flush=True)
-    subjects = read_subjects(args.checkpoint, download=not args.dry_run)
+    subjects = read_checkpoints(args.checkpoint, download=not args.dry_run)
     found, missing = find_all(args.data_root, given, [name for stage in suite.stages for name in stage.data])
     tasks = make_plan(suite, subjects, found, missing, place, Rates(args.device, place.workers, args.measure))
     print(describe(suite, tasks, place), flush=True)
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if wrong else 0
 
 
-def show(tasks: Sequence[Task], place: Place, datasets: Path) -> None:
+def show(tasks: Sequence[Task], place: RunDirs, datasets: Path) -> None:
     """The table of all checkpoints side by side, and the report, with detections drawn where there are some."""
     from adco.report.text_table import as_text, table_rows
 
@@ -109,7 +109,7 @@ def detectors(tasks: Sequence[Task]) -> list[Task]:
     return [task for task in found if task.stage == found[0].stage]
 
 
-def submitted(args: argparse.Namespace, tasks: Sequence[Task], place: Place) -> dict[str, Outcome]:
+def submitted(args: argparse.Namespace, tasks: Sequence[Task], place: RunDirs) -> dict[str, Outcome]:
     """A cluster's job for each task that has to run; with --wait, how all came out."""
     jobs = {}
     for task in tasks:
@@ -117,7 +117,7 @@ def submitted(args: argparse.Namespace, tasks: Sequence[Task], place: Place) -> 
             gpus = min(task.devices, len(place.devices))
             wants = job_parameters(task.name, 1, 1, gpus, cpus(args.workers, gpus), args.hours, args.partition,
                                    args.account)  # fmt: skip
-            work = Work(part_words(args, task, gpus), task.name, ranks=False)
+            work = SubmittedCommand(part_words(args, task, gpus), task.name, ranks=False)
             jobs[task.name] = submit(work, args.submit, place.out / "submitit", wants)
             print(f"submitted {task.name}: job {jobs[task.name].job_id}", flush=True)
     print(

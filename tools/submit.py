@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from adco.config.loading import load_recipe
-from adco.launch.slurm import Work, job_parameters, submit
+from adco.launch.slurm import SubmittedCommand, job_parameters, submit
 from adco.utils.errors import UserError, command
 
 EXAMPLES = """\
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = args.training[1:] if args.training[:1] == ["--"] else args.training
     _check(args)
     output = check_training(words, args.nodes * max(1, args.gpus_per_node))
-    training = Work((sys.executable, str(ROOT / "tools" / "train_adco.py"), *words, "--resume"))
+    training = SubmittedCommand((sys.executable, str(ROOT / "tools" / "train_adco.py"), *words, "--resume"))
     logs = output / "submitit"
     job = job_parameters(args.name, args.nodes, max(1, args.gpus_per_node), args.gpus_per_node, args.cpus_per_rank,
                          args.hours, args.partition, args.account)  # fmt: skip

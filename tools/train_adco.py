@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = load_recipe(args.config_file, [*args.overrides, *extra])
     with (
         distributed.started(resolve_device(recipe.device)) as device,
-        explained(recipe, distributed.ranks(), args.output_dir),
+        explained(recipe, distributed.world_size(), args.output_dir),
     ):
         resume = args.resume or distributed.restarted()
         path = Trainer(recipe, args.output_dir, device, resume, args.force_recipe_change).fit()

@@ -14,7 +14,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adco.utils.download import Patience
+from adco.utils.download import RetryPolicy
 from adco.utils.errors import UserError, command
 from adco.weights.additions import add_file, add_model
 from adco.weights.manifest import Model
@@ -69,7 +69,7 @@ def show_model(args: argparse.Namespace) -> None:
 def run_download(args: argparse.Namespace) -> None:
     for name in args.names:
         model = find(name)
-        path = download(model, args.offline, Patience(timeout_seconds=args.timeout))
+        path = download(model, args.offline, RetryPolicy(timeout_seconds=args.timeout))
         print(f"{model.name}: {path} ({_known(model)})")
 
 

@@ -17,7 +17,7 @@ from adco.utils.device import parse_workers, resolve_device, resolve_workers, se
 from adco.utils.errors import UserError
 from adco.utils.files import output_folder
 from adco.weights.backbone import Backbone, load_backbone
-from transfer.classifier.engine import Plan
+from transfer.classifier.engine import TrainingSetup
 from transfer.features.extract import Extraction, Feature, Reader, extract
 from transfer.features.reading import Pictures
 from transfer.features.transforms import CROP_PX, RESIZE_PX, Transform
@@ -67,7 +67,7 @@ def explain(about: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class Job:
+class BenchmarkRun:
     """The shared arguments, checked: what is judged, how pictures are read, and where results go."""
 
     backbone: Backbone
@@ -147,11 +147,13 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bf16", action="store_true", help="run the backbone under bfloat16 autocast")
 
 
-def make_plan(args: argparse.Namespace, job: Job, device: torch.device, name: str) -> Plan:
+def make_plan(args: argparse.Namespace, job: BenchmarkRun, device: torch.device, name: str) -> TrainingSetup:
     """Where and how a training protocol runs: its state lies in OUTPUT_DIR/NAME, and is gone on with when found."""
     folder = output_folder(job.output_dir / name.replace("/", "-"))
-    return Plan(device, job.reader.workers, job.crop_px, job.resize_px, folder, job.seed, args.evaluations, args.bf16,
-                job.reader.max_bad_share)  # fmt: skip
+    return TrainingSetup(
+        device, job.reader.workers, job.crop_px, job.resize_px, folder, job.seed, args.evaluations,
+        args.bf16, job.reader.max_bad_share,
+    )  # fmt: skip
 
 
 def require_paths(args: argparse.Namespace) -> None:
@@ -171,7 +173,7 @@ def only_listed(args: argparse.Namespace, about: Mapping[str, str]) -> bool:
     return False
 
 
-def make_job(args: argparse.Namespace) -> Job:
+def make_job(args: argparse.Namespace) -> BenchmarkRun:
     """Check the shared arguments and read the checkpoint. Writes nothing. Raises UserError."""
     require_paths(args)
     code_version("transfer")  # of the files as they are now: the record names it when the work is done
@@ -183,7 +185,7 @@ def make_job(args: argparse.Namespace) -> Job:
     reader = Reader(device, resolve_workers(args.workers, device), args.batch_size, args.max_bad_share)
     backbone = load_backbone(args.checkpoint)
     cache_dir = args.cache_dir or args.output_dir / "features"
-    return Job(backbone, reader, args.output_dir, cache_dir, crop_px, resize_px, args.seed)
+    return BenchmarkRun(backbone, reader, args.output_dir, cache_dir, crop_px, resize_px, args.seed)
 
 
 def usual_resize(crop_px: int, standard: tuple[int, int] = (CROP_PX, RESIZE_PX)) -> int:

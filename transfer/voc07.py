@@ -33,7 +33,7 @@ from adco.evaluation.records import Predictions, Score
 from adco.utils.errors import UserError, command
 from adco.utils.files import output_folder, write_text
 from transfer.classifier import voc_linear
-from transfer.cli import Job, add_protocols, explain, make_job, make_parser, processors, skipped
+from transfer.cli import BenchmarkRun, add_protocols, explain, make_job, make_parser, processors, skipped
 from transfer.features.extract import VISSL_POOLS, Extraction, Feature
 from transfer.svm import low_shot
 from transfer.svm.protocols import PROTOCOLS, Protocol, chosen_protocols
@@ -76,7 +76,13 @@ def mean_ap(scores: Sequence[ClassScore], labels: np.ndarray, rule: SvmRule, see
 
 
 def write_svm(
-    job: Job, voc: Voc, protocol: Protocol, scores: list[ClassScore], done: Extraction, solver: Solver, seconds: float
+    job: BenchmarkRun,
+    voc: Voc,
+    protocol: Protocol,
+    scores: list[ClassScore],
+    done: Extraction,
+    solver: Solver,
+    seconds: float,
 ):
     """One record: mAP and each AP in percent, the chosen costs, and what could not be measured."""
     by_class = dict(zip(voc.classes, scores, strict=True))
@@ -122,7 +128,9 @@ def settings_of(protocol: Protocol, done: Extraction, solver: Solver) -> dict[st
     }
 
 
-def run_low_shot(job: Job, voc: Voc, protocol: Protocol, done: Extraction, rows: np.ndarray, solver: Solver) -> None:
+def run_low_shot(
+    job: BenchmarkRun, voc: Voc, protocol: Protocol, done: Extraction, rows: np.ndarray, solver: Solver
+) -> None:
     """Draw, train, test, write the record and the draws."""
     begun, few = time.perf_counter(), protocol.low_shot
     train, train_labels, test, test_labels = sides(voc, rows, done.kept)
@@ -197,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_svms(job: Job, voc: Voc, protocols: Sequence[Protocol], solver: Solver) -> None:
+def run_svms(job: BenchmarkRun, voc: Voc, protocols: Sequence[Protocol], solver: Solver) -> None:
     """Every SVM protocol on the features of one pass over the pictures."""
     say_what_data(voc)
     features = {p.name: Feature(job.transform(p.fit), p.kind) for p in protocols}

@@ -13,7 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adco.config.schema import Recipe
+from adco.config.schema import PretrainConfig
 from adco.config.validation import check_recipe
 from adco.utils.errors import UserError, one_line
 from adco.utils.yaml_io import parse_yaml, read_yaml, values_in
@@ -21,7 +21,7 @@ from adco.utils.yaml_io import parse_yaml, read_yaml, values_in
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> PretrainConfig:
     """Read `path` (a YAML file or a recipe's bare name) and apply `key.sub=value` overrides.
 
     `base: NAME` in a file names the recipe that it changes, by bare name or by path from the file's own folder; a list
@@ -40,9 +40,9 @@ def changed(content: dict, overrides: Sequence[str]) -> dict:
     return content
 
 
-def as_recipe(source: Path | str, content: dict) -> Recipe:
+def as_recipe(source: Path | str, content: dict) -> PretrainConfig:
     """The recipe that plain containers describe, a checkpoint's for example. Raises UserError as `load_recipe` does."""
-    _check_keys(source, content, Recipe)
+    _check_keys(source, content, PretrainConfig)
     for value in values_in(content):
         if isinstance(value, str) and "${" in value:  # OmegaConf would put in other keys or the environment
             raise UserError(f"{source}: {value[:100]!r} refers to something else; write the value itself")
@@ -55,7 +55,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict:
     """The content of a recipe's file over that of its base; `above`: the files that lead here."""
     content = read_yaml(path, "recipe") or {}
     base = content.pop("base", None) if isinstance(content, dict) else None
-    _check_keys(path, content, Recipe)
+    _check_keys(path, content, PretrainConfig)
     _typed(path, content)
     if base is None:
         return content
@@ -89,7 +89,7 @@ def _find(path: Path | str) -> Path:
     raise UserError(f"{path}: no such recipe; give a YAML file or one of {', '.join(names)}")
 
 
-def _typed(source: Path | str, content: dict, kind: type = Recipe, prefix: str = "") -> DictConfig:
+def _typed(source: Path | str, content: dict, kind: type = PretrainConfig, prefix: str = "") -> DictConfig:
     """The content as a typed OmegaConf node; raises UserError naming the field whose type is wrong."""
     schema = OmegaConf.structured(kind)
     for node in (schema, *(schema[name] for name in schema if OmegaConf.is_dict(schema[name]))):
@@ -141,7 +141,7 @@ def _unknown_key(source: Path | str, key: str) -> UserError:
 
 @functools.cache
 def _all_keys() -> tuple[str, ...]:
-    return tuple(_dotted(Recipe))
+    return tuple(_dotted(PretrainConfig))
 
 
 def _dotted(kind: type, prefix: str = "") -> Iterator[str]:

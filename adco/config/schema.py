@@ -9,7 +9,7 @@ import yaml
 
 
 @dataclass(frozen=True)
-class View:
+class ViewConfig:
     """One random view of an image. Probabilities in [0, 1]; jitter is (brightness, contrast, saturation, hue)."""
 
     px: int = 224
@@ -24,7 +24,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Data:
+class DataConfig:
     """Where the images are (labels are not used to train), and who decodes them.
 
     root: `root/train/CLASS/*.jpg` or any folder of images; `PATH/{000..146}.tar` or a URL of tar shards; `sample`;
@@ -43,7 +43,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Encoder:
+class EncoderConfig:
     """A torchvision ResNet with an MLP head; where the method has one, a key encoder follows by moving average.
 
     head_layers, head_width (0: the backbone's), dim: Linear, ReLU ... Linear to `dim`; head_norm: BatchNorm after each
@@ -74,7 +74,7 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class LossConfig:
     """The contrastive loss: temperatures of the encoder and of the bank, and which keys are negatives.
 
     in_batch_negatives: the softmax also runs over the other keys of all ranks (released AdCo), or not (paper)
@@ -87,7 +87,7 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Bank:
+class BankConfig:
     """The rows a query is contrasted with: AdCo's and CaCo's learn by SGD, MoCo's and MoCHi's are a queue of keys.
 
     objective: what the adversaries ascend, the `loss` (eqs. 4-6) or `J` (section 4.1)
@@ -111,7 +111,7 @@ class Bank:
 
 
 @dataclass(frozen=True)
-class Mix:
+class MoCHiConfig:
     """MoCHi: of the `hard` rows nearest to a query, so many mixtures of two, and so many of one with the query."""
 
     hard: int = 1024
@@ -121,7 +121,7 @@ class Mix:
 
 
 @dataclass(frozen=True)
-class Swap:
+class SwAVConfig:
     """SwAV: prototypes, Sinkhorn's sharpness and rounds, and an optional queue of embeddings for small batches."""
 
     prototypes: int = 3000
@@ -133,7 +133,7 @@ class Swap:
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class OptimizerConfig:
     """SGD or LARS with a cosine from `lr` to `final_lr` after a linear warm-up, stepped by `epoch` or by `step`.
 
     trust: LARS's coefficient; weight_decay_all: decay biases and norms too (SGD as released; LARS never does)
@@ -153,7 +153,7 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
-class Compute:
+class ComputeConfig:
     """How the arithmetic runs; the loss and the bank are float32 always.
 
     precision: of the encoders, `float32`, `bf16` or `fp16` (autocast), or on a GPU `tf32`: float32 whose convolutions
@@ -172,7 +172,7 @@ class Compute:
 
 
 @dataclass(frozen=True)
-class Monitor:
+class MonitorConfig:
     """Health of embeddings and bank every n steps (0: never); Weights & Biases where it is installed and asked for."""
 
     every_steps: int = 50
@@ -180,7 +180,7 @@ class Monitor:
 
 
 @dataclass(frozen=True)
-class Probe:
+class ProbeConfig:
     """Weighted kNN on frozen features every n epochs (0: never): `root/train` against `root/val`, default data.root."""
 
     every_epochs: int = 0
@@ -192,7 +192,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointConfig:
     """Written every n epochs and at the end, also every n steps if `every_steps` > 0; the last `keep` stay on disk."""
 
     every_epochs: int = 1
@@ -201,7 +201,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PretrainConfig:
     """One pretraining run. batch is the number of images a step over all ranks."""
 
     method: str = "adco"
@@ -209,18 +209,18 @@ class Recipe:
     batch: int = 256
     seed: int = 0
     device: str = "auto"
-    data: Data = field(default_factory=Data)
-    views: typing.List[View] = field(default_factory=lambda: [View(), View()])  # noqa: UP006
-    encoder: Encoder = field(default_factory=Encoder)
-    contrast: Contrast = field(default_factory=Contrast)
-    bank: Bank = field(default_factory=Bank)
-    mix: Mix = field(default_factory=Mix)
-    swap: Swap = field(default_factory=Swap)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    compute: Compute = field(default_factory=Compute)
-    monitor: Monitor = field(default_factory=Monitor)
-    probe: Probe = field(default_factory=Probe)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    data: DataConfig = field(default_factory=DataConfig)
+    views: typing.List[ViewConfig] = field(default_factory=lambda: [ViewConfig(), ViewConfig()])  # noqa: UP006
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    contrast: LossConfig = field(default_factory=LossConfig)
+    bank: BankConfig = field(default_factory=BankConfig)
+    mix: MoCHiConfig = field(default_factory=MoCHiConfig)
+    swap: SwAVConfig = field(default_factory=SwAVConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def to_yaml(self) -> str:
         """The resolved recipe, every key written out."""

@@ -20,7 +20,7 @@ class Batch:
     """
 
     pixels: tuple[Tensor, ...]
-    choices: tuple[parameters.Choices, ...] | None
+    choices: tuple[parameters.AugmentParams, ...] | None
     bad: dict[str, str]
 
     def to(self, device: torch.device) -> Batch:

@@ -148,7 +148,7 @@ def _scan(root: Path) -> ImageIndex:
         labels += [label] * len(found)
     index = ImageIndex(root, tuple(paths), tuple(labels), classes)
     if len(index) >= CACHED_FROM and max(folders.values()) < begun - HOT_NS:
-        index_cache.remember(
+        index_cache.save_cached(
             f"folder {os.path.realpath(root)}",
             paths=index_cache.pack(paths),
             labels=np.asarray(labels, dtype=np.int64),
@@ -161,7 +161,7 @@ def _scan(root: Path) -> ImageIndex:
 
 def _recall(root: Path) -> ImageIndex | None:
     """The index as it was, if every folder it was made of still has the time of change it had."""
-    kept = index_cache.recall(f"folder {os.path.realpath(root)}")
+    kept = index_cache.load_cached(f"folder {os.path.realpath(root)}")
     if kept is None:
         return None
     try:

@@ -20,8 +20,8 @@ from adco.utils.paths import cache_folder
 SCHEMA = 1  # raise it when what is kept changes its meaning
 
 
-def recall(source: str) -> dict[str, np.ndarray] | None:
-    """What `remember` kept about a source; None when nothing (whole) is there."""
+def load_cached(source: str) -> dict[str, np.ndarray] | None:
+    """What `save_cached` kept about a source; None when nothing (whole) is there."""
     try:
         with np.load(_place(source), allow_pickle=False) as found:
             return dict(found)
@@ -29,7 +29,7 @@ def recall(source: str) -> dict[str, np.ndarray] | None:
         return None
 
 
-def remember(source: str, **arrays: np.ndarray) -> None:
+def save_cached(source: str, **arrays: np.ndarray) -> None:
     """Keep arrays about a source."""
     try:
         with atomic_write(_place(source)) as file:

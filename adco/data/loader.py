@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adco.config.schema import View
+from adco.config.schema import ViewConfig
 from adco.data import native, nvjpeg
 from adco.data.batch import Batch, Request, RowByRow, merged
 from adco.data.images import ImageIndex, UnreadableImage, decode
@@ -88,7 +88,7 @@ class ViewDataset:
     them in a row the picture is black, and the trainer stops, because `bad` is then longer than it allows.
     """
 
-    def __init__(self, index: ImageIndex, specs: Sequence[View], seed: int, max_bad: int, backend: str = "auto"):
+    def __init__(self, index: ImageIndex, specs: Sequence[ViewConfig], seed: int, max_bad: int, backend: str = "auto"):
         self.index, self.specs, self.seed, self.max_bad, self.backend = index, specs, seed, max_bad, backend
 
     def __getitem__(self, request: Request) -> Batch:
@@ -108,15 +108,16 @@ class ViewDataset:
                     out.numpy()[row] = reference_levels(image, spec.px, spec.scale, draw, row)
                 else:
                     box = parameters.crop_box(*image.size, spec.scale, draw.crops[row])
-                    out.numpy()[row] = parameters.cut(image, spec.px, box)
+                    out.numpy()[row] = parameters.resized_crop(image, spec.px, box)
 
         choices = None if full else tuple(draw.choices for draw in draws)
         return RowByRow(request.samples, fill, lambda bad: Batch(tuple(pixels), choices, bad))
 
-    def draws(self, request: Request) -> list[parameters.Draws]:
+    def draws(self, request: Request) -> list[parameters.ViewParams]:
         """Everything random about the views of a request."""
         return [
-            parameters.draw(spec, self.seed, request.epoch, request.samples, v) for v, spec in enumerate(self.specs)
+            parameters.sample_params(spec, self.seed, request.epoch, request.samples, v)
+            for v, spec in enumerate(self.specs)
         ]
 
     def image(self, sample: int, bad: dict[str, str]) -> Image.Image:

@@ -43,7 +43,7 @@ class Work:
         return bad
 
     def batch(self, bad: Sequence[dict[str, str]]) -> Batch:
-        """Decode and cut every crop, on the device. bad: what `rows` returned."""
+        """Decode and resize every crop, on the device. bad: what `rows` returned."""
         more: dict[str, str] = {}
         pictures, specs = self._decoded(more), self.dataset.specs
         shapes = [(len(pictures), 3, spec.px, spec.px) for spec in specs]

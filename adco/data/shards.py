@@ -21,13 +21,13 @@ import numpy as np
 
 from adco.data import index_cache
 from adco.data.images import MOST_BYTES, SUFFIXES, ImageIndex, UnreadableImage
-from adco.utils.download import Refused, web_opener
+from adco.utils.download import DownloadError, web_opener
 from adco.utils.errors import UserError
 
 TIMEOUT_SECONDS = 60
 TRIES = 3  # of one range request
 MOST_SHARDS = 1_000_000
-BROKEN_WEB = (OSError, http.client.HTTPException, Refused, ValueError)  # the last: an address that is none
+BROKEN_WEB = (OSError, http.client.HTTPException, DownloadError, ValueError)  # the last: an address that is none
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def expand(pattern: str) -> tuple[str, ...]:
 def _members(shard: str) -> tuple[tuple[str, ...], np.ndarray]:
     """Names of a shard's pictures and their (offset, size), (N, 2) int64; from the cache if the shard is the same."""
     stamp = _stamp(shard)
-    kept = index_cache.recall(f"tar {shard}")
+    kept = index_cache.load_cached(f"tar {shard}")
     if kept is not None and kept["stamp"].tolist() == stamp:
         return index_cache.unpack(kept["names"]), kept["places"]
     names, places, last_key = [], [], None
@@ -116,12 +116,12 @@ def _members(shard: str) -> tuple[tuple[str, ...], np.ndarray]:
                     names.append(member.name)
                     places.append((member.offset_data, member.size))
                     last_key = key
-    except (OSError, http.client.HTTPException, Refused) as error:
+    except (OSError, http.client.HTTPException, DownloadError) as error:
         raise UserError(f"{shard}: cannot be read ({error})") from error
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:  # also of a header's numbers and names
         raise UserError(f"{shard}: not a whole, uncompressed tar ({error}); copy or pack it again") from error
     where = np.array(places, dtype=np.int64).reshape(-1, 2)
-    index_cache.remember(f"tar {shard}", names=index_cache.pack(names), places=where, stamp=np.array(stamp))
+    index_cache.save_cached(f"tar {shard}", names=index_cache.pack(names), places=where, stamp=np.array(stamp))
     return tuple(names), where
 
 
@@ -168,7 +168,7 @@ def _read_at(shard: str, offset: int, size: int) -> bytes:
                         f"{shard}: the server gives no parts of files (HTTP ranges); copy the shards to disk"
                     )
                 return answer.read()
-        except (OSError, http.client.HTTPException, Refused):
+        except (OSError, http.client.HTTPException, DownloadError):
             if not left:
                 raise
     raise AssertionError("unreachable")

@@ -85,7 +85,7 @@ def column_key(row: Record | Published) -> Column:
     return Column(protocol, facts.data, facts.official, facts.fingerprint)
 
 
-def why_not_comparable(a: Record | Published, b: Record | Published) -> list[str]:
+def incompatibilities(a: Record | Published, b: Record | Published) -> list[str]:
     """The reasons, in words, why a difference between the two numbers says nothing of the two models; [] if none."""
     one, two = _facts(a), _facts(b)
     reasons = []

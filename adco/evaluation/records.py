@@ -8,7 +8,7 @@ Reading: `load_record(path)`; schema 1 is upgraded, anything else that does not 
 UserError that names the file and the key. A Score is a float: `record.scores["top1"] > 50` and `f"{score:.2f}"` work,
 and `score.low`, `score.high`, `score.std` and `score.trials` are beside it.
 
-Reuse: `why_not_reusable(record, sha256, protocol, fingerprint, code_version(protocol))` is empty when the work need not
+Reuse: `reuse_obstacles(record, sha256, protocol, fingerprint, code_version(protocol))` is empty when the work need not
 be done again. Comparing: comparison.py. What others published: published.py, in the same terms.
 """
 
@@ -206,7 +206,7 @@ def as_data(facts: Mapping[str, object] | Data) -> Data:
     return build(Data, own | {"counts": counts, "details": details}, "data")
 
 
-def why_not_reusable(record: Record, sha256: str, protocol: str, fingerprint: str, code: str) -> list[str]:
+def reuse_obstacles(record: Record, sha256: str, protocol: str, fingerprint: str, code: str) -> list[str]:
     """Why a record does not stand for this work, in words; empty when it does.
 
     sha256: of the checkpoint as it was pretrained: a converted file's origin counts, not the conversion

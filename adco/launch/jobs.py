@@ -16,9 +16,9 @@ from datetime import datetime
 from pathlib import Path
 
 from adco.launch import supervisor
-from adco.launch.live_table import Shown
+from adco.launch.live_table import LiveTable
 from adco.utils.errors import REQUEUE, Requeue
-from adco.utils.files import claimed, output_folder, write_text
+from adco.utils.files import lock_output_dir, output_folder, write_text
 from adco.utils.signals import StopRequests
 
 GRACE_SECONDS = 90  # between SIGTERM and SIGKILL: time to write a checkpoint
@@ -96,7 +96,7 @@ def run_jobs(
     """
     _check(jobs, devices)
     folder = output_folder(folder)
-    with claimed(folder) or contextlib.nullcontext(), StopRequests() as asked, Shown(jobs) as shown:
+    with lock_output_dir(folder) or contextlib.nullcontext(), StopRequests() as asked, LiveTable(jobs) as shown:
         run = _Run(jobs, folder, at_once, list(devices), budget_minutes, shown)
         try:
             while run.unfinished():
@@ -117,7 +117,7 @@ def run_jobs(
 class _Run:
     """The jobs' states while they run."""
 
-    def __init__(self, jobs, folder: Path, at_once: int, devices: list[str], budget: float | None, shown: Shown):
+    def __init__(self, jobs, folder: Path, at_once: int, devices: list[str], budget: float | None, shown: LiveTable):
         self.jobs, self.folder, self.at_once, self.shown = jobs, folder, at_once, shown
         self.all_devices, self.free, self.budget = tuple(devices), devices, budget
         self.begun = time.monotonic()
@@ -195,7 +195,7 @@ class _Run:
     def _settle(self, job: Job, outcome: Outcome) -> None:
         self.outcomes[job.name] = outcome
         self._write()
-        self.shown.settled(job.name, outcome)
+        self.shown.finished(job.name, outcome)
 
     def put_down(self, why: str) -> None:
         """SIGTERM for what runs, time to write its checkpoint, and everything unfinished is `left`."""

@@ -17,7 +17,7 @@ from rich.text import Text
 STYLES = {"running": "cyan", "ended": "green", "reused": "green dim", "failed": "bold red", "left": "yellow"}
 
 
-class Shown:
+class LiveTable:
     """Entered for the time of a run. jobs: with `name` and `minutes` (expected, or None)."""
 
     def __init__(self, jobs: Sequence):
@@ -29,7 +29,7 @@ class Shown:
         self.console = Console(file=sys.stdout)
         self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
 
-    def __enter__(self) -> Shown:
+    def __enter__(self) -> LiveTable:
         if self.live:
             self.live.start()
             self._draw()
@@ -45,7 +45,7 @@ class Shown:
         self.status[name], self.begun[name] = "running", time.monotonic()
         self._line(f"{name}: started; log {log}")
 
-    def settled(self, name: str, outcome) -> None:
+    def finished(self, name: str, outcome) -> None:
         """A job has come out. outcome: with `status`, `why`, `seconds`."""
         self.status[name], self.says[name], self.seconds[name] = outcome.status, outcome.why, outcome.seconds
         took = f" after {duration(outcome.seconds)}" if outcome.seconds else ""

@@ -20,7 +20,7 @@ MOST_REQUEUES = 1000  # submitit's limit of time-outs; the work's own length end
 
 
 @dataclass(frozen=True)
-class Work:
+class SubmittedCommand:
     """One task's part of a job, which submitit calls in every task.
 
     words: the command line; name: for the message of a failure
@@ -99,7 +99,7 @@ def job_parameters(
     return {key: value for key, value in found.items() if value is not None}
 
 
-def submit(work: Work, cluster: str, logs: Path, job: dict[str, object]):
+def submit(work: SubmittedCommand, cluster: str, logs: Path, job: dict[str, object]):
     """Hand the job to submitit; returns its Job. Raises UserError."""
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = STOP.name.removeprefix("SIG")  # read when submitit is imported
     try:

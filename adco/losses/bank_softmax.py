@@ -3,7 +3,7 @@
 Notation (AdCo paper, section 3): q (N, D) unit queries, k (N, D) unit keys, W (K, D) raw bank rows, n = W / |W|. Where
 the bank is sharded, K is this rank's part of it, and it meets the queries of all ranks.
 
-One sweep over the bank serves both sides of the game. Cosines lie in [-1, 1], so exp(cosine / tau) is summed without
+One pass over the bank serves encoder and bank. Cosines lie in [-1, 1], so exp(cosine / tau) is summed without
 taking a maximum out, and the sums of several ranks just add up: ranks exchange queries and sums, never bank rows.
 """
 
@@ -24,11 +24,11 @@ BLOCK = {"cpu": 2**19, "cuda": 2**24}  # cosines at a time: on the CPU they stay
 LOG2_E = 1 / math.log(2)
 _HELD: dict[torch.dtype, Tensor] = {}
 
-Views = Mapping[int, Tensor]  # view -> one row a sample
+PerView = Mapping[int, Tensor]  # view -> one row a sample
 
 
 @dataclass(frozen=True)
-class Ascent:
+class BankGradient:
     """The gradient on the raw rows W, (K, D), made a chunk of rows at a time as it is used: it is never all in memory.
 
     On the CPU it is lost at the next evaluation, whose memory is the same. queries: (M, D), weighted; blocks: what they
@@ -46,11 +46,11 @@ class Ascent:
         start = 0
         for block in self.blocks:
             place = slice(start, start + block.shape[1])
-            gradient = turning(block.T @ self.queries, self.bank[place])
+            gradient = through_normalization(block.T @ self.queries, self.bank[place])
             for label, more in self.further:
                 here = (label >= place.start) & (label < place.stop)
                 gradient.index_add_(0, (label - start).clamp(0, len(gradient) - 1), more * here.unsqueeze(1))
-            yield place, gradient if self.sharded else distributed.total(gradient)
+            yield place, gradient if self.sharded else distributed.all_reduce_sum(gradient)
             start = place.stop
 
     def whole(self) -> Tensor:
@@ -59,7 +59,7 @@ class Ascent:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class LossOutput:
     """What one evaluation gives.
 
     loss: scalar, sum over pairs of weight * cross-entropy, with gradient to the queries
@@ -68,13 +68,13 @@ class Contrast:
     """
 
     loss: Tensor
-    ascent: Ascent | None
+    bank_gradient: BankGradient | None
     cross_entropies: Tensor
     accuracy: Tensor
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SoftmaxStats:
     """What one pass of all views' queries over the whole bank leaves.
 
     Of this rank's N queries of each view: sums (N,) sum_k exp(q.n_k / tau); pulls (N, D) the same sum times n_k;
@@ -82,23 +82,23 @@ class Sweep:
     queries: (M, D) all that this rank's rows meet; blocks: exp(q.n_k / tau_bank), (M, chunk) a chunk of rows.
     """
 
-    sums: Views
-    pulls: Views
-    nearest: Views
-    bank_sums: Views
+    sums: PerView
+    weighted_sums: PerView
+    nearest: PerView
+    bank_sums: PerView
     queries: Tensor
     blocks: list[Tensor]
 
 
-def sweep(
-    queries: Views, pairs: Sequence[Pair], bank: Tensor, tau: float, tau_bank: float | None, sharded: bool
-) -> Sweep:
+def streamed_softmax(
+    queries: PerView, pairs: Sequence[Pair], bank: Tensor, tau: float, tau_bank: float | None, sharded: bool
+) -> SoftmaxStats:
     """Pass the pairs' unit queries over the bank's unit rows, a chunk at a time; over all ranks' rows if sharded."""
     views = sorted({pair.query for pair in pairs})
     q = torch.stack([queries[view].detach() for view in views], dim=1).to(bank.dtype)  # (N, V, D)
-    q = (distributed.gather(q) if sharded else q).flatten(0, 1)
+    q = (distributed.all_gather(q) if sharded else q).flatten(0, 1)
     sums, nearest = q.new_zeros(len(q)), q.new_full((len(q),), -math.inf)
-    pulls, bank_sums, blocks = torch.zeros_like(q), torch.zeros_like(sums), []
+    weighted_sums, bank_sums, blocks = torch.zeros_like(q), torch.zeros_like(sums), []
     sharp, chunks = q * (LOG2_E / tau), _chunks(bank, len(q))
     one, learns = len(q) * len(chunks[0]), tau_bank is not None
     first, rest = _memory(one + learns * len(q) * len(bank), q).tensor_split([one])
@@ -112,20 +112,20 @@ def sweep(
             bank_sums += blocks[-1].sum(dim=1)
         e = logits.exp2_()  # to the base 2, whose exponential is the fast one
         sums += e.sum(dim=1)
-        pulls.addmm_(e, n)
+        weighted_sums.addmm_(e, n)
     nearest *= tau / LOG2_E
     if sharded:
-        sums, bank_sums = distributed.total(torch.stack([sums, bank_sums]))
-        sums, bank_sums, nearest = map(distributed.own, (sums, bank_sums, distributed.largest(nearest)))
-        pulls = distributed.own_total(pulls)
+        sums, bank_sums = distributed.all_reduce_sum(torch.stack([sums, bank_sums]))
+        sums, bank_sums, nearest = map(distributed.local_shard, (sums, bank_sums, distributed.all_reduce_max(nearest)))
+        weighted_sums = distributed.reduce_scatter_sum(weighted_sums)
 
-    def per_view(found: Tensor) -> Views:
+    def per_view(found: Tensor) -> PerView:
         return dict(zip(views, found.unflatten(0, (-1, len(views))).unbind(1), strict=True))
 
-    return Sweep(*map(per_view, (sums, pulls, nearest, bank_sums)), q, blocks)
+    return SoftmaxStats(*map(per_view, (sums, weighted_sums, nearest, bank_sums)), q, blocks)
 
 
-def turning(pull: Tensor, rows: Tensor) -> Tensor:
+def through_normalization(pull: Tensor, rows: Tensor) -> Tensor:
     """The gradient on raw rows W of a pull on n = W / |W| (footnote 1): (pull - (pull.n) n) / |W|, in place; (K, D)."""
     lengths = rows.norm(dim=1, keepdim=True)
     along = torch.linalg.vecdot(pull, rows).unsqueeze(1).div_(lengths.square())
@@ -133,13 +133,13 @@ def turning(pull: Tensor, rows: Tensor) -> Tensor:
 
 
 def _ascent(
-    swept: Sweep, shares: Views, bank: Tensor, sharded: bool, pulled: Sequence[tuple[Tensor, Tensor]] = ()
-) -> Ascent:
+    stats: SoftmaxStats, shares: PerView, bank: Tensor, sharded: bool, pulled: Sequence[tuple[Tensor, Tensor]] = ()
+) -> BankGradient:
     """The queries' pull on each unit row, `blocks` times their `shares` (N,), and further pulls on some rows (M, D)."""
     share = torch.stack([shares[view] for view in sorted(shares)], dim=1)
-    weighted = swept.queries * (distributed.gather(share) if sharded else share).view(-1, 1)
-    further = [(label, turning(pull, bank[label])) for label, pull in pulled]
-    return Ascent(weighted, swept.blocks, bank, further, sharded)
+    weighted = stats.queries * (distributed.all_gather(share) if sharded else share).view(-1, 1)
+    further = [(label, through_normalization(pull, bank[label])) for label, pull in pulled]
+    return BankGradient(weighted, stats.blocks, bank, further, sharded)
 
 
 def _chunks(rows: Tensor, queries: int) -> tuple[Tensor, ...]:
@@ -164,17 +164,21 @@ def _precise(bank: Tensor, sharpest: float) -> Tensor:
     return bank if fits else bank.double()
 
 
-def _contrast(pairs: Sequence[Pair], losses: list[Tensor], hits: list[Tensor], ascent: Ascent | None) -> Contrast:
+def _contrast(
+    pairs: Sequence[Pair], losses: list[Tensor], hits: list[Tensor], ascent: BankGradient | None
+) -> LossOutput:
     loss = sum(pair.weight * loss for pair, loss in zip(pairs, losses, strict=True))
-    return Contrast(loss, ascent, torch.stack(losses).detach(), torch.stack(hits).float().mean())
+    return LossOutput(loss, ascent, torch.stack(losses).detach(), torch.stack(hits).float().mean())
 
 
-def _cross_entropy(q: Tensor, sums: Tensor, pulls: Tensor, cosine: Tensor, positive: Tensor, tau: float) -> Tensor:
+def _cross_entropy(
+    q: Tensor, sums: Tensor, weighted_sums: Tensor, cosine: Tensor, positive: Tensor, tau: float
+) -> Tensor:
     """Mean of log(sums) - cosine / tau over the N queries, as a scalar that hands q its closed-form gradient.
 
     sums: (N,) the softmax's denominators; pulls: (N, D) sum over its columns x of exp(q.x / tau) x; positive: (N, D)
     """
-    gradient = (pulls / sums.unsqueeze(1) - positive) / (tau * len(q))
+    gradient = (weighted_sums / sums.unsqueeze(1) - positive) / (tau * len(q))
     return _WithGradient.apply(q, (sums.log() - cosine / tau).mean(), gradient)
 
 

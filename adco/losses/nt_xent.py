@@ -18,7 +18,7 @@ def nt_xent(first: Tensor, second: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     rows = torch.cat([first, second])
     number = torch.arange(len(rows), device=rows.device)
     own = distributed.rank() * len(rows) + number
-    logits = rows @ distributed.gather_with_gradient(rows).T / tau
+    logits = rows @ distributed.all_gather_with_gradient(rows).T / tau
     logits = logits.scatter(1, own.unsqueeze(1), -torch.inf)
     label = own - number + (number + len(first)) % len(rows)
     return F.cross_entropy(logits, label), (logits.argmax(dim=1) == label).float().mean()

@@ -17,6 +17,6 @@ def sinkhorn(scores: Tensor, epsilon: float, rounds: int) -> Tensor:
     """
     q = (scores.double() / epsilon).exp()  # a cosine's exponential fits float64 down to epsilon = 0.002
     for _ in range(rounds):
-        q /= distributed.total(q.sum(dim=0))
+        q /= distributed.all_reduce_sum(q.sum(dim=0))
         q /= q.sum(dim=1, keepdim=True)
     return q.to(scores.dtype)

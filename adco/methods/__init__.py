@@ -1,7 +1,7 @@
 """One file per objective, one face: methods/base.py."""
 
 from adco.config import validation
-from adco.config.schema import Recipe
+from adco.config.schema import PretrainConfig
 from adco.methods.adco import AdCo
 from adco.methods.base import Method
 from adco.methods.byol import BYOL
@@ -30,6 +30,6 @@ def register(name: str, method: type[Method]) -> None:
     validation.CHOICES["method"] = tuple(METHODS)
 
 
-def build_method(recipe: Recipe) -> Method:
+def build_method(recipe: PretrainConfig) -> Method:
     """The objective that `recipe.method` names, with its encoders and its bank."""
     return METHODS[recipe.method](recipe)

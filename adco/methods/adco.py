@@ -8,21 +8,23 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from adco.config.schema import Recipe
+from adco.config.schema import PretrainConfig
 from adco.losses.adco import adversarial_contrast
-from adco.losses.bank_softmax import Contrast
+from adco.losses.bank_softmax import LossOutput
 from adco.losses.pairs import make_pairs
-from adco.methods.base import BankedMethod, Moment
+from adco.methods.base import MemoryBankMethod, TrainingProgress
 from adco.models.encoder import Encoder
 
 
-class AdCo(BankedMethod):
+class AdCo(MemoryBankMethod):
     """The query encoder descends eq. (1), the bank ascends it, the key encoder follows the query encoder."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: PretrainConfig):
         super().__init__(recipe, Encoder(recipe.encoder), make_pairs(len(recipe.views), recipe.contrast.symmetric))
 
-    def play(self, queries: Mapping[int, Tensor], keys: Mapping[int, Tensor], moment: Moment) -> Contrast:
+    def contrastive_loss(
+        self, queries: Mapping[int, Tensor], keys: Mapping[int, Tensor], moment: TrainingProgress
+    ) -> LossOutput:
         options, bank = self.contrast, self.bank
         return adversarial_contrast(
             queries, keys, self.pairs, bank.rows, options.tau, options.tau_bank, options.in_batch_negatives,
@@ -33,6 +35,6 @@ class AdCo(BankedMethod):
         """What `init: train_and_fill` trains while the bank is filled, as released: the first pair alone, and no
         in-batch negatives. It shares encoders and bank with this one."""
         twin = copy.copy(self)
-        twin.meet((replace(self.pairs[0], weight=1.0),))
+        twin.set_pairs((replace(self.pairs[0], weight=1.0),))
         twin.contrast = replace(self.contrast, in_batch_negatives=False)
         return twin

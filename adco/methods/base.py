@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adco.config.schema import Compute, Recipe
-from adco.losses.bank_softmax import Ascent, Contrast
+from adco.config.schema import ComputeConfig, PretrainConfig
+from adco.losses.bank_softmax import BankGradient, LossOutput
 from adco.losses.pairs import Pair
 from adco.models.batch_norm import replace_norms
-from adco.models.encoder import Encoder, key_encoder_of, momentum_update, paired_parameters
-from adco.models.memory_bank import Bank
+from adco.models.encoder import Encoder, make_key_encoder, momentum_update, paired_parameters
+from adco.models.memory_bank import MemoryBank
 from adco.utils import distributed, philox
 from adco.utils.device import set_arithmetic, upload
 from adco.utils.errors import UserError
@@ -23,7 +23,7 @@ PRECISION = {"float32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torc
 
 
 @dataclass(frozen=True)
-class Moment:
+class TrainingProgress:
     """When in the run: `step` steps are done of `steps`."""
 
     step: int
@@ -36,7 +36,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepOutput:
     """What an objective leaves behind.
 
     loss: this rank's scalar, with gradient; scalars: what to report
@@ -48,7 +48,7 @@ class Step:
     scalars: dict[str, Tensor]
     queries: Tensor
     keys: Tensor
-    ascent: Ascent | None = None
+    bank_gradient: BankGradient | None = None
 
 
 class Method(nn.Module):
@@ -57,15 +57,15 @@ class Method(nn.Module):
     encoder: list of views (B, 3, S, S) -> list of rows (B, ·), for the views in `query_views`
     """
 
-    def __init__(self, recipe: Recipe, encoder: Encoder, pairs: Sequence[Pair]):
+    def __init__(self, recipe: PretrainConfig, encoder: Encoder, pairs: Sequence[Pair]):
         super().__init__()
         options = recipe.encoder
         self.encoder = replace_norms(encoder, options.batch_norm == "sync", options.norm_splits)
         self.bank = self.key_encoder = None  # of the methods that have them
         self.sizes = {view.px for view in recipe.views}
-        self.meet(pairs)
+        self.set_pairs(pairs)
 
-    def prepared(self, compute: Compute, device: torch.device) -> Method:
+    def to_device(self, compute: ComputeConfig, device: torch.device) -> Method:
         """The method on the device, its encoders in the precision and memory format of `compute`. Raises UserError."""
         for asked, key in ((compute.cuda_graphs, "cuda_graphs=true"), (compute.precision == "tf32", "precision=tf32")):
             if asked and device.type != "cuda":
@@ -83,21 +83,23 @@ class Method(nn.Module):
             allow_graphs(2 * len(self.sizes) * len(encoders))  # with gradient and, where micro-batches are, without
         return self
 
-    def meet(self, pairs: Sequence[Pair]) -> None:
+    def set_pairs(self, pairs: Sequence[Pair]) -> None:
         """Which query view is compared with which key view from now on."""
         self.pairs = tuple(pairs)
         self.query_views = tuple(sorted({pair.query for pair in pairs}))
         self.key_views = tuple(sorted({pair.key for pair in pairs}))
 
-    def targets(self, parts: Sequence[Sequence[Tensor]], moment: Moment) -> dict[int, Tensor]:
+    def targets(self, parts: Sequence[Sequence[Tensor]], moment: TrainingProgress) -> dict[int, Tensor]:
         """What the queries are compared with, without gradient: view -> (B, D). parts: micro-batches of views."""
         return {}
 
-    def objective(self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: Moment) -> Step:
+    def compute_loss(
+        self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: TrainingProgress
+    ) -> StepOutput:
         """The loss of the encoder's outputs, view -> (B, ·), and what the bank learns from the same forward pass."""
         raise NotImplementedError
 
-    def update(self, step: Step, moment: Moment, bank_lr: float) -> None:
+    def update(self, step: StepOutput, moment: TrainingProgress, bank_lr: float) -> None:
         """After the optimizer's step."""
 
 
@@ -107,16 +109,16 @@ def allow_graphs(count: int) -> None:
     torch._dynamo.config.cache_size_limit += count  # the name that every torch knows
 
 
-class KeyedMethod(Method):
+class MomentumMethod(Method):
     """A method whose targets are keys: the rows of an encoder that follows the trained one by moving average."""
 
-    def __init__(self, recipe: Recipe, encoder: Encoder, pairs: Sequence[Pair]):
+    def __init__(self, recipe: PretrainConfig, encoder: Encoder, pairs: Sequence[Pair]):
         super().__init__(recipe, encoder, pairs)
         self.options, self.seed = recipe.encoder, recipe.seed
-        self.key_encoder = key_encoder_of(self.encoder, recipe.encoder)
+        self.key_encoder = make_key_encoder(self.encoder, recipe.encoder)
         self.followed = paired_parameters(self.key_encoder, self.encoder)
 
-    def targets(self, parts: Sequence[Sequence[Tensor]], moment: Moment) -> dict[int, Tensor]:
+    def targets(self, parts: Sequence[Sequence[Tensor]], moment: TrainingProgress) -> dict[int, Tensor]:
         """The keys; the key encoder takes its step before them, as in the released code."""
         momentum = self.options.key_momentum
         if self.options.key_momentum_to_one:
@@ -124,40 +126,47 @@ class KeyedMethod(Method):
         momentum_update(*self.followed, momentum)
         return {view: self.keys([part[view] for part in parts], view, moment.step) for view in self.key_views}
 
-    def restart_key_encoder(self) -> None:
+    def sync_key_encoder(self) -> None:
         """Copy the trained encoder's parameters into the key encoder (after filling the bank)."""
         momentum_update(*self.followed, 0.0)
 
     @torch.no_grad()
     def keys(self, parts: Sequence[Tensor], view: int, step: int) -> Tensor:
         """Micro-batches (b, 3, S, S) of one view -> (B, D). `shuffle`: each from images of all ranks and parts."""
-        if self.options.key_batch_norm != "shuffle" or distributed.ranks() * len(parts) * self.options.norm_splits == 1:
+        if (
+            self.options.key_batch_norm != "shuffle"
+            or distributed.world_size() * len(parts) * self.options.norm_splits == 1
+        ):
             return torch.cat([self.key_encoder([part])[0] for part in parts])
         images = torch.cat(list(parts))
-        order = philox.permutation(self.seed, 64 * step + view, distributed.ranks() * len(images), philox.SHUFFLE)
+        order = philox.permutation(self.seed, 64 * step + view, distributed.world_size() * len(images), philox.SHUFFLE)
         order = upload(torch.from_numpy(order), images.device)
-        mixed = distributed.gather(images)[distributed.own(order)]
+        mixed = distributed.all_gather(images)[distributed.local_shard(order)]
         mixed = mixed.contiguous(memory_format=self.key_encoder.memory_format)
         rows = torch.cat([self.key_encoder([part])[0] for part in mixed.chunk(len(parts))])
-        return distributed.own(distributed.gather(rows)[order.argsort()])
+        return distributed.local_shard(distributed.all_gather(rows)[order.argsort()])
 
 
-class BankedMethod(KeyedMethod):
+class MemoryBankMethod(MomentumMethod):
     """A keyed method that contrasts its queries with a bank, whose rows learn from the same forward pass."""
 
-    def __init__(self, recipe: Recipe, encoder: Encoder, pairs: Sequence[Pair]):
+    def __init__(self, recipe: PretrainConfig, encoder: Encoder, pairs: Sequence[Pair]):
         super().__init__(recipe, encoder, pairs)
-        self.bank = Bank(recipe.bank, recipe.encoder.dim)
+        self.bank = MemoryBank(recipe.bank, recipe.encoder.dim)
         self.contrast = recipe.contrast
 
-    def play(self, queries: Mapping[int, Tensor], keys: Mapping[int, Tensor], moment: Moment) -> Contrast:
+    def contrastive_loss(
+        self, queries: Mapping[int, Tensor], keys: Mapping[int, Tensor], moment: TrainingProgress
+    ) -> LossOutput:
         """The contrast of the queries, view -> (B, D), with the keys and the bank."""
         raise NotImplementedError
 
-    def objective(self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: Moment) -> Step:
-        result, pair = self.play(outputs, targets, moment), self.pairs[0]
+    def compute_loss(
+        self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: TrainingProgress
+    ) -> StepOutput:
+        result, pair = self.contrastive_loss(outputs, targets, moment), self.pairs[0]
         scalars = {"loss": result.loss.detach(), "accuracy": 100 * result.accuracy}
-        return Step(result.loss, scalars, outputs[pair.query].detach(), targets[pair.key], result.ascent)
+        return StepOutput(result.loss, scalars, outputs[pair.query].detach(), targets[pair.key], result.bank_gradient)
 
-    def update(self, step: Step, moment: Moment, bank_lr: float) -> None:
-        self.bank.ascend(step.ascent, bank_lr)
+    def update(self, step: StepOutput, moment: TrainingProgress, bank_lr: float) -> None:
+        self.bank.sgd_ascent_step(step.bank_gradient, bank_lr)

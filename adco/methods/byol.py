@@ -8,23 +8,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adco.config.schema import Recipe
+from adco.config.schema import PretrainConfig
 from adco.losses.pairs import Pair
-from adco.methods.base import KeyedMethod, Moment, Step
+from adco.methods.base import MomentumMethod, StepOutput, TrainingProgress
 from adco.models.encoder import Encoder, predictor
 
 
-class BYOL(KeyedMethod):
+class BYOL(MomentumMethod):
     """The squared distance of unit rows, 2 - 2 cos, both directions added (eqs. 2 and 3); no negatives."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: PretrainConfig):
         options = recipe.encoder
         encoder = Encoder(options, unit=False, tail=predictor(options.dim, options.predictor_width))
         super().__init__(recipe, encoder, (Pair(0, 1, 1.0), Pair(1, 0, 1.0)))
 
-    def objective(self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: Moment) -> Step:
+    def compute_loss(
+        self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: TrainingProgress
+    ) -> StepOutput:
         queries = {view: F.normalize(rows, dim=1) for view, rows in outputs.items()}
         keys = {view: F.normalize(rows, dim=1) for view, rows in targets.items()}
         distances = [(queries[pair.query] - keys[pair.key]).square().sum(dim=1).mean() for pair in self.pairs]
         loss = torch.stack(distances).sum()
-        return Step(loss, {"loss": loss.detach()}, queries[0].detach(), keys[1])
+        return StepOutput(loss, {"loss": loss.detach()}, queries[0].detach(), keys[1])

@@ -6,21 +6,23 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from adco.config.schema import Recipe
-from adco.losses.bank_softmax import Contrast
+from adco.config.schema import PretrainConfig
+from adco.losses.bank_softmax import LossOutput
 from adco.losses.caco import cooperative_contrast
 from adco.losses.pairs import Pair
-from adco.methods.base import BankedMethod, Moment
+from adco.methods.base import MemoryBankMethod, TrainingProgress
 from adco.models.encoder import Encoder
 
 
-class CaCo(BankedMethod):
+class CaCo(MemoryBankMethod):
     """The positive of a query is the bank row nearest to its key; the bank descends through it, ascends elsewhere."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: PretrainConfig):
         super().__init__(recipe, Encoder(recipe.encoder), make_pairs(len(recipe.views)))
 
-    def play(self, queries: Mapping[int, Tensor], keys: Mapping[int, Tensor], moment: Moment) -> Contrast:
+    def contrastive_loss(
+        self, queries: Mapping[int, Tensor], keys: Mapping[int, Tensor], moment: TrainingProgress
+    ) -> LossOutput:
         options, bank = self.contrast, self.bank
         return cooperative_contrast(queries, keys, self.pairs, bank.rows, options.tau, options.tau_bank, bank.sharded)
 

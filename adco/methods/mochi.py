@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adco.config.schema import Mix, Recipe
-from adco.losses.bank_softmax import Contrast
-from adco.methods.base import Moment
+from adco.config.schema import MoCHiConfig, PretrainConfig
+from adco.losses.bank_softmax import LossOutput
+from adco.methods.base import TrainingProgress
 from adco.methods.moco import MoCo
 from adco.utils import distributed, philox
 from adco.utils.device import upload
@@ -24,13 +24,15 @@ class MoCHi(MoCo):
     Every rank holds the whole queue, because the hardest rows are sought in all of it.
     """
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: PretrainConfig):
         super().__init__(replace(recipe, bank=replace(recipe.bank, placement="replicated")))
         self.mix = recipe.mix
 
-    def play(self, queries: Mapping[int, Tensor], keys: Mapping[int, Tensor], moment: Moment) -> Contrast:
+    def contrastive_loss(
+        self, queries: Mapping[int, Tensor], keys: Mapping[int, Tensor], moment: TrainingProgress
+    ) -> LossOutput:
         if moment.epoch < self.mix.from_epoch:
-            return super().play(queries, keys, moment)
+            return super().contrastive_loss(queries, keys, moment)
         n, losses, hits = F.normalize(self.bank.rows, dim=1), [], []
         for pair in self.pairs:
             q, k = queries[pair.query], keys[pair.key]
@@ -39,12 +41,12 @@ class MoCHi(MoCo):
             losses.append(F.cross_entropy(logits, label))
             hits.append(logits.argmax(dim=1) == label)
         loss = sum(pair.weight * loss for pair, loss in zip(self.pairs, losses, strict=True))
-        return Contrast(loss, None, torch.stack(losses).detach(), torch.stack(hits).float().mean())
+        return LossOutput(loss, None, torch.stack(losses).detach(), torch.stack(hits).float().mean())
 
     def logits(self, q: Tensor, k: Tensor, n: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """Queries, keys (B, D), queue (K, D), synthetic negatives (B, S, D) -> (B, columns) and (B,) the positives."""
         if self.contrast.in_batch_negatives:
-            near, first = q @ distributed.gather(k).T, distributed.rank() * len(q)
+            near, first = q @ distributed.all_gather(k).T, distributed.rank() * len(q)
             label = torch.arange(first, first + len(q), device=q.device)
         else:
             near, label = (q * k).sum(dim=1, keepdim=True), torch.zeros(len(q), dtype=torch.long, device=q.device)
@@ -58,7 +60,7 @@ class MoCHi(MoCo):
 
 
 @torch.no_grad()
-def mixed(q: Tensor, n: Tensor, mix: Mix, u: Tensor) -> Tensor:
+def mixed(q: Tensor, n: Tensor, mix: MoCHiConfig, u: Tensor) -> Tensor:
     """Synthetic negatives of each query (section 4): (B, pairs + with_query, D) unit rows.
 
     q: (B, D); n: (K, D) unit rows. u: (B, 3 pairs + 2 with_query) uniforms: which of the `hard` rows nearest to the

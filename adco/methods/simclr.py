@@ -6,21 +6,23 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from adco.config.schema import Recipe
+from adco.config.schema import PretrainConfig
 from adco.losses.nt_xent import nt_xent
 from adco.losses.pairs import make_pairs
-from adco.methods.base import Method, Moment, Step
+from adco.methods.base import Method, StepOutput, TrainingProgress
 from adco.models.encoder import Encoder
 
 
 class SimCLR(Method):
     """NT-Xent over the views of all ranks; gradients reach both views, there is no key encoder."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: PretrainConfig):
         super().__init__(recipe, Encoder(recipe.encoder), make_pairs(2, symmetric=True))
         self.tau = recipe.contrast.tau
 
-    def objective(self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: Moment) -> Step:
+    def compute_loss(
+        self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: TrainingProgress
+    ) -> StepOutput:
         loss, accuracy = nt_xent(outputs[0], outputs[1], self.tau)
         scalars = {"loss": loss.detach(), "accuracy": 100 * accuracy}
-        return Step(loss, scalars, outputs[0].detach(), outputs[1].detach())
+        return StepOutput(loss, scalars, outputs[0].detach(), outputs[1].detach())

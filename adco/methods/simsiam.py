@@ -8,27 +8,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adco.config.schema import Recipe
+from adco.config.schema import PretrainConfig
 from adco.losses.pairs import make_pairs
-from adco.methods.base import Method, Moment, Step
+from adco.methods.base import Method, StepOutput, TrainingProgress
 from adco.models.encoder import Encoder, predictor
 
 
 class SimSiam(Method):
     """The prediction of one view points where the embedding of the other does, mean of both directions (eq. 4)."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: PretrainConfig):
         options = recipe.encoder
         encoder = Encoder(options, unit=False, tail=WithPrediction(options.dim, options.predictor_width))
         super().__init__(recipe, encoder, make_pairs(2, symmetric=True))
 
-    def objective(self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: Moment) -> Step:
+    def compute_loss(
+        self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: TrainingProgress
+    ) -> StepOutput:
         halves = {view: rows.chunk(2, dim=1) for view, rows in outputs.items()}
         queries = {view: F.normalize(p, dim=1) for view, (p, _) in halves.items()}
         keys = {view: F.normalize(z.detach(), dim=1) for view, (_, z) in halves.items()}
         losses = [-pair.weight * (queries[pair.query] * keys[pair.key]).sum(dim=1).mean() for pair in self.pairs]
         loss = torch.stack(losses).sum()
-        return Step(loss, {"loss": loss.detach()}, queries[0].detach(), keys[1])
+        return StepOutput(loss, {"loss": loss.detach()}, queries[0].detach(), keys[1])
 
 
 class WithPrediction(nn.Module):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adco.config.schema import Recipe
+from adco.config.schema import PretrainConfig
 from adco.losses.pairs import Pair
 from adco.losses.sinkhorn import sinkhorn
-from adco.methods.base import Method, Moment, Step
+from adco.methods.base import Method, StepOutput, TrainingProgress
 from adco.models.encoder import Encoder
 from adco.utils import distributed
 from adco.utils.errors import UserError
@@ -26,7 +26,7 @@ class SwAV(Method):
     full: for batches smaller than the number of prototypes. The same on every rank.
     """
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: PretrainConfig):
         options, swap = recipe.encoder, recipe.swap
         if swap.queue % recipe.batch:
             raise UserError(f"recipe: swap.queue={swap.queue} is not a multiple of batch={recipe.batch}; make it one")
@@ -36,12 +36,14 @@ class SwAV(Method):
         self.dim, self.tau, self.swap = options.dim, recipe.contrast.tau, swap
         self.register_buffer("queue", torch.zeros(len(ASSIGNING), swap.queue, options.dim))
 
-    def targets(self, parts, moment: Moment) -> dict[int, Tensor]:
+    def targets(self, parts, moment: TrainingProgress) -> dict[int, Tensor]:
         """None; but every step starts with prototypes of unit length, so that weight decay cannot move frozen ones."""
         self.encoder.tail.normalize()
         return {}
 
-    def objective(self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: Moment) -> Step:
+    def compute_loss(
+        self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: TrainingProgress
+    ) -> StepOutput:
         rows = {view: whole[:, : self.dim] for view, whole in outputs.items()}
         scores = {view: whole[:, self.dim :] for view, whole in outputs.items()}
         if moment.epoch < self.swap.frozen_epochs:  # the gradient flows to the rows alone, none to the prototypes
@@ -51,24 +53,24 @@ class SwAV(Method):
             pair.weight * F.cross_entropy(scores[pair.query] / self.tau, assigned[pair.key]) for pair in self.pairs
         ]
         loss = torch.stack(losses).sum()
-        return Step(loss, {"loss": loss.detach()}, rows[0].detach(), rows[1].detach())
+        return StepOutput(loss, {"loss": loss.detach()}, rows[0].detach(), rows[1].detach())
 
-    def update(self, step: Step, moment: Moment, bank_lr: float) -> None:
+    def update(self, step: StepOutput, moment: TrainingProgress, bank_lr: float) -> None:
         """The batch's embeddings take the places of the oldest in the queue."""
         if self.seen(moment) < 0 or not self.swap.queue:
             return
-        rows = torch.stack([distributed.gather(step.queries), distributed.gather(step.keys)])
+        rows = torch.stack([distributed.all_gather(step.queries), distributed.all_gather(step.keys)])
         start = self.seen(moment) * rows.shape[1] % self.swap.queue
         self.queue[:, start : start + rows.shape[1]] = rows
 
-    def assign(self, crop: int, scores: Tensor, moment: Moment) -> Tensor:
+    def assign(self, crop: int, scores: Tensor, moment: TrainingProgress) -> Tensor:
         """(B, prototypes) cosines of a crop -> (B, prototypes) soft assignments, whose rows sum to 1."""
-        if self.swap.queue and self.seen(moment) * len(scores) * distributed.ranks() >= self.swap.queue:
-            past = distributed.own(self.queue[crop]) @ self.encoder.tail.weight.detach().T
+        if self.swap.queue and self.seen(moment) * len(scores) * distributed.world_size() >= self.swap.queue:
+            past = distributed.local_shard(self.queue[crop]) @ self.encoder.tail.weight.detach().T
             return sinkhorn(torch.cat([past, scores]), self.swap.epsilon, self.swap.rounds)[-len(scores) :]
         return sinkhorn(scores, self.swap.epsilon, self.swap.rounds)
 
-    def seen(self, moment: Moment) -> int:
+    def seen(self, moment: TrainingProgress) -> int:
         """How many batches the queue has taken; below 0 before its first epoch."""
         return moment.step - self.swap.queue_from_epoch * moment.steps_per_epoch
 

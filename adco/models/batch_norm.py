@@ -60,7 +60,7 @@ class SyncedBatchNorm(_BatchNorm):
         pass
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or distributed.ranks() == 1:
+        if not self.training or distributed.world_size() == 1:
             return super().forward(x)
         self.num_batches_tracked.add_(1)
         return _Synced.apply(x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps)
@@ -80,10 +80,10 @@ class _Synced(torch.autograd.Function):
         momentum: float,
         eps: float,
     ) -> Tensor:
-        kernels, ranks, channels = KERNELS[x.device.type], distributed.ranks(), x.shape[1]
+        kernels, ranks, channels = KERNELS[x.device.type], distributed.world_size(), x.shape[1]
         x = x.contiguous(memory_format=_memory_format(x))
         own = torch.stack(kernels.batch_norm_stats(x, eps))
-        means, invstds = distributed.gather(own).view(ranks, 2, channels).unbind(dim=1)
+        means, invstds = distributed.all_gather(own).view(ranks, 2, channels).unbind(dim=1)
         ctx.counts = (x.numel() // channels,) * ranks
         counts = constant(ctx.counts, x.device, running_mean.dtype)
         mean, invstd = kernels.batch_norm_gather_stats_with_counts(
@@ -102,7 +102,7 @@ class _Synced(torch.autograd.Function):
             gradient, x, mean, invstd, weight, *ctx.needs_input_grad[:3]
         )
         if ctx.needs_input_grad[0]:
-            sums = distributed.total(torch.stack(sums)).unbind()
+            sums = distributed.all_reduce_sum(torch.stack(sums)).unbind()
             counts = constant(ctx.counts, x.device, torch.int32)
             of_x = kernels.batch_norm_backward_elemt(gradient, x, mean, invstd, weight, *sums, counts)
         of_affine = (None, None) if weight is None else (of_weight, of_bias)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adco.config.schema import Encoder as Options
+from adco.config.schema import EncoderConfig as Options
 from adco.models.batch_norm import replace_norms
 from adco.models.resnet import build_resnet
 
@@ -69,7 +69,7 @@ def predictor(dim: int, hidden: int) -> nn.Sequential:
     )
 
 
-def key_encoder_of(encoder: Encoder, options: Options) -> Encoder:
+def make_key_encoder(encoder: Encoder, options: Options) -> Encoder:
     """A copy without the tail, whose parameters take no gradient and whose BatchNorm follows `key_batch_norm`."""
     key = copy.deepcopy(encoder).requires_grad_(False)
     key.tail, key.join_views = None, False

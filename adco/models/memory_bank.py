@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adco.config.schema import Bank as Options
+from adco.config.schema import BankConfig as Options
 from adco.utils import distributed
 from adco.utils.errors import UserError
 
 
-class Bank(nn.Module):
+class MemoryBank(nn.Module):
     """rows: (K, D) raw rows W; velocity: (K, D) momentum buffer v of their SGD. A queue leaves it at zero.
 
     Neither is an nn.Parameter. Sharded: this rank holds K / ranks of them, `first` is the number of its first row; the
@@ -22,7 +22,7 @@ class Bank(nn.Module):
 
     def __init__(self, options: Options, dim: int):
         super().__init__()
-        self.options, self.size, parts = options, options.size, distributed.ranks()
+        self.options, self.size, parts = options, options.size, distributed.world_size()
         self.sharded = options.placement != "replicated" and parts > 1 and options.size % parts == 0
         if options.placement == "sharded" and parts > 1 and not self.sharded:
             raise UserError(
@@ -53,7 +53,7 @@ class Bank(nn.Module):
         self.fill(keys[written:], 0)
 
     @torch.no_grad()
-    def ascend(self, ascent: Iterable[tuple[slice, Tensor]], lr: float) -> None:
+    def sgd_ascent_step(self, ascent: Iterable[tuple[slice, Tensor]], lr: float) -> None:
         """One SGD step up, chunk by chunk: v <- m v - g + wd W; W <- W - lr v. ascent: rows, the gradient g on them."""
         options = self.options
         for place, gradient in ascent:
@@ -64,13 +64,13 @@ class Bank(nn.Module):
                 rows.copy_(F.normalize(rows, dim=1))
 
     def _own(self, rows: Tensor) -> Tensor:
-        return distributed.own(rows).clone() if self.sharded else rows
+        return distributed.local_shard(rows).clone() if self.sharded else rows
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.sharded:  # a collective call: every rank takes part in making a checkpoint
             for name in ("rows", "velocity"):
-                destination[prefix + name] = distributed.gather(getattr(self, name))
+                destination[prefix + name] = distributed.all_gather(getattr(self, name))
 
     def _load_from_state_dict(self, state: dict, prefix: str, *rest) -> None:
         for name in ("rows", "velocity"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from adco.report.collect import Item, Study, identity, judges
+from adco.report.collect import Item, Study, identity, is_evaluation
 from adco.report.elements import Cell, Column, Section, Table, measured
 from adco.report.result_tables import data_in_words, link
 
@@ -50,7 +50,7 @@ def _checkpoints(study: Study) -> Table:
     rows = {}
     for item in study.items:
         checkpoint = item.record.checkpoint.pretrained
-        if judges(item.record) and (item.model not in rows or identity(item.record)):
+        if is_evaluation(item.record) and (item.model not in rows or identity(item.record)):
             by = checkpoint.method or checkpoint.source or "not recorded"
             epochs = f", {checkpoint.epochs} epochs" if checkpoint.epochs else ""
             sha256 = identity(item.record)
@@ -66,7 +66,7 @@ def _records(study: Study, out: Path) -> Table:
     rows = [
         (
             Cell(item.record.protocol),
-            Cell(item.model if judges(item.record) else "–"),
+            Cell(item.model if is_evaluation(item.record) else "–"),
             Cell(data_in_words(item.record.data)),
             Cell(item.record.hardware),
             Cell(f"{item.record.duration_seconds:,.0f}", value=item.record.duration_seconds),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adco.config.loading import as_recipe
-from adco.config.schema import Recipe, View
+from adco.config.schema import PretrainConfig, ViewConfig
 from adco.data.batch import Request, RowByRow
 from adco.data.images import ImageIndex, UnreadableImage
 from adco.data.transforms import parameters
@@ -44,7 +44,7 @@ class Run:
 
     name: str
     step: int
-    recipe: Recipe
+    recipe: PretrainConfig
     encoder: nn.Module
     rows: Tensor
 
@@ -82,7 +82,7 @@ def queries_of(run: Run, index: ImageIndex, images: int, seed: int, device: torc
     """
     chosen = np.linspace(0, len(index) - 1, min(images, len(index))).round().astype(int)
     wanted = (Request(0, rows) for rows in np.array_split(np.arange(len(chosen)), range(BATCH, len(chosen), BATCH)))
-    draws = parameters.draw(run.recipe.views[0], seed, 0, chosen, 0)
+    draws = parameters.sample_params(run.recipe.views[0], seed, 0, chosen, 0)
     begin = partial(_views, index, chosen, run.recipe.views[0], draws, device)
     encoder, found = run.encoder.to(device), []
     for pixels, readable in in_threads(begin, wanted, workers):
@@ -96,7 +96,12 @@ def queries_of(run: Run, index: ImageIndex, images: int, seed: int, device: torc
 
 
 def _views(
-    index: ImageIndex, chosen: np.ndarray, view: View, draws: parameters.Draws, device: torch.device, request: Request
+    index: ImageIndex,
+    chosen: np.ndarray,
+    view: ViewConfig,
+    draws: parameters.ViewParams,
+    device: torch.device,
+    request: Request,
 ) -> RowByRow:
     """Random query views of images `chosen[request.samples]` in the making: (B, 3, px, px) uint8, and (B,)
     whether each could be read."""

@@ -53,10 +53,10 @@ class Study:
     @property
     def models(self) -> list[str]:
         """Names of what was judged, in the order in which they first come."""
-        return list(dict.fromkeys(item.model for item in self.items if judges(item.record)))
+        return list(dict.fromkeys(item.model for item in self.items if is_evaluation(item.record)))
 
 
-def judges(record: Record) -> bool:
+def is_evaluation(record: Record) -> bool:
     """Whether a record judges a checkpoint: neither a speed benchmark nor a pretraining run."""
     return not record.protocol.startswith(("benchmark", "pretrain"))
 
@@ -155,7 +155,7 @@ def _told_apart(items: Sequence[Item]) -> list[Item]:
     """
     held = defaultdict(set)
     for item in items:
-        if judges(item.record):
+        if is_evaluation(item.record):
             held[item.model].add(identity(item.record))
     mixed = {model for model, checkpoints in held.items() if len(checkpoints - {""}) > 1}
     names = {}
@@ -163,7 +163,7 @@ def _told_apart(items: Sequence[Item]) -> list[Item]:
         stem, protocol = item.path.stem, item.record.protocol.replace("/", "-")
         own = stem.removesuffix(f"-{protocol}") if stem.endswith(f"-{protocol}") else ""
         name = item.model if item.model not in mixed else own
-        if name and identity(item.record) and judges(item.record):
+        if name and identity(item.record) and is_evaluation(item.record):
             names.setdefault(identity(item.record), name)
     return [
         replace(item, model=names.get(identity(item.record)) or item.path.stem) if item.model in mixed else item

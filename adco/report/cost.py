@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from adco.config.schema import Encoder, Recipe
+from adco.config.schema import EncoderConfig, PretrainConfig
 from adco.methods import build_method
 from adco.methods.base import Method
 from adco.models.encoder import mlp_head
@@ -49,7 +49,7 @@ class Work:
         return self.query + self.key + self.bank
 
 
-def counted(recipe: Recipe) -> tuple[Parameters, Work | None]:
+def counted(recipe: PretrainConfig) -> tuple[Parameters, Work | None]:
     """Parameters of the method's own modules, and the work of a step for one image (None: fvcore is not installed).
 
     What cannot move them (seed, data, schedules) is not looked at, so runs of one recipe are counted once.
@@ -60,7 +60,7 @@ def counted(recipe: Recipe) -> tuple[Parameters, Work | None]:
     return _COUNTED[key]
 
 
-def _count_all(recipe: Recipe) -> tuple[Parameters, Work | None]:
+def _count_all(recipe: PretrainConfig) -> tuple[Parameters, Work | None]:
     with torch.device("meta"):  # no memory for the weights
         method = build_method(recipe)
     bank = recipe.bank.size * recipe.encoder.dim if method.bank is not None else 0
@@ -70,7 +70,7 @@ def _count_all(recipe: Recipe) -> tuple[Parameters, Work | None]:
     return Parameters(*parts, bank), _work(recipe, method) if there else None
 
 
-def _work(recipe: Recipe, method: Method) -> Work:
+def _work(recipe: PretrainConfig, method: Method) -> Work:
     tail = _count(method.encoder.tail, torch.zeros(1, recipe.encoder.dim)) if method.encoder.tail else 0
     forward = [encoder_work(recipe.encoder, view.px) for view in recipe.views]
     query = sum(3 * (forward[view] + tail) for view in method.query_views)
@@ -78,7 +78,7 @@ def _work(recipe: Recipe, method: Method) -> Work:
     return Work(query, key, _bank_work(recipe, len(method.query_views), len(method.key_views)))
 
 
-def encoder_work(options: Encoder, px: int) -> float:
+def encoder_work(options: EncoderConfig, px: int) -> float:
     """Multiply-adds of ResNet and head on one image of `px` x `px`, forward."""
     width = 512 if options.arch in ("resnet18", "resnet34") else 2048
     with torch.device("meta"):
@@ -103,7 +103,7 @@ def _count(module: nn.Module, example: torch.Tensor) -> float:
         return float(counted.total())
 
 
-def _bank_work(recipe: Recipe, queries: int, keys: int) -> float:
+def _bank_work(recipe: PretrainConfig, queries: int, keys: int) -> float:
     """Products of embeddings with all rows: logits and their gradient for each query view; what learns, its direction
     too; CaCo seeks each key's nearest row; MoCHi ranks the queue first and adds its mixtures (`from_epoch` on)."""
     rows = recipe.bank.size * recipe.encoder.dim

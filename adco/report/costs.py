@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from adco.config.loading import as_recipe, load_recipe
-from adco.config.schema import Recipe
+from adco.config.schema import PretrainConfig
 from adco.report import cost
 from adco.report.accuracy_curves import METHOD_STYLES
 from adco.report.collect import Run, Study
@@ -161,7 +161,7 @@ def _run_row(run: Run, out: Path) -> tuple[Cell, ...]:
     return *cells, hours_cell(run, out), rate, waiting, memory, step, hardware
 
 
-def _facts(recipe: Recipe) -> tuple[Cell, ...]:
+def _facts(recipe: PretrainConfig) -> tuple[Cell, ...]:
     (_, work), sizes = cost.counted(recipe), sorted({view.px for view in recipe.views}, reverse=True)
     px = (
         f"{len(recipe.views)} x {sizes[0]} px"

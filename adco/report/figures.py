@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adco.report.accuracy_curves import NARROW, WIDE
 from adco.report.charts import Point, Series, bar_chart
-from adco.report.collect import Item, Study, judges
+from adco.report.collect import Item, Study, is_evaluation
 from adco.report.elements import MEASURED, Cell, Column, Figure, Panel, Section, Table, measured
 from adco.report.result_tables import FAMILIES, data_in_words, slug
 
@@ -86,7 +86,7 @@ def class_figures(study: Study) -> list[Figure]:
     """AP by class with intervals: for each benchmark and data set, under the protocol that judged the most models."""
     found = defaultdict(lambda: defaultdict(dict))
     for item in study.items:
-        if judges(item.record) and class_scores(item):
+        if is_evaluation(item.record) and class_scores(item):
             benchmark = item.record.protocol.split("/")[0], item.record.data.fingerprint
             found[benchmark][item.record.protocol].setdefault(item.model, item)
     most = [max(protocols.values(), key=len) for _, protocols in sorted(found.items())]

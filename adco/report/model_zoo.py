@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adco.config.loading import RECIPES, load_recipe
-from adco.config.schema import Recipe
-from adco.evaluation.comparison import why_not_comparable
+from adco.config.schema import PretrainConfig
+from adco.evaluation.comparison import incompatibilities
 from adco.evaluation.published import Published, load_published
 from adco.evaluation.records import Record, Score, load_record
 from adco.report.model_zoo_tables import (
@@ -135,7 +135,7 @@ def checkpoints_table(models: Mapping[str, Model], records: Mapping[str, Record]
 
 
 def recipes_table(
-    recipes: Mapping[str, Recipe], published: Sequence[Published], records: Mapping[str, Record], notes: Notes
+    recipes: Mapping[str, PretrainConfig], published: Sequence[Published], records: Mapping[str, Record], notes: Notes
 ) -> str:
     """One row a recipe: what it is, what the papers print of its ImageNet linear top-1 and its cost, and ours."""
     rows = []
@@ -163,7 +163,7 @@ def transfer_table(rows: Sequence[Published], records: Mapping[str, Record], not
         ours = [
             cell("", record.scores[row.metric], path)
             for path, record in records.items()
-            if row.metric in record.scores and not [r for r in why_not_comparable(record, row) if "caution" not in r]
+            if row.metric in record.scores and not [r for r in incompatibilities(record, row) if "caution" not in r]
         ]
         paper = f"{row.value:.1f}{notes.mark(row.caution, row.ambiguous)}"
         lines.append((row.label, f"`{row.protocol}`", row.metric, paper, "<br>".join(ours) or "not run"))

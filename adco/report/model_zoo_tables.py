@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from adco.config.loading import RECIPES
-from adco.evaluation.comparison import Column, column_key, why_not_comparable
+from adco.evaluation.comparison import Column, column_key, incompatibilities
 from adco.evaluation.published import Published
 from adco.evaluation.records import Data, Record, Score
 
@@ -147,7 +147,7 @@ def family_of(record: Record) -> str:
 
 
 def _differs(record: Record, row: Published) -> list[str]:
-    return [reason for reason in why_not_comparable(record, row) if not reason.startswith("caution")]
+    return [reason for reason in incompatibilities(record, row) if not reason.startswith("caution")]
 
 
 def linked(model: str) -> str:

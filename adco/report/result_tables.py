@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adco.evaluation.comparison import column_key
 from adco.evaluation.records import Data
-from adco.report.collect import Item, Study, judges
+from adco.report.collect import Item, Study, is_evaluation
 from adco.report.elements import MISSING, Cell, Column, Section, Table, measured
 
 SCORES = {
@@ -38,7 +38,7 @@ FAMILIES = {
 
 def section(study: Study, out: Path) -> Section | None:
     """A table a benchmark and data set, in it a column a protocol. out: the report's folder, for links."""
-    judged = sorted((item for item in study.items if judges(item.record)), key=_order)
+    judged = sorted((item for item in study.items if is_evaluation(item.record)), key=_order)
     blocks = [benchmark_table(list(items), study.models, out) for _, items in groupby(judged, key=_order)]
     lead = (
         "One table is one benchmark on one data set, one column is one protocol: numbers under different heads are not "

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, product
 from pathlib import Path
 
-from adco.evaluation.comparison import Difference, column_key, significance, why_not_comparable
+from adco.evaluation.comparison import Difference, column_key, incompatibilities, significance
 from adco.evaluation.published import Published, load_published
 from adco.evaluation.records import Record, load_record
-from adco.report.collect import Item, Study, judges
+from adco.report.collect import Item, Study, is_evaluation
 from adco.report.elements import Cell, Column, Section, Table, measured
 from adco.report.paper_tables import HEADS
 from adco.report.result_tables import SCORES, headline_scores, minus, score_label, verdict
@@ -30,7 +30,9 @@ def section(study: Study, papers: bool) -> Section:
 def test_table(study: Study) -> Table | None:
     """In each column its leader minus the next best, with interval and p; pairs that cannot be tested are counted."""
     rows, reasons = [], Counter()
-    judged = sorted((item for item in study.items if judges(item.record)), key=lambda item: column_key(item.record))
+    judged = sorted(
+        (item for item in study.items if is_evaluation(item.record)), key=lambda item: column_key(item.record)
+    )
     for key, same in groupby(judged, key=lambda item: column_key(item.record)):
         for leader, other, metric in _pairs(list(same)):
             found = significance(other.record, leader.record, metric)
@@ -78,7 +80,7 @@ def published_table(rows: Sequence[Published]) -> Table:
         same = (one.table, one.data, _printed(one)) == (other.table, other.data, _printed(other))
         if one.method != "AdCo" or other.method not in RIVALS or not same:
             continue
-        reasons = tuple(why_not_comparable(one, other))
+        reasons = tuple(incompatibilities(one, other))
         if reasons:
             column = f"{one.source}: {one.data} {HEADS.get(_printed(one)) or score_label(_printed(one))}"
             found[column, reasons].append(f"{_short(one)} against {_short(other)}")
@@ -108,7 +110,7 @@ def compared(first: str, second: str) -> list[str]:
     """
     one, other = _number(first), _number(second)
     lines = [f"A: {_in_words(one)}", f"B: {_in_words(other)}"]
-    reasons = why_not_comparable(one, other)
+    reasons = incompatibilities(one, other)
     if reasons:
         return [*lines, "not comparable:", *(f"  - {reason}" for reason in reasons)]
     if isinstance(one, Published) or isinstance(other, Published):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from adco.sample.layouts import FOLDERS, Job, draw, jobs, make_folders, write_lists
+from adco.sample.layouts import FOLDERS, DrawTask, draw, jobs, make_folders, write_lists
 from adco.utils.errors import UserError
 from adco.utils.files import output_folder, write_text
 from adco.utils.progress import progress as bar
@@ -104,7 +104,7 @@ def _is_finished(out: Path, identity: dict) -> bool:
     return True
 
 
-def _draw_all(out: Path, seed: int, wanted: list[Job], workers: int) -> Iterator[object]:
+def _draw_all(out: Path, seed: int, wanted: list[DrawTask], workers: int) -> Iterator[object]:
     """The jobs' records in order, drawn here or by `workers` processes."""
     work = partial(draw, out, seed)
     if workers == 1:

@@ -64,7 +64,7 @@ COCO_ID = {category["name"]: category["id"] for category in coco_categories()}
 
 
 @dataclass(frozen=True)
-class Job:
+class DrawTask:
     """One picture to draw. split: the subset's number; number: the picture's own, from 0; name: its file stem or id."""
 
     layout: str
@@ -75,12 +75,12 @@ class Job:
     path: str
 
 
-def jobs(images: int) -> list[Job]:
+def jobs(images: int) -> list[DrawTask]:
     """Every picture of a sample whose ImageNet training set has `images`; paths are relative to the sample's folder."""
     found = []
     for split, ((layout, subset), divisor) in enumerate(SUBSETS.items()):
         for number in range(images // divisor):
-            found.append(Job(layout, subset, split, number, *_name_and_path(layout, subset, number)))
+            found.append(DrawTask(layout, subset, split, number, *_name_and_path(layout, subset, number)))
     return found
 
 
@@ -102,7 +102,7 @@ def _name_and_path(layout: str, subset: str, number: int) -> tuple[str, str]:
     return scene, f"{PLACES_IMAGES}/{scene[0]}/{scene}/gsun_{identity:032x}.jpg"
 
 
-def draw(out: Path, seed: int, job: Job) -> object:
+def draw(out: Path, seed: int, job: DrawTask) -> object:
     """Draw one picture, write it (and VOC's XML), and return what the layout's lists need to know of it."""
     rng = generator(seed, job.split, job.number)
     if job.layout == "imagenet":
@@ -155,7 +155,7 @@ def _voc_flags(seen: list[Seen]) -> dict[str, int]:
     return flags
 
 
-def coco_records(job: Job, picture: Picture) -> dict:
+def coco_records(job: DrawTask, picture: Picture) -> dict:
     """The image's entry and its annotations, with ids that depend on the image alone."""
     height, width = picture.rgb.shape[:2]
     image_id, path = int(job.name), Path(job.path)
@@ -190,7 +190,7 @@ def _outlined(seen: Seen) -> dict:
     }  # fmt: skip
 
 
-def make_folders(out: Path, wanted: list[Job]) -> None:
+def make_folders(out: Path, wanted: list[DrawTask]) -> None:
     """Every folder that the pictures and lists go to."""
     folders = {(out / job.path).parent for job in wanted}
     for year in ("VOC2007", "VOC2012"):
@@ -200,7 +200,7 @@ def make_folders(out: Path, wanted: list[Job]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def write_lists(out: Path, drawn: list[tuple[Job, object]]) -> None:
+def write_lists(out: Path, drawn: list[tuple[DrawTask, object]]) -> None:
     """The files that name pictures: VOC's image sets, COCO's JSON, Places205's CSV."""
     for year in ("VOC2007", "VOC2012"):
         write_voc_sets(out / "VOCdevkit" / year / "ImageSets" / "Main", [d for d in drawn if d[0].layout == year])
@@ -212,7 +212,7 @@ def write_lists(out: Path, drawn: list[tuple[Job, object]]) -> None:
         (out / "places205" / "trainvalsplit_places205" / f"{subset}_places205.csv").write_text("".join(lines))
 
 
-def write_voc_sets(main: Path, drawn: list[tuple[Job, dict[str, int]]]) -> None:
+def write_voc_sets(main: Path, drawn: list[tuple[DrawTask, dict[str, int]]]) -> None:
     """`train`, `val`, `trainval`, `test` lists, and for each class the same with 1, -1, or 0 (only difficult ones)."""
     sets: dict[str, dict[str, dict[str, int]]] = {}
     for job, flags in drawn:

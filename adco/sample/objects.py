@@ -16,7 +16,7 @@ SUPERSAMPLE = 2
 
 
 @dataclass(frozen=True)
-class Kind:
+class ObjectKind:
     """What a class's objects share.
 
     coarse: texture cycles per unit, from and to; size: long side against other classes; scenes: where it usually is.
@@ -34,44 +34,48 @@ class Kind:
 
 _COUNTRY = ("pasture", "forest_path", "badlands")
 KINDS = {
-    "aeroplane": Kind(
+    "aeroplane": ObjectKind(
         vehicles.aeroplane, paint.panels, paint.stripes, "any", (3, 5), 1.3, 25, ("coast", "badlands", "pasture")
     ),
-    "bicycle": Kind(
+    "bicycle": ObjectKind(
         vehicles.bicycle, paint.bands, paint.weave, "any", (8, 12), 0.9, 6, ("alley", "forest_path", "highway")
     ),
-    "bird": Kind(animals.bird, paint.scales, paint.veins, "any", (5, 9), 0.55, 15, ("coast", "pasture", "forest_path")),
-    "boat": Kind(vehicles.boat, paint.planks, paint.stripes, "any", (7, 11), 1.2, 7, ("coast",)),
-    "bottle": Kind(household.bottle, paint.plain, paint.chevron, "any", (4, 7), 0.5, 9, ("bedroom", "alley")),
-    "bus": Kind(vehicles.bus, paint.flakes, paint.checks, "any", (6, 9), 1.4, 3, ("highway", "alley")),
-    "car": Kind(vehicles.car, paint.flakes, paint.flakes, "any", (2, 4), 1.1, 4, ("highway", "alley", "badlands")),
-    "cat": Kind(animals.cat, paint.tabby, paint.tabby, "coat", (3.5, 6), 0.6, 6, ("bedroom", "alley", "pasture")),
-    "chair": Kind(household.chair, paint.grain, paint.weave, "wood", (5, 8), 0.75, 5, ("bedroom", "alley")),
-    "cow": Kind(animals.cow, paint.patches, paint.plain, "coat", (1.5, 3), 1.1, 5, ("pasture",)),
-    "diningtable": Kind(
+    "bird": ObjectKind(
+        animals.bird, paint.scales, paint.veins, "any", (5, 9), 0.55, 15, ("coast", "pasture", "forest_path")
+    ),
+    "boat": ObjectKind(vehicles.boat, paint.planks, paint.stripes, "any", (7, 11), 1.2, 7, ("coast",)),
+    "bottle": ObjectKind(household.bottle, paint.plain, paint.chevron, "any", (4, 7), 0.5, 9, ("bedroom", "alley")),
+    "bus": ObjectKind(vehicles.bus, paint.flakes, paint.checks, "any", (6, 9), 1.4, 3, ("highway", "alley")),
+    "car": ObjectKind(
+        vehicles.car, paint.flakes, paint.flakes, "any", (2, 4), 1.1, 4, ("highway", "alley", "badlands")
+    ),
+    "cat": ObjectKind(animals.cat, paint.tabby, paint.tabby, "coat", (3.5, 6), 0.6, 6, ("bedroom", "alley", "pasture")),
+    "chair": ObjectKind(household.chair, paint.grain, paint.weave, "wood", (5, 8), 0.75, 5, ("bedroom", "alley")),
+    "cow": ObjectKind(animals.cow, paint.patches, paint.plain, "coat", (1.5, 3), 1.1, 5, ("pasture",)),
+    "diningtable": ObjectKind(
         household.diningtable, paint.gingham, paint.gingham, "any", (3, 6), 1.1, 3, ("bedroom", "pasture")
     ),
-    "dog": Kind(
+    "dog": ObjectKind(
         animals.dog, paint.spots, paint.fur, "coat", (3.5, 6), 0.7, 6, ("pasture", "bedroom", "coast", "ski_slope")
     ),
-    "horse": Kind(animals.horse, paint.hair, paint.veins, "coat", (2, 3), 1.2, 5, _COUNTRY),
-    "motorbike": Kind(
+    "horse": ObjectKind(animals.horse, paint.hair, paint.veins, "coat", (2, 3), 1.2, 5, _COUNTRY),
+    "motorbike": ObjectKind(
         vehicles.motorbike, paint.flakes, paint.stripes, "any", (7, 10), 0.95, 8, ("highway", "alley", "badlands")
     ),
-    "person": Kind(
+    "person": ObjectKind(
         household.person, paint.gingham, paint.fur, "any", (4, 8), 1.0, 5, ("alley", "bedroom", "ski_slope", "highway")
     ),
-    "pottedplant": Kind(
+    "pottedplant": ObjectKind(
         household.pottedplant, paint.veins, paint.plain, "leaf", (6, 10), 0.75, 5, ("bedroom", "alley")
     ),
-    "sheep": Kind(
+    "sheep": ObjectKind(
         animals.sheep, paint.curls, paint.plain, "wool", (5, 8), 0.8, 5, ("pasture", "badlands", "ski_slope")
     ),
-    "sofa": Kind(household.sofa, paint.quilt, paint.dots, "any", (3, 5), 1.2, 3, ("bedroom",)),
-    "train": Kind(
+    "sofa": ObjectKind(household.sofa, paint.quilt, paint.dots, "any", (3, 5), 1.2, 3, ("bedroom",)),
+    "train": ObjectKind(
         vehicles.train, paint.bands, paint.bricks, "any", (3.5, 6), 1.6, 3, ("pasture", "ski_slope", "highway")
     ),
-    "tvmonitor": Kind(household.tvmonitor, paint.screen, paint.planks, "any", (6, 12), 0.75, 4, ("bedroom",)),
+    "tvmonitor": ObjectKind(household.tvmonitor, paint.screen, paint.planks, "any", (6, 12), 0.75, 4, ("bedroom",)),
 }
 CLASSES = tuple(KINDS)
 
@@ -162,7 +166,7 @@ def _coverage(labels: Image.Image, slot: int) -> np.ndarray:
 
 
 def _colour(
-    kind: Kind,
+    kind: ObjectKind,
     tones: tuple[np.ndarray, np.ndarray],
     labels: Image.Image,
     rng: np.random.Generator,

@@ -13,7 +13,7 @@ from adco.weights.zoo import find, is_zoo, models
 
 
 @dataclass(frozen=True)
-class Subject:
+class CheckpointSpec:
     """One checkpoint to be judged.
 
     given: as the tools take it; label: a folder's name that no other checkpoint has, NAME-SHA256; short: for tables
@@ -35,19 +35,19 @@ class Subject:
         return int(found[1]) if found else None
 
 
-def read_subjects(given: Sequence[str], download: bool = True) -> list[Subject]:
+def read_checkpoints(given: Sequence[str], download: bool = True) -> list[CheckpointSpec]:
     """Read and verify every checkpoint: paths, zoo://NAME, names of zoo models, random:ARCH[:SEED].
 
     download: False takes the manifest's word for models that are not in the cache
     Raises UserError for one that cannot be read. The same content given twice is one subject.
     """
-    found: dict[str, Subject] = {}
+    found: dict[str, CheckpointSpec] = {}
     for text in dict.fromkeys(given):
         subject = _subject(_resolved(text), download)
         found.setdefault(subject.sha256 or subject.given, subject)
     subjects = list(found.values())
     shorts = [subject.short for subject in subjects]
-    return [s if shorts.count(s.short) == 1 else Subject(**{**vars(s), "short": s.label}) for s in subjects]
+    return [s if shorts.count(s.short) == 1 else CheckpointSpec(**{**vars(s), "short": s.label}) for s in subjects]
 
 
 def _resolved(given: str) -> str:
@@ -63,18 +63,20 @@ def _resolved(given: str) -> str:
     raise UserError(f"--checkpoint {given}: no such file, and no zoo model (python tools/zoo.py list), nor random:ARCH")
 
 
-def _subject(given: str, download: bool) -> Subject:
+def _subject(given: str, download: bool) -> CheckpointSpec:
     if is_zoo(given) and not download:
         model = find(given)
         if not model.path.is_file():
             sha256 = model.sha256 or ""
-            return Subject(given, _label(model.name, sha256), model.name, sha256, model.arch or "", "imagenet", True)
+            return CheckpointSpec(
+                given, _label(model.name, sha256), model.name, sha256, model.arch or "", "imagenet", True
+            )
     backbone = load_backbone(given)
     name = find(given).name if is_zoo(given) else Path(backbone.name).stem
     if given.startswith("random:"):
         name = backbone.name.replace(":", "-")
-        return Subject(given, _label(name, ""), name, backbone.sha256, backbone.arch, backbone.stem)
-    return Subject(given, _label(name, backbone.sha256), name, backbone.sha256, backbone.arch, backbone.stem)
+        return CheckpointSpec(given, _label(name, ""), name, backbone.sha256, backbone.arch, backbone.stem)
+    return CheckpointSpec(given, _label(name, backbone.sha256), name, backbone.sha256, backbone.arch, backbone.stem)
 
 
 def _label(name: str, sha256: str) -> str:

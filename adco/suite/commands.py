@@ -11,14 +11,14 @@ import yaml
 
 from adco.evaluation.provenance import code_version
 from adco.launch.jobs import Job
-from adco.suite.checkpoints import Subject
-from adco.suite.plan import Place, Task, reusable
+from adco.suite.checkpoints import CheckpointSpec
+from adco.suite.plan import RunDirs, Task, reusable
 from adco.utils.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def jobs_of(tasks: Sequence[Task], place: Place, datasets: Path) -> list[Job]:
+def jobs_of(tasks: Sequence[Task], place: RunDirs, datasets: Path) -> list[Job]:
     """The tasks as processes: detectors after the conversion of their checkpoint. Writes the detectors' configs."""
     jobs, converted = [], set()
     for task in tasks:
@@ -40,17 +40,17 @@ def jobs_of(tasks: Sequence[Task], place: Place, datasets: Path) -> list[Job]:
     return jobs
 
 
-def _conversion(subject: Subject, place: Place) -> Job:
+def _conversion(subject: CheckpointSpec, place: RunDirs) -> Job:
     out = _converted(subject, place)
     words = (sys.executable, str(ROOT / "tools" / "convert_to_d2.py"), subject.given, str(out))
     return Job(f"{subject.label}--convert", words, outputs=(out,), devices=0)
 
 
-def _converted(subject: Subject, place: Place) -> Path:
+def _converted(subject: CheckpointSpec, place: RunDirs) -> Path:
     return place.stages / subject.label / f"detectron2-{code_version('detection/')[:8]}.pkl"
 
 
-def _transfer_words(task: Task, place: Place) -> tuple[str, ...]:
+def _transfer_words(task: Task, place: RunDirs) -> tuple[str, ...]:
     stage, gpus = task.stage, min(task.devices, len(place.devices))
     start = [sys.executable, str(ROOT / stage.tool)]
     if gpus > 1:
@@ -69,7 +69,7 @@ def _torchrun() -> str:
     return str(beside) if beside.is_file() else shutil.which("torchrun") or "torchrun"
 
 
-def _detector_words(task: Task, place: Place) -> tuple[str, ...]:
+def _detector_words(task: Task, place: RunDirs) -> tuple[str, ...]:
     gpus = min(task.devices, len(place.devices))
     words = [sys.executable, str(ROOT / task.stage.tool), "--config-file", str(_config(task)), "--num-gpus", str(gpus)]
     if task.trials > 1:

@@ -10,18 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adco.data.datasets.locate import Found
+from adco.data.datasets.locate import Dataset
 from adco.evaluation.provenance import code_version
-from adco.evaluation.records import Record, load_record, why_not_reusable
+from adco.evaluation.records import Record, load_record, reuse_obstacles
 from adco.launch.live_table import duration
-from adco.suite.checkpoints import Subject
+from adco.suite.checkpoints import CheckpointSpec
 from adco.suite.estimates import Expected, Rates, disk_bytes, expected, records_below
 from adco.suite.stages import Stage, Suite
 from adco.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Place:
+class RunDirs:
     """Where and on what stages run. out: the output folder; devices: CUDA_VISIBLE_DEVICES of each GPU, none: the CPU.
 
     workers: threads that read images for a rank of a stage, or `auto`, which each stage resolves where it runs
@@ -51,11 +51,11 @@ class Task:
     why_not: why it cannot run; reused: why it need not; both empty: it will
     """
 
-    subject: Subject
+    subject: CheckpointSpec
     stage: Stage
     protocols: tuple[str, ...]
     folder: Path
-    data: tuple[Found, ...] = ()
+    data: tuple[Dataset, ...] = ()
     why_not: str = ""
     reused: str = ""
     expected: Expected = field(default_factory=lambda: Expected(None, ""))
@@ -86,10 +86,10 @@ class Task:
 
 def make_plan(
     suite: Suite,
-    subjects: Sequence[Subject],
-    found: Mapping[str, Found],
+    subjects: Sequence[CheckpointSpec],
+    found: Mapping[str, Dataset],
     missing: Mapping[str, str],
-    place: Place,
+    place: RunDirs,
     rates: Rates,
 ) -> list[Task]:
     """All tasks, stage by stage with the checkpoints side by side."""
@@ -97,7 +97,9 @@ def make_plan(
     return [_task(stage, subject, found, missing, place, past, rates) for stage in suite.stages for subject in subjects]
 
 
-def _task(stage: Stage, subject: Subject, found, missing, place: Place, past: Sequence[Record], rates: Rates) -> Task:
+def _task(
+    stage: Stage, subject: CheckpointSpec, found, missing, place: RunDirs, past: Sequence[Record], rates: Rates
+) -> Task:
     protocols = stage.protocols(subject.depth or 0)
     if why_not := _obstacle(stage, subject, missing):
         return Task(subject, stage, protocols, place.stages, why_not=why_not)
@@ -117,7 +119,7 @@ def _task(stage: Stage, subject: Subject, found, missing, place: Place, past: Se
     return Task(**{**vars(made), "expected": cost, "disk": disk_bytes(stage, subject.arch, counts, trials)})
 
 
-def _obstacle(stage: Stage, subject: Subject, missing: Mapping[str, str]) -> str:
+def _obstacle(stage: Stage, subject: CheckpointSpec, missing: Mapping[str, str]) -> str:
     if absent := [name for name in stage.data if name in missing]:
         return missing[absent[0]]
     if not stage.config:
@@ -131,7 +133,7 @@ def _obstacle(stage: Stage, subject: Subject, missing: Mapping[str, str]) -> str
     return ""
 
 
-def _key(stage: Stage, subject: Subject, protocols, data: Sequence[Found], trials: int, gpus: int) -> str:
+def _key(stage: Stage, subject: CheckpointSpec, protocols, data: Sequence[Dataset], trials: int, gpus: int) -> str:
     """Eight digits of everything that could make another result."""
     content = {
         "checkpoint": subject.sha256,
@@ -154,12 +156,12 @@ def reusable(task: Task) -> str:
         return ""
     for record, protocol in zip(records, task.protocols, strict=True):
         # the data's fingerprint is in the folder's name, by a hash of more than the record's own
-        if why_not_reusable(record, task.subject.sha256, protocol, record.data.fingerprint, code_version(protocol)):
+        if reuse_obstacles(record, task.subject.sha256, protocol, record.data.fingerprint, code_version(protocol)):
             return ""
     return f"same checkpoint, protocol, data and code, measured {records[0].created[:16].replace('T', ' ')}"
 
 
-def describe(suite: Suite, tasks: Sequence[Task], place: Place) -> str:
+def describe(suite: Suite, tasks: Sequence[Task], place: RunDirs) -> str:
     """The plan for a terminal."""
     lines, width = [f"{suite.name}: {suite.about}"], max(len(task.stage.name) for task in tasks)
     devices = f"{len(place.devices)} GPU(s)" if place.devices else "the CPU"

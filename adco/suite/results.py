@@ -9,11 +9,11 @@ from pathlib import Path
 
 from adco.evaluation.records import Record, load_record
 from adco.launch.jobs import Outcome
-from adco.suite.plan import Place, Task
+from adco.suite.plan import RunDirs, Task
 from adco.utils.errors import UserError
 
 
-def collect(tasks: Sequence[Task], outcomes: Mapping[str, Outcome], place: Place) -> dict[str, str]:
+def collect(tasks: Sequence[Task], outcomes: Mapping[str, Outcome], place: RunDirs) -> dict[str, str]:
     """Put each good stage's records into results/LABEL/PROTOCOL.json, and take out what they no longer stand for.
 
     Returns stage or conversion -> what is wrong, for those that failed, were left or skipped, or wrote other records
@@ -50,7 +50,7 @@ def publish(record: Record, path: Path, target: Path) -> None:
     record.write(target)
 
 
-def measured(tasks: Sequence[Task], place: Place) -> dict[str, list[Record]]:
+def measured(tasks: Sequence[Task], place: RunDirs) -> dict[str, list[Record]]:
     """Checkpoint -> its records, of the stages of this plan that have them, in the plan's order."""
     found: dict[str, list[Record]] = {}
     for task in tasks:

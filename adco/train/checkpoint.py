@@ -157,7 +157,7 @@ def _digest(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def reopened(path: Path, recipe: dict, data: str, sizes: str, force: bool) -> tuple[checkpoint.State, list[str]]:
+def load_for_resume(path: Path, recipe: dict, data: str, sizes: str, force: bool) -> tuple[checkpoint.State, list[str]]:
     """The state in a checkpoint, and in words what has changed since. Raises UserError if anything has, unless `force`.
 
     recipe: as plain containers; data, sizes: `fingerprint` and `sizes` of the index of images; force: go on although

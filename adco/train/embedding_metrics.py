@@ -1,4 +1,4 @@
-"""Health of a run in numbers, and in words when it goes bad: is the embedding spread out, is the bank in use?
+"""Metrics of the embedding, and warnings where they are bad: is the embedding spread out, is the bank in use?
 
 Notation: q, k (B, D) unit queries and keys; n (K, D) unit rows of the bank. Where the bank is sharded, n are this
 rank's rows, q is the same on every rank, and what is returned is of the whole bank, equal on every rank.
@@ -36,7 +36,7 @@ class BankUse:
     nearest: Tensor
 
 
-class Health:
+class EmbeddingMetrics:
     """The readings of a run at one step after another; remembers how long each adversary has been idle.
 
     Every rank calls it at the same steps. queries, keys: this rank's (B, D) unit rows. rows: (K, D) raw rows of the
@@ -51,9 +51,9 @@ class Health:
         self, queries: Tensor, keys: Tensor, rows: Tensor | None, tau_bank: float, sharded: bool = False
     ) -> dict[str, float]:
         """The readings by name; none where the embedding is not finite, which is for the loss to report."""
-        few = max(2, MOST_ROWS // distributed.ranks())
+        few = max(2, MOST_ROWS // distributed.world_size())
         own, own_keys = (_evenly(x.detach().float(), few) for x in (queries, keys))
-        q, k = distributed.gather(own), distributed.gather(own_keys)
+        q, k = distributed.all_gather(own), distributed.all_gather(own_keys)
         if not (q.isfinite().all() and k.isfinite().all()):
             return {}
         rank = effective_rank(q)
@@ -117,7 +117,7 @@ def use_of_bank(q: Tensor, n: Tensor, tau_bank: float, sharded: bool = False) ->
         values.append(value)
         labels.append(column + first + number * CHUNK_ROWS)
     found = (torch.stack(parts) for parts in (sums, values, labels))  # (chunks, B), then (ranks * chunks, B)
-    sums, values, labels = (distributed.gather(parts) if sharded else parts for parts in found)
+    sums, values, labels = (distributed.all_gather(parts) if sharded else parts for parts in found)
     sums, nearest = sums.logsumexp(dim=0), labels.gather(0, values.argmax(dim=0, keepdim=True)).squeeze(0)
     masses, peaks = [], []
     for rows in chunks:
@@ -135,7 +135,7 @@ def bank_entropy(q: Tensor, n: Tensor, tau_bank: float, sharded: bool = False) -
 def entropy_share(mass: Tensor, sharded: bool = False) -> Tensor:
     """(K,) shares that sum to 1 (over all ranks, if sharded) -> their entropy over log K."""
     entropy = torch.special.entr(mass).sum()
-    return (distributed.total(entropy) if sharded else entropy) / math.log(max(2, _size(mass, sharded)))
+    return (distributed.all_reduce_sum(entropy) if sharded else entropy) / math.log(max(2, _size(mass, sharded)))
 
 
 def nearest_share(labels: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def idle_evaluations(before: Tensor | None, peak: Tensor, size: int) -> Tensor:
 def dead_share(idle: Tensor, sharded: bool = False) -> Tensor:
     """The share of rows that were idle for the last DEAD_AFTER evaluations."""
     share = (idle >= DEAD_AFTER).float().mean()
-    return distributed.mean(share) if sharded else share
+    return distributed.all_reduce_mean(share) if sharded else share
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ CONCERNS = (
 )
 
 
-class Watch:
+class HealthMonitor:
     """Says in words when a reading goes bad, and when it is well again: once each, after PATIENCE readings in a row."""
 
     def __init__(self) -> None:
@@ -246,4 +246,4 @@ def _evenly(rows: Tensor, most: int) -> Tensor:
 
 
 def _size(n: Tensor, sharded: bool) -> int:
-    return len(n) * distributed.ranks() if sharded else len(n)
+    return len(n) * distributed.world_size() if sharded else len(n)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from adco.config.schema import Recipe
+from adco.config.schema import PretrainConfig
 from adco.train import checkpoint
 from adco.utils.errors import Failure, UserError
 from adco.utils.files import write_text
@@ -24,7 +24,7 @@ NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 @contextmanager
-def explained(recipe: Recipe, ranks: int, output: Path) -> Iterator[None]:
+def explained(recipe: PretrainConfig, ranks: int, output: Path) -> Iterator[None]:
     """Turn what the machine refuses into a UserError: memory, with what to lower; a place to write, with its name."""
     before, threading.excepthook = threading.excepthook, _but_of_files
     try:
@@ -58,7 +58,7 @@ def _but_of_files(thread: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(thread)
 
 
-def out_of_memory(recipe: Recipe, ranks: int) -> str:
+def out_of_memory(recipe: PretrainConfig, ranks: int) -> str:
     """What filled the memory, and what to lower."""
     px, parts = sorted({view.px for view in recipe.views}, reverse=True), recipe.compute.accumulate
     return (

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from adco.methods.base import Method, Moment, Step
+from adco.methods.base import Method, StepOutput, TrainingProgress
 from adco.models.batch_norm import frozen_statistics
 from adco.utils import distributed
 
@@ -19,8 +19,12 @@ def split(views: Sequence[Tensor], parts: int) -> list[list[Tensor]]:
 
 
 def backward(
-    method: Method, network: nn.Module, parts: Sequence[Sequence[Tensor]], moment: Moment, scaler: torch.amp.GradScaler
-) -> Step:
+    method: Method,
+    network: nn.Module,
+    parts: Sequence[Sequence[Tensor]],
+    moment: TrainingProgress,
+    scaler: torch.amp.GradScaler,
+) -> StepOutput:
     """Gradients of the objective over all micro-batches, averaged over the ranks. network: method.encoder, in parallel.
 
     Several parts: their rows are computed without gradient, the objective is played on the rows of the whole batch, and
@@ -32,13 +36,13 @@ def backward(
     targets = method.targets(parts, moment)
     wanted = [[part[view] for view in method.query_views] for part in parts]
     if len(parts) == 1:
-        step = method.objective(dict(zip(method.query_views, network(wanted[0]), strict=True)), targets, moment)
+        step = method.compute_loss(dict(zip(method.query_views, network(wanted[0]), strict=True)), targets, moment)
         scaler.scale(step.loss).backward()
         return step
     with torch.no_grad(), frozen_statistics(method.encoder):
         pieces = [method.encoder(views) for views in wanted]
     whole = [torch.cat(rows).requires_grad_() for rows in zip(*pieces, strict=True)]
-    step = method.objective(dict(zip(method.query_views, whole, strict=True)), targets, moment)
+    step = method.compute_loss(dict(zip(method.query_views, whole, strict=True)), targets, moment)
     gradients = torch.autograd.grad(scaler.scale(step.loss), whole)
     for number, (views, shares) in enumerate(zip(wanted, split(gradients, len(parts)), strict=True)):
         with distributed.gradients_stay_here(network, number < len(parts) - 1):

@@ -75,7 +75,7 @@ def embed(
 
     M is the same on every rank; where there is no picture the label is NOTHING and the row is a black picture's.
     """
-    step = distributed.ranks()
+    step = distributed.world_size()
     share = np.arange(distributed.rank(), -(-len(pictures) // step) * step, step)
     wanted = (Request(0, share[first : first + BATCH]) for first in range(0, len(share), BATCH))
     rows, labels = [], []
@@ -88,7 +88,7 @@ def embed(
 
 def gather_in_order(rows: Tensor) -> Tensor:
     """What each rank has of every ranks-th item, (M, ...) -> (ranks * M, ...) on each, in the order of the items."""
-    parts = distributed.gather(rows).unflatten(0, (distributed.ranks(), -1))
+    parts = distributed.all_gather(rows).unflatten(0, (distributed.world_size(), -1))
     return parts.transpose(0, 1).flatten(0, 1)
 
 
@@ -100,7 +100,7 @@ def judged(network: nn.Module) -> Iterator[nn.Module]:
     own = torch.cat([buffer.flatten() for buffer in buffers]) if buffers else None
     try:
         if own is not None:
-            _write(buffers, distributed.gather(own.unsqueeze(0))[0])
+            _write(buffers, distributed.all_gather(own.unsqueeze(0))[0])
         yield network.eval()
     finally:
         if own is not None:
@@ -138,11 +138,11 @@ class KnnProbe:
         train, labels = gather_in_order(F.normalize(train, dim=1)), gather_in_order(labels)
         train, labels = train[labels != NOTHING], labels[labels != NOTHING]
         val, truth = F.normalize(val[truth != NOTHING], dim=1), truth[truth != NOTHING].cpu()
-        hits, count = 0, distributed.total(torch.tensor(len(truth), device=device))
+        hits, count = 0, distributed.all_reduce_sum(torch.tensor(len(truth), device=device))
         if not len(train) or not count:
             raise UserError(f"{self.root}: kNN probe: none of the pictures of train or of val can be read")
         if len(truth):
             classes = len(self.sets[0].index.classes)
             votes = knn_predict(train, labels, val, min(self.k, len(train)), self.temperature, classes)
             hits = int((first_argmax(votes) == truth).sum())
-        return 100.0 * float(distributed.total(torch.tensor(hits, device=device)) / count)
+        return 100.0 * float(distributed.all_reduce_sum(torch.tensor(hits, device=device)) / count)

@@ -17,7 +17,7 @@ from adco.utils.errors import UserError
 from adco.utils.files import write_text
 
 
-class Log:
+class Logger:
     """Scalars and words of a run: rows of `metrics.jsonl`, TensorBoard, and Weights & Biases where it is asked for.
 
     On resume, rows after `step` are dropped. Ranks other than 0 write nothing. settings: the recipe, for W&B's page.
@@ -46,7 +46,7 @@ class Log:
         if self.run:
             self.run.log({"step": step, **scalars})
 
-    def say(self, step: int, text: str) -> None:
+    def warn(self, step: int, text: str) -> None:
         """Print a line on stderr without breaking the progress bar, and keep it as a row with the key `text`."""
         if not self.writes:
             return

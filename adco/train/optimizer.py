@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adco.config.schema import Optimizer as Options
+from adco.config.schema import OptimizerConfig as Options
 from adco.utils.lars import LARS
 
 

@@ -11,7 +11,7 @@ import torch
 T = TypeVar("T")
 
 
-class Rate:
+class Throughput:
     """Speed since the last question, and the share of that time in which the device waited for images."""
 
     def __init__(self, device: torch.device | None = None) -> None:

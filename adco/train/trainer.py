@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adco.config.schema import Recipe
+from adco.config.schema import PretrainConfig
 from adco.data.images import BadImages
 from adco.data.in_memory import in_memory
 from adco.data.loader import Batch, ViewDataset, batches, requests
@@ -21,19 +21,19 @@ from adco.data.sources import open_images
 from adco.evaluation.provenance import command_line
 from adco.evaluation.records import Record, commit
 from adco.methods import Method, build_method
-from adco.methods.base import Moment, Step
+from adco.methods.base import StepOutput, TrainingProgress
 from adco.train import checkpoint, optimizer
-from adco.train.checkpoint import reopened
-from adco.train.embedding_metrics import Health, Watch
+from adco.train.checkpoint import load_for_resume
+from adco.train.embedding_metrics import EmbeddingMetrics, HealthMonitor
 from adco.train.failures import diverged
 from adco.train.gradient_cache import backward, split
 from adco.train.knn_probe import KnnProbe
-from adco.train.logger import Log, read_metrics
-from adco.train.throughput import Rate
+from adco.train.logger import Logger, read_metrics
+from adco.train.throughput import Throughput
 from adco.utils import distributed, schedules
 from adco.utils.device import has_half_precision, resolve_workers
 from adco.utils.errors import UserError
-from adco.utils.files import claimed, output_folder, sha256_of, write_text
+from adco.utils.files import lock_output_dir, output_folder, sha256_of, write_text
 from adco.utils.progress import progress
 from adco.utils.signals import StopRequests
 
@@ -47,7 +47,9 @@ class Trainer:
     device: this rank's, from `distributed.started`. force: resume although the recipe changed. Raises UserError.
     """
 
-    def __init__(self, recipe: Recipe, output: Path, device: torch.device, resume: bool = False, force: bool = False):
+    def __init__(
+        self, recipe: PretrainConfig, output: Path, device: torch.device, resume: bool = False, force: bool = False
+    ):
         self.recipe, self.device, self.main = recipe, device, distributed.rank() == 0
         self.workers = resolve_workers(recipe.data.workers, device)
         self.index = open_images(recipe.data.root)
@@ -59,14 +61,14 @@ class Trainer:
         self._check_sizes()
         self.steps = recipe.epochs * self.steps_per_epoch
         torch.manual_seed(recipe.seed)
-        self.method = build_method(recipe).prepared(recipe.compute, device)
+        self.method = build_method(recipe).to_device(recipe.compute, device)
         self.network = distributed.parallel(self.method.encoder)
         fused = recipe.compute.fused_optimizer
         self.optimizer = optimizer.build_optimizer(recipe.optimizer, self.method.encoder, fused)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.compute.precision == "fp16")
         self.bad = BadImages(self.index.root, len(self.index), recipe.data.max_bad_share, "data.max_bad_share")
         self.step, self.seconds, self.stops, self.losses = 0, 0.0, StopRequests(), []
-        self.health, self.watch = Health(), Watch()
+        self.health, self.watch = EmbeddingMetrics(), HealthMonitor()
         if recipe.compute.precision in ("bf16", "fp16") and not has_half_precision(device):
             self._say(
                 f"warning: compute.precision={recipe.compute.precision}, but this CPU has no instructions for it and "
@@ -74,7 +76,7 @@ class Trainer:
             )
         self.commit = commit()  # of the code that runs, whatever is committed meanwhile
         self.output = output_folder(output)
-        self.claim = claimed(self.output) if self.main else None
+        self.claim = lock_output_dir(self.output) if self.main else None
         self._resume(force) if resume else self._refuse_to_overwrite()
         self.writer = checkpoint.Writer(self.output, recipe.checkpoint.keep)
 
@@ -89,7 +91,7 @@ class Trainer:
         begun, before, batch_images = time.perf_counter(), self.seconds, self.recipe.batch
         with (
             self.stops,
-            closing(Log(self.output, self.step, self.recipe.monitor.wandb, asdict(self.recipe))) as self.log,
+            closing(Logger(self.output, self.step, self.recipe.monitor.wandb, asdict(self.recipe))) as self.log,
             self.writer,
         ):
             if self.step == 0 and self.method.bank is not None and self.recipe.bank.init != "random":
@@ -99,7 +101,7 @@ class Trainer:
                 progress(total, "pretraining", "images", self.step * batch_images, self.main) as bar,
                 closing(self._batches(self.step, self.steps)) as made,
             ):
-                rate = Rate(self.device)
+                rate = Throughput(self.device)
                 for batch in rate.waiting(made):
                     self._note_bad(batch.bad)
                     step = self.train_step(batch)
@@ -109,7 +111,7 @@ class Trainer:
                     self._between_steps()
         return self._finish()
 
-    def train_step(self, batch: Batch) -> Step:
+    def train_step(self, batch: Batch) -> StepOutput:
         """One step of the game: keys, queries, the encoder descends, the bank ascends. `step` is how many are done."""
         moment, (lr, bank_lr) = self.moment(), self.learning_rates()
         for group in self.optimizer.param_groups:
@@ -121,7 +123,7 @@ class Trainer:
         self.step += 1
         return step
 
-    def _descend(self, method: Method, parts: Sequence[Sequence[Tensor]], moment: Moment) -> Step:
+    def _descend(self, method: Method, parts: Sequence[Sequence[Tensor]], moment: TrainingProgress) -> StepOutput:
         self.optimizer.zero_grad()
         step = backward(method, self.network, parts, moment, self.scaler)
         self.scaler.step(self.optimizer)
@@ -133,9 +135,9 @@ class Trainer:
         compute = self.recipe.compute
         return split(batch.to_views(self.device, compute.channels_last), compute.accumulate)
 
-    def moment(self) -> Moment:
+    def moment(self) -> TrainingProgress:
         """Where the run is."""
-        return Moment(self.step, self.steps, self.steps_per_epoch)
+        return TrainingProgress(self.step, self.steps, self.steps_per_epoch)
 
     def learning_rates(self) -> tuple[float, float]:
         """The encoder's and the bank's learning rate at the current step."""
@@ -158,20 +160,20 @@ class Trainer:
             for number, batch in enumerate(made):
                 self._note_bad(batch.bad)
                 parts = self._parts(batch)
-                moment = Moment(number, self.steps, self.steps_per_epoch)
+                moment = TrainingProgress(number, self.steps, self.steps_per_epoch)
                 if train:
                     keys = self._descend(method.filling(), parts, moment).keys
                 else:
                     keys = method.targets(parts, moment)[method.pairs[0].key]
-                filled = method.bank.fill(distributed.gather(keys), row)
+                filled = method.bank.fill(distributed.all_gather(keys), row)
                 bar.update(filled - row)
                 row = filled
                 if self.stops.anywhere():
                     self.stops.stop()
-        method.restart_key_encoder()
+        method.sync_key_encoder()
 
     def _batches(self, first: int, last: int, first_epoch: int = 0) -> Generator[Batch, None, None]:
-        recipe, rank, ranks = self.recipe, distributed.rank(), distributed.ranks()
+        recipe, rank, ranks = self.recipe, distributed.rank(), distributed.world_size()
         most_bad = int(recipe.data.max_bad_share * len(self.index))
         dataset = ViewDataset(self.index, recipe.views, recipe.seed, most_bad, recipe.data.backend)
         wanted = requests(recipe.seed, len(self.index), recipe.batch, first, last, first_epoch, rank, ranks)
@@ -200,18 +202,18 @@ class Trainer:
 
     def _state(self) -> checkpoint.State:
         """Everything to go on from, with the whole bank: every rank takes part."""
-        for reasons in distributed.gather_objects(self.bad.reasons):
+        for reasons in distributed.all_gather_objects(self.bad.reasons):
             self._note_bad(reasons)
         method, optimizer, scaler = self.method.state_dict(), self.optimizer.state_dict(), self.scaler.state_dict()
         recipe, data, bad = asdict(self.recipe), self.index.fingerprint, dict(self.bad.reasons)
         return checkpoint.State(self.step, recipe, method, optimizer, scaler, data, bad, self.seconds, self.sizes)
 
-    def _report(self, step: Step, bar, rate: Rate) -> None:
+    def _report(self, step: StepOutput, bar, rate: Throughput) -> None:
         """Every few steps: scalars, speed, health; every rank takes part, rank 0 writes."""
         row, every = {}, self.recipe.monitor.every_steps
         if self.step % LOG_EVERY_STEPS == 0 or self.step == self.steps:
             names = sorted(step.scalars)
-            values = distributed.mean(torch.stack([step.scalars[name].float() for name in names])).tolist()
+            values = distributed.all_reduce_mean(torch.stack([step.scalars[name].float() for name in names])).tolist()
             row = dict(zip(names, values, strict=True))
             self._check_finite()
             lr, bank_lr = self.learning_rates()
@@ -223,7 +225,7 @@ class Trainer:
             bank = self.method.bank
             rows, sharded = (bank.rows, bank.sharded) if bank is not None else (None, False)
             contrast = self.recipe.contrast
-            tau = contrast.tau if step.ascent is None else contrast.tau_bank  # a queue is met at tau alone
+            tau = contrast.tau if step.bank_gradient is None else contrast.tau_bank  # a queue is met at tau alone
             row |= self.health(step.queries, step.keys, rows, tau, sharded)
         if row:
             self._write(row)
@@ -231,13 +233,13 @@ class Trainer:
     def _write(self, row: dict[str, float]) -> None:
         self.log.write(self.step, row)
         for warning in self.watch(row):
-            self.log.say(self.step, warning)
+            self.log.warn(self.step, warning)
 
     def _check_finite(self) -> None:
         """Raise Failure if a loss since the last call was no number on any rank; every rank takes part."""
         if not self.losses:
             return
-        losses, self.losses = distributed.gather(torch.stack(self.losses)[None]).mean(dim=0), []
+        losses, self.losses = distributed.all_gather(torch.stack(self.losses)[None]).mean(dim=0), []
         bad = losses.isfinite().logical_not().nonzero()
         if len(bad):
             self.writer.wait()  # a checkpoint that is being written counts as the last good one
@@ -246,17 +248,17 @@ class Trainer:
             (request,) = requests(recipe.seed, count, recipe.batch, first, first + 1)
             files = [self.index.paths[sample] for sample in request.samples]
             error = diverged(self.output, state, first, losses[bad[0] :].tolist(), files) if self.main else None
-            raise distributed.gather_objects(error)[0]
+            raise distributed.all_gather_objects(error)[0]
 
     def _check_sizes(self) -> None:
         recipe, images = self.recipe, len(self.index)
-        parts = distributed.ranks() * recipe.compute.accumulate * recipe.encoder.norm_splits
+        parts = distributed.world_size() * recipe.compute.accumulate * recipe.encoder.norm_splits
         if not self.steps_per_epoch:
             raise UserError(f"recipe: batch={recipe.batch} is larger than the {images} images of {self.index.root}")
         if recipe.batch % parts or recipe.batch // parts < 2:
             raise UserError(
                 f"recipe: batch={recipe.batch} does not divide into {parts} parts of at least 2 images (ranks="
-                f"{distributed.ranks()} x compute.accumulate x encoder.norm_splits); change one of them"
+                f"{distributed.world_size()} x compute.accumulate x encoder.norm_splits); change one of them"
             )
 
     def _note_bad(self, found: dict[str, str]) -> None:
@@ -266,11 +268,11 @@ class Trainer:
                 write_text(self.output / "bad_images.txt", self.bad.report())
 
     def _resume(self, force: bool) -> None:
-        path = distributed.gather_objects(checkpoint.newest_intact(self.output) if self.main else None)[0]
+        path = distributed.all_gather_objects(checkpoint.newest_intact(self.output) if self.main else None)[0]
         if path is None:
             self._say(f"{self.output}: no intact checkpoint to resume from; starting from the beginning")
             return
-        state, changes = reopened(path, asdict(self.recipe), self.index.fingerprint, self.sizes, force)
+        state, changes = load_for_resume(path, asdict(self.recipe), self.index.fingerprint, self.sizes, force)
         self._say("".join(f"going on although changed: {change}\n" for change in changes).rstrip())
         self.method.load_state_dict(state.method)
         optimizer.load_state(self.optimizer, state.optimizer)
@@ -312,7 +314,7 @@ class Trainer:
         return path
 
 
-def _probe(recipe: Recipe, workers: int) -> KnnProbe | None:
+def _probe(recipe: PretrainConfig, workers: int) -> KnnProbe | None:
     probe = recipe.probe
     if not probe.every_epochs:
         return None

@@ -101,63 +101,63 @@ def rank() -> int:
     return dist.get_rank() if _running() else 0
 
 
-def ranks() -> int:
+def world_size() -> int:
     """How many processes train together, 1 on one process."""
     return dist.get_world_size() if _running() else 1
 
 
-def own(rows: Tensor) -> Tensor:
-    """This rank's N of the (ranks * N, ...) rows that `gather` would give."""
-    size = rows.shape[0] // ranks()
+def local_shard(rows: Tensor) -> Tensor:
+    """This rank's N of the (ranks * N, ...) rows that `all_gather` would give."""
+    size = rows.shape[0] // world_size()
     return rows[rank() * size : (rank() + 1) * size]
 
 
-def gather(rows: Tensor) -> Tensor:
+def all_gather(rows: Tensor) -> Tensor:
     """(N, ...) on each rank -> (ranks * N, ...), rank 0's rows first. Carries no gradient."""
     if not _running():
         return rows
-    parts = rows.new_empty((ranks() * rows.shape[0], *rows.shape[1:]))
+    parts = rows.new_empty((world_size() * rows.shape[0], *rows.shape[1:]))
     dist.all_gather_into_tensor(parts, rows.detach().contiguous())
     return parts
 
 
-def gather_with_gradient(rows: Tensor) -> Tensor:
-    """`gather` through which each rank's rows receive the gradients of all ranks' losses, summed."""
+def all_gather_with_gradient(rows: Tensor) -> Tensor:
+    """`all_gather` through which each rank's rows receive the gradients of all ranks' losses, summed."""
     return _Gather.apply(rows) if _running() else rows
 
 
-def total(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over the ranks, equal on every rank. Carries no gradient."""
     return _reduced(tensor, dist.ReduceOp.SUM)
 
 
-def mean(tensor: Tensor) -> Tensor:
+def all_reduce_mean(tensor: Tensor) -> Tensor:
     """The mean over the ranks, equal on every rank. Carries no gradient."""
-    return total(tensor) / ranks()
+    return all_reduce_sum(tensor) / world_size()
 
 
-def largest(tensor: Tensor) -> Tensor:
+def all_reduce_max(tensor: Tensor) -> Tensor:
     """The element-wise maximum over the ranks."""
     return _reduced(tensor, dist.ReduceOp.MAX)
 
 
-def total_with_gradient(tensor: Tensor) -> Tensor:
-    """`total` through which each rank's tensor receives the gradients of all ranks' losses, summed."""
+def all_reduce_sum_with_gradient(tensor: Tensor) -> Tensor:
+    """`all_reduce_sum` through which each rank's tensor receives the gradients of all ranks' losses, summed."""
     return _Total.apply(tensor) if _running() else tensor
 
 
-def own_total(rows: Tensor) -> Tensor:
+def reduce_scatter_sum(rows: Tensor) -> Tensor:
     """Sum the (ranks * N, ...) rows over the ranks and keep this rank's N (reduce-scatter)."""
     if not _running():
         return rows
     if rows.device.type != "cuda":
-        return own(total(rows))  # gloo has no reduce-scatter
-    mine = rows.new_empty((rows.shape[0] // ranks(), *rows.shape[1:]))
+        return local_shard(all_reduce_sum(rows))  # gloo has no reduce-scatter
+    mine = rows.new_empty((rows.shape[0] // world_size(), *rows.shape[1:]))
     dist.reduce_scatter_tensor(mine, rows.contiguous())
     return mine
 
 
-def anywhere(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank. Between CPUs, without waiting for a GPU."""
     if not _running():
         return flag
@@ -166,11 +166,11 @@ def anywhere(flag: bool) -> bool:
     return bool(found.item())
 
 
-def gather_objects(thing: object) -> list:
+def all_gather_objects(thing: object) -> list:
     """One plain Python object of each rank, rank 0's first."""
     if not _running():
         return [thing]
-    things = [None] * ranks()
+    things = [None] * world_size()
     dist.all_gather_object(things, thing, group=_control)
     return things
 
@@ -272,21 +272,21 @@ def _end_with_the_launcher() -> None:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
-        return gather(rows)
+        return all_gather(rows)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        return own_total(gradient)
+        return reduce_scatter_sum(gradient)
 
 
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: Tensor) -> Tensor:
-        return total(tensor)
+        return all_reduce_sum(tensor)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        return total(gradient)
+        return all_reduce_sum(gradient)
 
 
 def _reduced(tensor: Tensor, operation: dist.ReduceOp) -> Tensor:

@@ -27,11 +27,11 @@ WEB_PAGE = re.compile(rb"\s*<(!doctype|html|\?xml|head|body)", re.IGNORECASE)
 SHARE_LINK = "answers with a web page, not with the file (a share link that wants a visitor, or one that has expired)"
 
 
-class Refused(Exception):
+class DownloadError(Exception):
     """This address does not give the file, and asking it again would not help. The text is the reason."""
 
 
-class TooMuch(Refused):
+class FileTooLargeError(DownloadError):
     """More bytes than the file can have."""
 
 
@@ -39,12 +39,12 @@ class Interrupted(Exception):
     """The transfer broke; what has arrived is kept, and another try may go on from there."""
 
 
-class Stale(Interrupted):
+class StaleDownloadError(Interrupted):
     """What has arrived is of no use for this address any more; another try starts from nothing."""
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """timeout_seconds: of silence; tries: of one address; pause_seconds: before the second try, doubled each time."""
 
     timeout_seconds: float = 30
@@ -52,14 +52,14 @@ class Patience:
     pause_seconds: float = 1
 
 
-PATIENT = Patience()
+PATIENT = RetryPolicy()
 
 
-def fetch(url: str, part: Path, size: int | None = None, patience: Patience = PATIENT, title: str = "") -> None:
+def fetch(url: str, part: Path, size: int | None = None, patience: RetryPolicy = PATIENT, title: str = "") -> None:
     """Download `url` into `part`, going on behind the bytes that are there if they are of the same version of the file.
 
     size: the file's bytes where they are published; any other size is then refused
-    Raises Refused, also when every try was interrupted; UserError when the disk does not take the file.
+    Raises DownloadError, also when every try was interrupted; UserError when the disk does not take the file.
     `part` keeps what has arrived; `PART.origin` says of which address and version it is.
     """
     for attempt in range(patience.tries):
@@ -73,7 +73,7 @@ def fetch(url: str, part: Path, size: int | None = None, patience: Patience = PA
             raise UserError(
                 f"{part}: cannot be written ({error.strerror or error}); make room, or set ADCO_CACHE to another folder"
             ) from error
-    raise Refused(f"{reason}, {patience.tries} times")
+    raise DownloadError(f"{reason}, {patience.tries} times")
 
 
 def discard(part: Path) -> None:
@@ -83,13 +83,13 @@ def discard(part: Path) -> None:
 
 
 def check_head(path: Path) -> None:
-    """Raise Refused where a file does not begin as weights do: a zip, a pickle or safetensors."""
+    """Raise DownloadError where a file does not begin as weights do: a zip, a pickle or safetensors."""
     with path.open("rb") as file:
         head = file.read(256)
     if WEB_PAGE.match(head):
-        raise Refused(SHARE_LINK)
+        raise DownloadError(SHARE_LINK)
     if not WEIGHTS.match(head):
-        raise Refused(f"answers with something that is no weight file (it begins with {head[:16]!r})")
+        raise DownloadError(f"answers with something that is no weight file (it begins with {head[:16]!r})")
 
 
 def _transfer(url: str, part: Path, size: int | None, timeout_seconds: float, title: str) -> None:
@@ -103,7 +103,7 @@ def _transfer(url: str, part: Path, size: int | None, timeout_seconds: float, ti
         with answer:
             start, total = _extent(answer, done, size)
             if start and _version(answer) != version:
-                raise Stale("the file has changed meanwhile")
+                raise StaleDownloadError("the file has changed meanwhile")
             _check_room(part, start, total)
             write_text(_origin(part), json.dumps({"url": url, "version": _version(answer)}))
             with part.open("ab" if start else "wb") as file:
@@ -111,7 +111,7 @@ def _transfer(url: str, part: Path, size: int | None, timeout_seconds: float, ti
                     file.write(block)
                 file.flush()
                 os.fsync(file.fileno())
-    except (Stale, TooMuch):
+    except (StaleDownloadError, FileTooLargeError):
         discard(part)
         raise
 
@@ -125,7 +125,7 @@ def _check_room(part: Path, start: int, total: int | None) -> None:
 
 
 def _ask(url: str, done: int, version: str, timeout_seconds: float) -> http.client.HTTPResponse | None:
-    """Open the address; None when the server says that the `done` bytes are all. Raises Refused or Interrupted."""
+    """Open the address; None when the `done` bytes are all. Raises DownloadError or Interrupted."""
     headers = {"User-Agent": "adco", "Accept": "*/*"}
     if done:
         headers |= {"Range": f"bytes={done}-", "If-Range": version}
@@ -137,46 +137,46 @@ def _ask(url: str, done: int, version: str, timeout_seconds: float) -> http.clie
             if error.code == 416:
                 if error.headers.get("Content-Range") == f"bytes */{done}":
                     return None
-                raise Stale("416 the part that is here is none of the file's") from error
+                raise StaleDownloadError("416 the part that is here is none of the file's") from error
         reason = f"{error.code} {' '.join(str(error.reason).split())}"[:200]
-        raise (Interrupted if error.code in PASSING else Refused)(reason) from error
+        raise (Interrupted if error.code in PASSING else DownloadError)(reason) from error
     except (OSError, http.client.HTTPException) as error:
         raise Interrupted(_words(error)) from error
     except ValueError as error:
-        raise Refused(f"is no address ({error})") from error
+        raise DownloadError(f"is no address ({error})") from error
     if answer.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
         answer.close()
-        raise Refused(SHARE_LINK)
+        raise DownloadError(SHARE_LINK)
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         answer.close()
-        raise Refused(f"sends the file packed as {answer.headers['Content-Encoding']}")
+        raise DownloadError(f"sends the file packed as {answer.headers['Content-Encoding']}")
     return answer
 
 
 def _extent(answer: http.client.HTTPResponse, done: int, size: int | None) -> tuple[int, int | None]:
-    """(the byte at which the answer starts, the whole file's bytes or None). Raises Refused or Interrupted."""
+    """(the byte at which the answer starts, the whole file's bytes or None). Raises DownloadError or Interrupted."""
     length = answer.headers.get("Content-Length", "")
     start, total = 0, int(length) if length.isdigit() else None
     if answer.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
         if not match or int(match[1]) != done:
-            raise Refused("answers with another part of the file than the one asked for")
+            raise DownloadError("answers with another part of the file than the one asked for")
         start, total = done, int(match[2])
     elif answer.status != 200:
-        raise Refused(f"answers {answer.status} {answer.reason}")
+        raise DownloadError(f"answers {answer.status} {answer.reason}")
     if total is not None and total != (size or total):
-        raise Refused(f"announces {total} bytes, expected {size}")
+        raise DownloadError(f"announces {total} bytes, expected {size}")
     if total is not None and total > MOST_BYTES:
-        raise Refused(f"announces {total} bytes, more than {MOST_BYTES}")
+        raise DownloadError(f"announces {total} bytes, more than {MOST_BYTES}")
     if total is None and size is None and not answer.chunked:
-        raise Refused("does not say how long the file is, so that its end cannot be told from a break")
+        raise DownloadError("does not say how long the file is, so that its end cannot be told from a break")
     return start, total
 
 
 def _blocks(answer, start: int, total: int | None, size: int | None, title: str) -> Iterator[bytes]:
     """The answer's bytes up to what it announced (`total`), else up to its end.
 
-    Raises Interrupted where it breaks off or falls silent, TooMuch where it does not end in time.
+    Raises Interrupted where it breaks off or falls silent, FileTooLargeError where it does not end in time.
     """
     most = total or size or MOST_BYTES
     done, bound = start, most if total is not None else most + 1
@@ -195,7 +195,7 @@ def _blocks(answer, start: int, total: int | None, size: int | None, title: str)
     if done < (total or size or 0):
         raise Interrupted(f"broke off after {done} of {total or size} bytes")
     if done > most:
-        raise TooMuch(f"sends more than {most} bytes")
+        raise FileTooLargeError(f"sends more than {most} bytes")
 
 
 class _WebOnly(web.HTTPRedirectHandler):
@@ -209,7 +209,7 @@ class _WebOnly(web.HTTPRedirectHandler):
 
 
 def web_opener() -> web.OpenerDirector:
-    """What opens http and https addresses and nothing else, wherever a redirect leads. Raises Refused when asked to.
+    """What opens http and https addresses and nothing else, wherever a redirect leads; else DownloadError.
 
     Without the handlers for file, ftp and data that `build_opener` adds; proxies as the environment names them."""
     opener = web.OpenerDirector()
@@ -223,9 +223,9 @@ def web_opener() -> web.OpenerDirector:
 def _check_scheme(url: str, secure: bool = False) -> None:
     scheme = urlsplit(url).scheme.lower()
     if scheme not in ("http", "https"):
-        raise Refused(f"leads to {url[:100]}: only http and https are followed")
+        raise DownloadError(f"leads to {url[:100]}: only http and https are followed")
     if secure and scheme != "https":
-        raise Refused(f"leads from https to {url[:100]}: not followed")
+        raise DownloadError(f"leads from https to {url[:100]}: not followed")
 
 
 def _origin(part: Path) -> Path:

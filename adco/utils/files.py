@@ -75,7 +75,7 @@ def output_folder(path: Path | str) -> Path:
     return path
 
 
-def claimed(folder: Path) -> BinaryIO | None:
+def lock_output_dir(folder: Path) -> BinaryIO | None:
     """Keep other processes off an output folder while the returned file is open, at most as long as this process lives.
 
     What a killed holder left half written is removed. The lock is fcntl's, of this process alone: workers that it forks
@@ -128,7 +128,7 @@ def between(page: Path, begin: str, end: str, text: str) -> str:
 
 
 @contextmanager
-def alone(name: str) -> Iterator[None]:
+def file_lock(name: str) -> Iterator[None]:
     """One process of this machine at a time: the others wait until the block has ended."""
     folder = cache_folder()
     try:

@@ -30,13 +30,13 @@ class StopRequests:
         """Whether any rank was asked to stop: all ranks then stop after the same step."""
         from adco.utils import distributed  # torch: only for those who have ranks
 
-        return distributed.anywhere(bool(self.number))
+        return distributed.any_rank(bool(self.number))
 
     def stop(self) -> None:
         """Raise KeyboardInterrupt for Ctrl-C, Requeue for what a scheduler sends."""
         from adco.utils import distributed
 
-        number = max(distributed.gather_objects(self.number))
+        number = max(distributed.all_gather_objects(self.number))
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise Requeue(f"{signal.Signals(number).name} came; the same command with --resume goes on from here")

@@ -19,7 +19,7 @@ AHEAD = 3  # batches being made while one is used
 R = TypeVar("R")  # what a batch is asked for with
 
 
-class Work(Protocol):
+class BatchTask(Protocol):
     """A batch in the making: threads make its rows, a part each, and `batch` is given what `rows` returned of each."""
 
     samples: np.ndarray
@@ -36,12 +36,12 @@ def host_memory(shape: Sequence[int], dtype: torch.dtype, device: torch.device) 
         return torch.empty(tuple(shape), dtype=dtype, pin_memory=device.type == "cuda")
 
 
-def at_once(work: Work) -> object:
+def at_once(work: BatchTask) -> object:
     """What a work's `batch` gives, made here and now."""
     return work.batch([work.rows(0, len(work.samples))])
 
 
-def in_threads(begin: Callable[[R], Work], wanted: Iterable[R], workers: int) -> Generator:
+def in_threads(begin: Callable[[R], BatchTask], wanted: Iterable[R], workers: int) -> Generator:
     """What `batch` gives for each request, by threads that hold no lock and share out the rows of a batch (0: none).
 
     The threads end with the generator: one that may be left by an error belongs into `contextlib.closing`, because the
@@ -51,7 +51,7 @@ def in_threads(begin: Callable[[R], Work], wanted: Iterable[R], workers: int) ->
         yield from map(at_once, map(begin, wanted))
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="views")
-    unfinished: deque[tuple[Work, list[Future]]] = deque()
+    unfinished: deque[tuple[BatchTask, list[Future]]] = deque()
     try:
         for request in wanted:
             work = begin(request)
@@ -66,6 +66,6 @@ def in_threads(begin: Callable[[R], Work], wanted: Iterable[R], workers: int) ->
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _next_finished(unfinished: deque[tuple[Work, list[Future]]]) -> object:
+def _next_finished(unfinished: deque[tuple[BatchTask, list[Future]]]) -> object:
     work, parts = unfinished.popleft()
     return work.batch([part.result() for part in parts])

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from adco.utils.download import Refused
+from adco.utils.download import DownloadError
 from adco.utils.errors import UserError
-from adco.utils.files import alone, atomic_write, write_text
+from adco.utils.files import atomic_write, file_lock, write_text
 from adco.weights.manifest import SCHEMA, Model, as_model, own_manifest, read_rows, suffix_of
 from adco.weights.zoo import accept, models, save_record
 
@@ -21,7 +21,7 @@ def add_file(model: Model, file: Path) -> str:
         raise UserError(f"{model.name}: its file is {model.path} already; choose another name")
     try:
         digest = accept(model, _existing(file))
-    except Refused as reason:
+    except DownloadError as reason:
         raise UserError(f"{file}: {reason}; not taken as {model.name}") from reason
     _copy(file, model.path)
     save_record(model, digest, file.name)
@@ -44,7 +44,7 @@ def add_model(name: str, source: str, **keys: object) -> Model:
         row |= {"arch": found.arch, "layout": found.source, "sha256": found.sha256}
         row |= {"bytes": Path(source).stat().st_size, "file": name + suffix_of(source)}
     model = as_model(own, name, row)
-    with alone("zoo-manifest"):
+    with file_lock("zoo-manifest"):
         if name in models():
             raise UserError(f"{name}: this name is taken; choose another")
         if model.file:

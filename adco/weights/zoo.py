@@ -15,9 +15,9 @@ import re
 from datetime import datetime, timezone
 from pathlib import Path
 
-from adco.utils.download import PATIENT, Patience, Refused, check_head, discard, fetch
+from adco.utils.download import PATIENT, DownloadError, RetryPolicy, check_head, discard, fetch
 from adco.utils.errors import UserError
-from adco.utils.files import alone, sha256_of, write_text
+from adco.utils.files import file_lock, sha256_of, write_text
 from adco.weights.manifest import MANIFEST, Model, own_manifest, read_manifest
 
 SCHEME = re.compile(r"zoo:/{1,2}")  # pathlib makes one slash of two
@@ -55,7 +55,7 @@ def resolve(path: str | Path) -> Path:
     return download(find(str(path))) if is_zoo(path) else Path(path)
 
 
-def download(model: Model, offline: bool = False, patience: Patience = PATIENT) -> Path:
+def download(model: Model, offline: bool = False, patience: RetryPolicy = PATIENT) -> Path:
     """Bring a model's file into the cache and return its path; a file that is there is only verified.
 
     offline: never ask the network; so does ADCO_OFFLINE=1 in the environment
@@ -70,14 +70,14 @@ def download(model: Model, offline: bool = False, patience: Patience = PATIENT) 
             f"download {model.name}`, and here `python tools/zoo.py add {model.name} FILE`"
         )
     reasons = []
-    with alone(f"zoo-{model.name}"):
+    with file_lock(f"zoo-{model.name}"):
         if model.path.is_file():  # another process was faster
             verify(model)
             return model.path
         for url in model.mirrors:
             try:
                 return _from_mirror(model, url, patience)
-            except Refused as reason:
+            except DownloadError as reason:
                 reasons.append(f"{url}: {reason}")
     raise UserError(
         f"zoo://{model.name}: no mirror gave the file. {'; '.join(reasons)}. Once you have it by other means "
@@ -97,7 +97,7 @@ def verify(model: Model) -> str:
         )
     try:
         return _compare(model.path, checks)
-    except Refused as reason:
+    except DownloadError as reason:
         advice = "install again" if model.file else f"delete it and `python tools/zoo.py download {model.name}`"
         raise UserError(f"{model.path}: {reason}; {advice}") from reason
 
@@ -125,13 +125,13 @@ def read_record(model: Model) -> dict[str, object] | None:
     raise UserError(f"{model.record}: not readable as the record of a download; delete it to record anew")
 
 
-def _from_mirror(model: Model, url: str, patience: Patience) -> Path:
-    """Download, check, record, and only then give the file its name. Raises Refused."""
+def _from_mirror(model: Model, url: str, patience: RetryPolicy) -> Path:
+    """Download, check, record, and only then give the file its name. Raises DownloadError."""
     part = model.path.with_name(model.path.name + ".part")
     fetch(url, part, model.bytes, patience, model.name)
     try:
         digest = accept(model, part)
-    except Refused:
+    except DownloadError:
         discard(part)
         raise
     save_record(model, digest, url)
@@ -141,23 +141,23 @@ def _from_mirror(model: Model, url: str, patience: Patience) -> Path:
 
 
 def accept(model: Model, file: Path) -> str:
-    """The sha256 of a file that is about to become `model`. Raises Refused where it cannot be it."""
+    """The sha256 of a file that is about to become `model`. Raises DownloadError where it cannot be it."""
     check_head(file)
     size = file.stat().st_size
     if model.bytes not in (None, size):
-        raise Refused(f"has {size} bytes, expected {model.bytes}")
+        raise DownloadError(f"has {size} bytes, expected {model.bytes}")
     return _compare(file, expected(model) | ({model.hash_prefix: "published"} if model.hash_prefix else {}))
 
 
 def _compare(file: Path, checks: dict[str, str]) -> str:
-    """The file's sha256. Raises Refused where a digest does not begin as `checks` says."""
+    """The file's sha256. Raises DownloadError where a digest does not begin as `checks` says."""
     digests = {"sha256": sha256_of(file)}
     for check, origin in checks.items():
         algorithm, _, digits = check.partition(":")
         if algorithm == "md5":
             digests["md5"] = _md5_of(file)
         if not digests[algorithm].startswith(digits):
-            raise Refused(f"its {algorithm} is {digests[algorithm]}, expected {digits} ({origin})")
+            raise DownloadError(f"its {algorithm} is {digests[algorithm]}, expected {digits} ({origin})")
     return digests["sha256"]
 
 

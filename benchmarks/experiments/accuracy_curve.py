@@ -28,7 +28,7 @@ from adco.evaluation.knn import knn_predict
 from adco.evaluation.records import Record, Score, load_record
 from adco.utils.errors import UserError, command
 from adco.utils.files import atomic_write
-from transfer.cli import Job, make_job, make_parser
+from transfer.cli import BenchmarkRun, make_job, make_parser
 from transfer.features.extract import Feature
 from transfer.features.image_folder import Labelled, labelled_features, read_folders
 from transfer.linear import choose, standardiser, sweep
@@ -98,7 +98,7 @@ def knn_hits(found: Labelled, device: torch.device) -> np.ndarray:
     return top_k_hits(votes, found.val.labels)
 
 
-def linear_hits(found: Labelled, job: Job) -> np.ndarray:
+def linear_hits(found: Labelled, job: BenchmarkRun) -> np.ndarray:
     """(N,) bool: the same of transfer/linear.py's probe, its rate and decay chosen on training pictures."""
     rows, classes = standardiser(found.train.features, job.reader.device), len(found.classes)
     x, y = rows(found.train.features), torch.from_numpy(found.train.labels).to(job.reader.device)

@@ -9,7 +9,7 @@ from pathlib import Path
 from adco.evaluation.records import load_record
 from adco.launch.jobs import Job
 from adco.utils.errors import UserError
-from benchmarks.experiments.stages import Stage
+from benchmarks.experiments.stages import EvidenceStage
 
 
 def measured_rate(plan: Mapping, output: Path) -> float | None:
@@ -24,7 +24,7 @@ def measured_rate(plan: Mapping, output: Path) -> float | None:
     return statistics.median(rates) if rates else None
 
 
-def chosen_only(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
+def chosen_only(stages: Sequence[EvidenceStage], only: Sequence[str]) -> list[EvidenceStage]:
     """The stages whose section or job begins with one of the words, and what must end before them. Raises UserError."""
     if not only:
         return list(stages)
@@ -45,7 +45,7 @@ def chosen_only(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
     return [stage for stage in stages if stage.job.name in wanted]
 
 
-def runnable(stages: Iterable[Stage]) -> list[Job]:
+def runnable(stages: Iterable[EvidenceStage]) -> list[Job]:
     """The jobs that can run here; one whose data is absent takes those after it with it."""
     jobs, out = [], set()
     for stage in stages:

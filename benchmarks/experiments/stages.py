@@ -16,7 +16,7 @@ VOC_MINUTES, DETECTION_MINUTES = {"cpu": 2, "cuda": 1}, {"cpu": 12, "cuda": 3}
 
 
 @dataclass(frozen=True)
-class Stage:
+class EvidenceStage:
     """A job of a section, the records it writes (name below the results folder -> file), or why it cannot run here."""
 
     section: str
@@ -26,7 +26,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Place:
+class ExperimentDirs:
     """Where and on what the plan runs. device: `cpu` or `cuda`; data: folder with imagenette160, voc07_subset,
     coco_mini, each optional; output: where jobs write; images: pictures of imagenette160/train."""
 
@@ -42,7 +42,7 @@ class Place:
         return f"not run: no {absent[0]} below {self.data}" if absent else ""
 
 
-def build(plan: Mapping, place: Place, rate: float | None = None) -> list[Stage]:
+def build(plan: Mapping, place: ExperimentDirs, rate: float | None = None) -> list[EvidenceStage]:
     """Every stage in the order of the plan. rate: images a second of single-crop AdCo; default the plan's."""
     maker = _Maker(plan, place, rate or float(plan["images_per_second"][place.device]))
     return list(maker.stages())
@@ -51,7 +51,7 @@ def build(plan: Mapping, place: Place, rate: float | None = None) -> list[Stage]
 class _Maker:
     """Builds stages from the plan; nothing here reads or writes a file."""
 
-    def __init__(self, plan: Mapping, place: Place, rate: float):
+    def __init__(self, plan: Mapping, place: ExperimentDirs, rate: float):
         self.plan, self.place, self.rate = plan, place, rate
         self.imagenette, self.holdout = place.data / "imagenette160", place.output / "holdout"
         self.no_images = place.missing("imagenette160")
@@ -59,7 +59,7 @@ class _Maker:
         probes = {key: plan["figure1"][key] for key in ("probe_epochs", "linear_epochs")}
         self.probes = {key: [e for e in at if e <= self.epochs] for key, at in probes.items()}
 
-    def stages(self) -> Iterator[Stage]:
+    def stages(self) -> Iterator[EvidenceStage]:
         methods = self.plan["methods"]
         waves = {"figure1": 1, "partners": 2, "more": 3}
         makers = {name: self._wave(name, number) for name, number in waves.items()}
@@ -73,7 +73,7 @@ class _Maker:
     def minutes(self, images: float, cost: float = 1.0) -> float:
         return round(images * cost / self.rate / 60, 1)
 
-    def _wave(self, section: str, wave: int) -> Iterator[Stage]:
+    def _wave(self, section: str, wave: int) -> Iterator[EvidenceStage]:
         """The methods of a wave with their first seed: grids, runs, curves."""
         names = [name for name, method in self.plan["methods"].items() if method["wave"] == wave]
         for name in names:
@@ -85,7 +85,7 @@ class _Maker:
         if {self.plan["lead"]["first"], self.plan["lead"]["second"]} <= set(names):
             yield self._lead(section, 1)
 
-    def _seeds(self) -> Iterator[Stage]:
+    def _seeds(self) -> Iterator[EvidenceStage]:
         most = max(method["seeds"] for method in self.plan["methods"].values())
         for seed in range(1, most):
             names = [name for name, method in self.plan["methods"].items() if method["seeds"] > seed]
@@ -96,7 +96,7 @@ class _Maker:
             if {self.plan["lead"]["first"], self.plan["lead"]["second"]} <= set(names):
                 yield self._lead("seeds", seed + 1)
 
-    def _grid(self, section: str, name: str) -> Iterator[Stage]:
+    def _grid(self, section: str, name: str) -> Iterator[EvidenceStage]:
         method, epochs = self.plan["methods"][name], self.plan["grid"]["epochs"]
         for number, trial in enumerate(method["trials"]):
             folder = self._trial(name, number)
@@ -106,14 +106,14 @@ class _Maker:
             yield self._stage(section, f"grid-{name}-{number}", words, (), images, [folder / "record.json"],
                               {f"grid/{name}-{number}.json": folder / "record.json"})  # fmt: skip
 
-    def _run(self, section: str, name: str, seed: int) -> Stage:
+    def _run(self, section: str, name: str, seed: int) -> EvidenceStage:
         epochs, method = self.epochs, self.plan["methods"][name]
         folder = self.place.output / "runs" / f"{name}-s{seed}"
         words = self._training(method, self.imagenette, epochs, folder, seed)
         words.append(f"checkpoint.keep={epochs + 1}")  # accuracy_curve.py removes those it does not need
         return self._trained(section, f"run-{name}-s{seed}", name, words, epochs, folder)
 
-    def _trained(self, section: str, job: str, name: str, words: list[str], epochs: int, folder: Path) -> Stage:
+    def _trained(self, section: str, job: str, name: str, words: list[str], epochs: int, folder: Path) -> EvidenceStage:
         """A pretraining with what the method's grid chose."""
         method, trials = self.plan["methods"][name], []
         for number, trial in enumerate(method["trials"]):
@@ -123,7 +123,7 @@ class _Maker:
         cost = 2 * method["cost"] if "contrast.symmetric=true" in words and not method.get("set") else method["cost"]
         return self._stage(section, job, words, after, self.place.images * epochs * cost, [folder / "record.json"])
 
-    def _curve(self, section: str, run: str, at: Mapping) -> Stage:
+    def _curve(self, section: str, run: str, at: Mapping) -> EvidenceStage:
         epochs, linear = at["probe_epochs"], at["linear_epochs"]
         source, folder = self.place.output / "runs" / run, self.place.output / "curves" / run
         words = self._python(
@@ -142,7 +142,7 @@ class _Maker:
         return self._stage(section, f"curve-{run}", words, (f"run-{run}",), images, found.values(),
                            {f"{section_of(run)}/{run}-{kind}.json": path for kind, path in found.items()})  # fmt: skip
 
-    def _lead(self, section: str, seeds: int) -> Stage:
+    def _lead(self, section: str, seeds: int) -> EvidenceStage:
         lead, curves = self.plan["lead"], self.place.output / "curves"
         words, after = (
             self._python(
@@ -159,13 +159,13 @@ class _Maker:
         return self._stage(section, f"lead-{seeds}-seeds", words, tuple(after), 0, [path],
                            {f"figure1/lead-{seeds}-seeds.json": path})  # fmt: skip
 
-    def _times(self) -> Iterator[Stage]:
+    def _times(self) -> Iterator[EvidenceStage]:
         path = self.place.output / "times" / "times.json"
         words = self._python("benchmarks/speed/times.py", "--device", self.place.device, "--output", path)
-        yield Stage("times", self._job("times", words, (), {"cpu": 6, "cuda": 3}[self.place.device], [path]),
+        yield EvidenceStage("times", self._job("times", words, (), {"cpu": 6, "cuda": 3}[self.place.device], [path]),
                     {"table5/times.json": path})  # fmt: skip
 
-    def _figure2(self) -> Iterator[Stage]:
+    def _figure2(self) -> Iterator[EvidenceStage]:
         at, path = self.plan["figure2"], self.place.output / "figure2" / "bank.png"
         runs, record = [f"{name}-s0" for name in at["methods"]], path.with_name("record.json")
         words = self._python(
@@ -177,7 +177,7 @@ class _Maker:
         )
         yield replace(stage, records={"figure2/bank.json": record, "figure2/bank.png": path})
 
-    def _downstream(self) -> Iterator[Stage]:
+    def _downstream(self) -> Iterator[EvidenceStage]:
         at, data = self.plan["downstream"], self.place.data / "voc07_subset" / "VOCdevkit"
         for name, checkpoint, after in self._judged(at["methods"]):
             folder = self.place.output / "voc07" / name
@@ -190,15 +190,15 @@ class _Maker:
             words += ["--device", self.place.device]
             job = self._job(f"voc07-{name}", words, after, VOC_MINUTES[self.place.device], files.values())
             records = {f"downstream/{name}-{path.name}": path for path in files.values()}
-            yield Stage("downstream", job, records, self.place.missing("voc07_subset"))
+            yield EvidenceStage("downstream", job, records, self.place.missing("voc07_subset"))
 
-    def _detection(self) -> Iterator[Stage]:
+    def _detection(self) -> Iterator[EvidenceStage]:
         at = self.plan["downstream"]
         for data, kind in (("voc07_subset", "smoke_voc_R_18_C4"), ("coco_mini", "smoke_coco_R_18_C4")):
             for name, checkpoint, after in self._judged(at["methods"]):
                 yield self._detector(data, kind, name, checkpoint, after, at["detection_trials"])
 
-    def _detector(self, data: str, kind: str, name: str, checkpoint: str, after, trials: int) -> Stage:
+    def _detector(self, data: str, kind: str, name: str, checkpoint: str, after, trials: int) -> EvidenceStage:
         """Convert (not what is random), then fine-tune `trials` times; one process does both in turn."""
         folder = self.place.output / "detection" / f"{name}-{data}"
         config = kind if name != "random" else f"{kind}_random"
@@ -211,7 +211,7 @@ class _Maker:
         job = self._job(f"detection-{name}-{data}", words, after,
                         DETECTION_MINUTES[self.place.device] * trials / 3, [folder / "record.json"],
                         {"DETECTRON2_DATASETS": str(root)})  # fmt: skip
-        return Stage("detection", job, {f"detection/{name}-{data}.json": folder / "record.json"},
+        return EvidenceStage("detection", job, {f"detection/{name}-{data}.json": folder / "record.json"},
                      self.place.missing(data))  # fmt: skip
 
     def _judged(self, methods: Sequence[str]) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -219,7 +219,7 @@ class _Maker:
         runs = [f"{name}-s0" for name in methods]
         return [*((run, str(self._last(run)), (f"run-{run}",)) for run in runs), ("random", "random:resnet18", ())]
 
-    def _table5(self) -> Iterator[Stage]:
+    def _table5(self) -> Iterator[EvidenceStage]:
         at = self.plan["table5"]
         for symmetric in at["symmetric"]:
             for size in at["sizes"]:
@@ -227,12 +227,12 @@ class _Maker:
                 change = [f"bank.size={size}", f"contrast.symmetric={str(symmetric).lower()}"]
                 yield from self._short("table5", name, at, change)
 
-    def _ablations(self) -> Iterator[Stage]:
+    def _ablations(self) -> Iterator[EvidenceStage]:
         at = self.plan["ablations"]
         for name, change in at["changes"].items():
             yield from self._short("ablations", name, at, change)
 
-    def _short(self, section: str, name: str, at: Mapping, change: Sequence[str]) -> Iterator[Stage]:
+    def _short(self, section: str, name: str, at: Mapping, change: Sequence[str]) -> Iterator[EvidenceStage]:
         """A short run with one change, and its kNN and linear top-1 at the end.
 
         The change comes after what the grid chose, so it has the last word.
@@ -250,7 +250,7 @@ class _Maker:
         yield replace(stage, job=replace(stage.job, words=words, minutes=minutes))
         yield self._curve(section, run, {"probe_epochs": [epochs], "linear_epochs": [epochs]})
 
-    def _gpu(self) -> Iterator[Stage]:
+    def _gpu(self) -> Iterator[EvidenceStage]:
         missing = "" if self.place.device == "cuda" else "not run: no GPU"
         folder = self.place.output / "gpu"
         for name, minutes in (("training", 10), ("step", 10), ("input", 10)):
@@ -262,8 +262,10 @@ class _Maker:
             words = self._python(f"benchmarks/speed/{name}.py", *more, "--device", "cuda", "--output", path)
             yield self._gpu_stage(name, words, minutes, path, missing)
 
-    def _gpu_stage(self, name: str, words: list[str], minutes: float, path: Path, missing: str) -> Stage:
-        return Stage("gpu", self._job(f"gpu-{name}", words, (), minutes, [path]), {f"gpu/{name}.json": path}, missing)
+    def _gpu_stage(self, name: str, words: list[str], minutes: float, path: Path, missing: str) -> EvidenceStage:
+        return EvidenceStage(
+            "gpu", self._job(f"gpu-{name}", words, (), minutes, [path]), {f"gpu/{name}.json": path}, missing
+        )
 
     def _training(self, method: Mapping, data: Path, epochs: int, folder: Path, seed: int) -> list[str]:
         words = self._python("tools/train_adco.py", "--config-file", method["recipe"], "--resume")
@@ -279,9 +281,9 @@ class _Maker:
         """A value of the plan, or this device's of a mapping."""
         return value[self.place.device] if isinstance(value, Mapping) else value
 
-    def _stage(self, section, name, words, after, images, outputs, records: Mapping | None = None) -> Stage:
+    def _stage(self, section, name, words, after, images, outputs, records: Mapping | None = None) -> EvidenceStage:
         job = self._job(name, words, after, self.minutes(images), outputs)
-        return Stage(section, job, records or {}, self.no_images)
+        return EvidenceStage(section, job, records or {}, self.no_images)
 
     def _job(self, name, words, after, minutes, outputs, environment: Mapping | None = None) -> Job:
         words = tuple(map(str, words))

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adco.config.schema import Bank as BankOptions
+from adco.config.schema import BankConfig as BankOptions
 from adco.losses.adco import adversarial_contrast
 from adco.losses.pairs import make_pairs
-from adco.models.memory_bank import Bank
+from adco.models.memory_bank import MemoryBank
 from adco.utils.device import set_arithmetic
 from benchmarks.speed.race import Options, Outcome, Ratio, race, ratio, repeated
 
@@ -65,14 +65,14 @@ def embeddings(device: torch.device, dtype: torch.dtype = torch.float32) -> tupl
 def ours(size: int, device: torch.device) -> Callable[[], Tensor]:
     """Our step; returns the queries' gradient."""
     q, k = embeddings(device)
-    bank = Bank(BankOptions(size, sgd_momentum=MOMENTUM, weight_decay=DECAY), D).to(device)
+    bank = MemoryBank(BankOptions(size, sgd_momentum=MOMENTUM, weight_decay=DECAY), D).to(device)
     pairs = make_pairs(2, symmetric=False)
 
     def step() -> None:
         queries = q.clone().requires_grad_()
         result = adversarial_contrast({0: queries}, {1: k}, pairs, bank.rows, TAU, TAU_BANK, True)
         result.loss.backward()
-        bank.ascend(result.ascent, LR)
+        bank.sgd_ascent_step(result.bank_gradient, LR)
 
     return step
 
@@ -194,7 +194,7 @@ def _our_gradients(bank: Tensor) -> tuple[Tensor, Tensor]:
     q.requires_grad_()
     result = adversarial_contrast({0: q}, {1: k}, make_pairs(2, False), bank, TAU, TAU_BANK, True)
     result.loss.backward()
-    return q.grad, result.ascent.whole()
+    return q.grad, result.bank_gradient.whole()
 
 
 def _released_gradients(bank: Tensor) -> tuple[Tensor, Tensor]:

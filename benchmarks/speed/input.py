@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision import datasets, transforms
 from torchvision.transforms import v2
 
-from adco.config.schema import View
+from adco.config.schema import ViewConfig
 from adco.data import native
 from adco.data.batch import Batch
 from adco.data.images import ImageIndex, index_folder
@@ -39,9 +39,9 @@ from adco.utils.errors import UserError
 from benchmarks.speed.photographs import write_photographs
 from benchmarks.speed.race import Options, Outcome, Ratio, Timing, race, ratio, steady, steady_count, steady_length
 
-TWO = (View(), View())
+TWO = (ViewConfig(), ViewConfig())
 SMALLER = ((224, 0.2, 1.0), (192, 0.172, 0.86), (160, 0.143, 0.715), (128, 0.114, 0.571), (96, 0.086, 0.429))
-SIX = (View(), *(View(px=px, scale=[low, high]) for px, low, high in SMALLER))
+SIX = (ViewConfig(), *(ViewConfig(px=px, scale=[low, high]) for px, low, high in SMALLER))
 CPU = torch.device("cpu")
 NAMES = {1: "one", 2: "two"}  # of numbers of workers in names of ratios
 
@@ -184,7 +184,7 @@ def _by_pillow(files: Sequence[bytes], transform: Callable) -> None:
             transform(image.convert("RGB"))
 
 
-def _ours(index: ImageIndex, files: Sequence[bytes], specs: Sequence[View], full: bool) -> Callable[[], None]:
+def _ours(index: ImageIndex, files: Sequence[bytes], specs: Sequence[ViewConfig], full: bool) -> Callable[[], None]:
     """The native backend, as one worker thread runs it; without the kernel, what then serves, in this process."""
     samples = np.arange(len(files))
     if not native.available():
@@ -195,7 +195,7 @@ def _ours(index: ImageIndex, files: Sequence[bytes], specs: Sequence[View], full
     out = [np.empty((len(files), spec.px, spec.px, 3), dtype) for spec in specs]
 
     def work() -> None:
-        draws = [parameters.draw(spec, 0, 0, samples, number) for number, spec in enumerate(specs)]
+        draws = [parameters.sample_params(spec, 0, 0, samples, number) for number, spec in enumerate(specs)]
         canvas = native.Canvas([spec.scale for spec in specs], draws, out, full)
         for row, file in enumerate(files):
             if not canvas.jpeg(row, file):
@@ -243,14 +243,22 @@ def backends_for(device: torch.device) -> tuple[str, ...]:
 
 
 def our_loader(
-    index: ImageIndex, specs: Sequence[View], backend: str, batch: int, workers: int, count: int, device: torch.device
+    index: ImageIndex,
+    specs: Sequence[ViewConfig],
+    backend: str,
+    batch: int,
+    workers: int,
+    count: int,
+    device: torch.device,
 ) -> Iterable[Batch]:
     """One pass of our loader, for `steady`; its threads are started for it, which takes no time."""
     wanted = requests(0, len(index), batch, 0, steady_length(workers, count))
     return batches(ViewDataset(index, specs, 0, 0, backend), wanted, workers, device)
 
 
-def released_loader(root: Path, view: View, batch: int, workers: int, count: int, device: torch.device) -> DataLoader:
+def released_loader(
+    root: Path, view: ViewConfig, batch: int, workers: int, count: int, device: torch.device
+) -> DataLoader:
     """The released loader of two views; each iteration is a pass for `steady`, by processes that live as long as it.
 
     Beside a GPU they are spawned: a fork would copy the locks of CUDA's threads. Raises UserError where the batches

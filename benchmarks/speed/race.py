@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 
 from adco.evaluation.records import Record, load_record
-from adco.train.throughput import Rate
+from adco.train.throughput import Throughput
 from adco.utils.errors import UserError
 
 T = TypeVar("T")
@@ -159,7 +159,7 @@ def steady(
     and they may be older than the clock. As many as there are workers are dropped after it: when the clock stops, as
     much work is unfinished as when it starts, and nothing is being made while another contestant is timed.
     """
-    rate = Rate(device)
+    rate = Throughput(device)
     stream = rate.waiting(made)
     deque(islice(stream, 2 * workers + 2), maxlen=0)
     _synchronize(device)

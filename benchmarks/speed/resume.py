@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from adco.config.schema import Bank, Encoder, Recipe
+from adco.config.schema import BankConfig, EncoderConfig, PretrainConfig
 from adco.methods import build_method
 from adco.train import checkpoint
 from adco.train.optimizer import build_optimizer
@@ -24,7 +24,7 @@ GOAL = 2.0
 def run(options: Options) -> Outcome:
     """A ResNet-50 with 65536 adversaries (quick: ResNet-18, 8192): state, optimizer and digest."""
     arch, size = ("resnet18", 8192) if options.quick else ("resnet50", 65536)
-    recipe = Recipe(encoder=Encoder(arch=arch), bank=Bank(size=size))
+    recipe = PretrainConfig(encoder=EncoderConfig(arch=arch), bank=BankConfig(size=size))
     method = build_method(recipe).to(options.device)
     optimizer = build_optimizer(recipe.optimizer, method.encoder, fused=False)
     for parameter in method.encoder.parameters():

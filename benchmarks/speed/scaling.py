@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 import torch
 from torch.nn import functional as F
 
-from adco.config.schema import Bank as BankOptions
+from adco.config.schema import BankConfig as BankOptions
 from adco.losses.adco import adversarial_contrast
 from adco.losses.pairs import make_pairs
-from adco.models.memory_bank import Bank
+from adco.models.memory_bank import MemoryBank
 from adco.utils import distributed
 from adco.utils.errors import command
 from tests.ranks import run_ranks
@@ -96,19 +96,19 @@ def bank_step(job: Job, rounds: int, sharded: bool) -> float:
     """Median seconds of the loss and the bank's step on this rank, all ranks together."""
     torch.manual_seed(distributed.rank())
     options = BankOptions(job.rows, placement="auto" if sharded else "replicated")
-    bank = Bank(options, job.dim)
+    bank = MemoryBank(options, job.dim)
     q, k = (F.normalize(torch.randn(job.batch_per_rank, job.dim), dim=1) for _ in range(2))
     taken = []
     for _ in range(rounds + 1):
         queries = {0: q.clone().requires_grad_()}
-        distributed.anywhere(False)  # all start together
+        distributed.any_rank(False)  # all start together
         begun = time.perf_counter()
         result = adversarial_contrast(
             queries, {1: k}, make_pairs(2, False), bank.rows, 0.12, 0.02, True, sharded=bank.sharded
         )
         result.loss.backward()
-        bank.ascend(result.ascent, 3.0)
-        distributed.anywhere(False)
+        bank.sgd_ascent_step(result.bank_gradient, 3.0)
+        distributed.any_rank(False)
         taken.append(time.perf_counter() - begun)
     return statistics.median(taken[1:])
 
@@ -118,7 +118,7 @@ def reduce_seconds(numbers: int, rounds: int) -> float:
     tensor, taken = torch.randn(numbers), []
     for _ in range(rounds + 1):
         begun = time.perf_counter()
-        distributed.total(tensor)
+        distributed.all_reduce_sum(tensor)
         taken.append(time.perf_counter() - begun)
     return statistics.median(taken[1:])
 

@@ -28,7 +28,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from adco.config.schema import Bank, Compute, Contrast, Data, Encoder, Monitor, Recipe, View
+from adco.config.schema import (
+    BankConfig,
+    ComputeConfig,
+    DataConfig,
+    EncoderConfig,
+    LossConfig,
+    MonitorConfig,
+    PretrainConfig,
+    ViewConfig,
+)
 from adco.data.batch import Batch
 from adco.methods.base import PRECISION, allow_graphs
 from adco.models.encoder import Encoder as Network
@@ -69,19 +78,19 @@ def run(options: Options) -> Outcome:
     return Outcome("image", list(found.values()), ratios, {}, "random pixels", settings, notes)
 
 
-def recipe_for(device: torch.device, small: bool = False) -> Recipe:
+def recipe_for(device: torch.device, small: bool = False) -> PretrainConfig:
     """What is raced on this device: the released AdCo's ResNet-50 on a GPU, a small one on a CPU, or a tiny one."""
     big = device.type == "cuda" and not small
-    return Recipe(
+    return PretrainConfig(
         epochs=1000,
         batch=256 if big else 8 if small else 64,
-        views=[View(px=224 if big else 32 if small else 64)] * 2,
-        encoder=Encoder(arch="resnet50" if big else "resnet18"),
-        contrast=Contrast(),
-        bank=Bank(size=65536 if big else 8192, init="random"),
-        compute=Compute(precision="bf16" if big else "float32"),
-        monitor=Monitor(every_steps=0),
-        data=Data(workers=0),
+        views=[ViewConfig(px=224 if big else 32 if small else 64)] * 2,
+        encoder=EncoderConfig(arch="resnet50" if big else "resnet18"),
+        contrast=LossConfig(),
+        bank=BankConfig(size=65536 if big else 8192, init="random"),
+        compute=ComputeConfig(precision="bf16" if big else "float32"),
+        monitor=MonitorConfig(every_steps=0),
+        data=DataConfig(workers=0),
     )
 
 
@@ -96,7 +105,7 @@ def changes(device: torch.device) -> dict[str, dict[str, object]]:
     return found | ({"graphs": {"cuda_graphs": True}} if device.type == "cuda" else {})
 
 
-def contestants(recipe: Recipe, device: torch.device, folder: Path) -> dict[str, Callable[[], Step]]:
+def contestants(recipe: PretrainConfig, device: torch.device, folder: Path) -> dict[str, Callable[[], Step]]:
     """Name -> what makes the contestant's step, the quick ones first. folder: where trainers may write."""
     makers: dict[str, Callable[[], Step]] = {
         "ours": partial(our_step, recipe, device, folder),
@@ -114,7 +123,7 @@ def contestants(recipe: Recipe, device: torch.device, folder: Path) -> dict[str,
     return makers
 
 
-def our_trainer(recipe: Recipe, device: torch.device, folder: Path) -> Trainer:
+def our_trainer(recipe: PretrainConfig, device: torch.device, folder: Path) -> Trainer:
     """A run on a batch of tiny images, which are never read."""
     images = folder / "images"
     images.mkdir(exist_ok=True)
@@ -124,13 +133,13 @@ def our_trainer(recipe: Recipe, device: torch.device, folder: Path) -> Trainer:
     return Trainer(replace(recipe, data=replace(recipe.data, root=str(images))), folder / "output", device)
 
 
-def our_step(recipe: Recipe, device: torch.device, folder: Path) -> Step:
+def our_step(recipe: PretrainConfig, device: torch.device, folder: Path) -> Step:
     """The trainer's whole step on the same views each time."""
     trainer, batch = our_trainer(recipe, device, folder), random_batch(recipe, device)
     return with_arithmetic(lambda: trainer.train_step(batch), device, recipe.compute.precision)
 
 
-def released_step(recipe: Recipe, device: torch.device) -> Callable[[list[Tensor]], None]:
+def released_step(recipe: PretrainConfig, device: torch.device) -> Callable[[list[Tensor]], None]:
     """A network of its own and the step that trains it on two views, query and key."""
     query = Network(recipe.encoder).to(device)
     key = copy.deepcopy(query).requires_grad_(False)
@@ -153,7 +162,7 @@ def released_step(recipe: Recipe, device: torch.device) -> Callable[[list[Tensor
     return with_arithmetic(step, device, RELEASED_ARITHMETIC)
 
 
-def bare_step(recipe: Recipe, device: torch.device) -> Step:
+def bare_step(recipe: PretrainConfig, device: torch.device) -> Step:
     """The network alone, with `recipe.compute`'s precision, memory format and compilation."""
     compute, views = recipe.compute, random_batch(recipe, device).pixels
     memory_format = torch.channels_last if compute.channels_last else torch.contiguous_format
@@ -175,7 +184,7 @@ def bare_step(recipe: Recipe, device: torch.device) -> Step:
     return with_arithmetic(step, device, compute.precision)
 
 
-def random_batch(recipe: Recipe, device: torch.device) -> Batch:
+def random_batch(recipe: PretrainConfig, device: torch.device) -> Batch:
     """Random views (B, 3, S, S) on the device, in the memory format that the recipe's network takes."""
     generator = torch.Generator(device).manual_seed(0)
     sizes = [(recipe.batch, 3, view.px, view.px) for view in recipe.views]
@@ -193,7 +202,7 @@ def with_arithmetic(step: Callable, device: torch.device, precision: str) -> Cal
     return work
 
 
-def _released(recipe: Recipe, device: torch.device) -> Step:
+def _released(recipe: PretrainConfig, device: torch.device) -> Step:
     contiguous = replace(recipe, compute=replace(recipe.compute, channels_last=False))
     step, views = released_step(recipe, device), list(random_batch(contiguous, device).pixels)
     return lambda: step(views)

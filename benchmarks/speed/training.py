@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from adco.config.schema import Data, Recipe
+from adco.config.schema import DataConfig, PretrainConfig
 from adco.data.images import ImageIndex, index_folder
 from adco.train.trainer import Trainer
 from adco.utils.device import usable_cores
@@ -73,11 +73,12 @@ def gpu_hours(images_per_second: float) -> float:
 
 
 def our_training(
-    recipe: Recipe, backend: str, index: ImageIndex, workers: int, count: int, output: Path, device: torch.device,
+    recipe: PretrainConfig, backend: str, index: ImageIndex, workers: int, count: int, output: Path,
+    device: torch.device,
     shares: dict[str, float],
 ) -> Callable[[], float]:  # fmt: skip
     """A round of our loader and step: seconds of `count` steps. shares: where the share of waiting goes, by backend."""
-    trainer = Trainer(replace(recipe, data=Data(root=str(index.root), workers=0)), output, device)
+    trainer = Trainer(replace(recipe, data=DataConfig(root=str(index.root), workers=0)), output, device)
     train = with_arithmetic(trainer.train_step, device, recipe.compute.precision)
     train(random_batch(recipe, device))  # cuDNN chooses its algorithms now, and not while the clock runs
 
@@ -90,7 +91,7 @@ def our_training(
 
 
 def released_training(
-    recipe: Recipe, root: Path, workers: int, count: int, device: torch.device, shares: dict[str, float]
+    recipe: PretrainConfig, root: Path, workers: int, count: int, device: torch.device, shares: dict[str, float]
 ) -> Callable[[], float]:
     """The same of the released loader and step; its share of waiting goes under `released`."""
     loader = released_loader(root, recipe.views[0], recipe.batch, workers, count, device)

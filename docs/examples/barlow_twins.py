@@ -12,7 +12,7 @@ from torch.nn.functional import normalize  # noqa: E402
 
 from adco import methods  # noqa: E402
 from adco.losses.pairs import make_pairs  # noqa: E402
-from adco.methods.base import Method, Step  # noqa: E402
+from adco.methods.base import Method, StepOutput  # noqa: E402
 from adco.models.encoder import Encoder  # noqa: E402
 from adco.utils import distributed  # noqa: E402
 from tools import train_adco  # noqa: E402
@@ -24,14 +24,14 @@ class BarlowTwins(Method):
     def __init__(self, recipe):
         super().__init__(recipe, Encoder(recipe.encoder, unit=False), make_pairs(2, symmetric=True))
 
-    def objective(self, outputs, targets, moment):
-        first, second = (distributed.gather_with_gradient(outputs[view]) for view in (0, 1))
+    def compute_loss(self, outputs, targets, moment):
+        first, second = (distributed.all_gather_with_gradient(outputs[view]) for view in (0, 1))
         a, b = ((z - z.mean(dim=0)) / z.std(dim=0, correction=0) for z in (first, second))
         c = a.T @ b / len(a)  # (D, D) correlations over the images of all ranks
         on, off = (1 - c.diagonal()).square().sum(), c.square().sum() - c.diagonal().square().sum()
         loss = on + 0.005 * off
         q, k = (normalize(outputs[view].detach(), dim=1) for view in (0, 1))  # for the health of the embedding
-        return Step(loss, {"loss": loss.detach(), "off_diagonal": off.detach()}, q, k)
+        return StepOutput(loss, {"loss": loss.detach(), "off_diagonal": off.detach()}, q, k)
 
 
 methods.register("barlow", BarlowTwins)

@@ -21,7 +21,7 @@ from benchmarks import evidence
 from benchmarks.experiments import accuracy_curve, bank_outliers, best_trial, lead, page
 from benchmarks.experiments.holdout import held_out_split, is_held_out
 from benchmarks.experiments.plan import chosen_only, measured_rate, runnable
-from benchmarks.experiments.stages import Place, Stage, build
+from benchmarks.experiments.stages import EvidenceStage, ExperimentDirs, build
 from benchmarks.speed import precision, times
 
 PLAN = yaml.safe_load(evidence.PLAN.read_text())
@@ -42,8 +42,8 @@ def data(tmp_path) -> Path:
     return root.parent
 
 
-def place(data: Path, output: Path = Path("out"), device: str = "cpu") -> Place:
-    return Place(device, data, output, images=6400)
+def place(data: Path, output: Path = Path("out"), device: str = "cpu") -> ExperimentDirs:
+    return ExperimentDirs(device, data, output, images=6400)
 
 
 def names(folder: Path) -> set[str]:
@@ -173,13 +173,13 @@ def test_only_brings_what_must_come_before(data):
 
 
 def test_what_the_budget_leaves_is_told_with_its_minutes_and_goes_on_the_next_time(tmp_path):
-    def job(name: str, minutes: float, after=()) -> Stage:
+    def job(name: str, minutes: float, after=()) -> EvidenceStage:
         path = tmp_path / f"{name}.txt"
         words = (sys.executable, "-c", f"open({str(path)!r}, 'w').write('done')")
-        return Stage("x", Job(name, words, after, minutes, (path,)), {f"x/{name}.json": path})
+        return EvidenceStage("x", Job(name, words, after, minutes, (path,)), {f"x/{name}.json": path})
 
     stages = [job("short", 0.0), job("long", 90.0), job("later", 1.0, ("long",))]
-    stages.append(Stage("gpu", Job("card", ("true",)), not_run="not run: no GPU"))
+    stages.append(EvidenceStage("gpu", Job("card", ("true",)), not_run="not run: no GPU"))
     outcomes = run_jobs(runnable(stages), tmp_path / "logs", budget_minutes=1)
     told = evidence.told(stages, outcomes)
     assert told[:2] == ["left: long, expected 90 min", "left: later, expected 1 min"]

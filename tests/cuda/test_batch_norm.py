@@ -64,7 +64,7 @@ def synced(rank: int, meeting: str, unsupported: str) -> None:
     gpu = torch.device("cuda", 0)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     try:
-        distributed.total(distributed.gather(torch.ones(2, device=gpu)))
+        distributed.all_reduce_sum(distributed.all_gather(torch.ones(2, device=gpu)))
     except (RuntimeError, ValueError) as error:
         with open(unsupported, "w") as file:
             file.write(str(error))
@@ -74,7 +74,7 @@ def synced(rank: int, meeting: str, unsupported: str) -> None:
             for affine in (True, False):
                 plain = batch_norm(shape, affine, torch.float32).to(gpu)
                 ours = replace_norms(copy.deepcopy(plain), sync=True, splits=1)
-                own = [distributed.own(values).to(gpu) for values in batches(shape, channels_last, dtype)]
+                own = [distributed.local_shard(values).to(gpu) for values in batches(shape, channels_last, dtype)]
                 found = passed(ours, *own)
                 close(found, passed(nn.SyncBatchNorm.convert_sync_batchnorm(plain), *own), rtol=1e-4, atol=1e-4)
                 assert found["output"].stride() == found["x"].stride() == own[0].stride()
@@ -93,9 +93,9 @@ def test_two_ranks_equal_torch_s_own_synced_norms(tmp_path, gpu):
 def test_a_step_waits_for_nothing(sync, gpu, monkeypatch):
     """Forward and backward of two ranks with equal batches, or of split norms, and frozen statistics."""
     if sync:
-        monkeypatch.setattr(distributed, "ranks", lambda: 2)
-        monkeypatch.setattr(distributed, "gather", lambda values: torch.cat((values, values)))
-        monkeypatch.setattr(distributed, "total", lambda values: 2 * values)
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
+        monkeypatch.setattr(distributed, "all_gather", lambda values: torch.cat((values, values)))
+        monkeypatch.setattr(distributed, "all_reduce_sum", lambda values: 2 * values)
     layers = nn.Sequential(nn.Conv2d(5, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
     layers = replace_norms(layers, sync=sync, splits=3).to(gpu, memory_format=torch.channels_last)
     x = batches(SHAPES[1], dtype=torch.float32)[0].to(gpu)

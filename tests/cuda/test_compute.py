@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from adco.config.schema import Bank, Compute, Encoder, Recipe, View
+from adco.config.schema import BankConfig, ComputeConfig, EncoderConfig, PretrainConfig, ViewConfig
 from adco.methods import build_method
-from adco.methods.base import Moment
+from adco.methods.base import TrainingProgress
 from adco.train.failures import is_out_of_memory
 from adco.train.gradient_cache import backward, split
 from adco.train.knn_probe import KnnProbe
@@ -19,10 +19,15 @@ from tests.conftest import write_pictures
 
 @pytest.mark.parametrize(
     "compute",
-    [Compute(cuda_graphs=True), Compute(compile=True), Compute(channels_last=False), Compute(precision="tf32")],
+    [
+        ComputeConfig(cuda_graphs=True),
+        ComputeConfig(compile=True),
+        ComputeConfig(channels_last=False),
+        ComputeConfig(precision="tf32"),
+    ],
 )
 def test_options_compute_the_same(gpu, compute):
-    assert losses(compute, gpu, 6) == pytest.approx(losses(Compute(), gpu, 6), rel=1e-2)
+    assert losses(compute, gpu, 6) == pytest.approx(losses(ComputeConfig(), gpu, 6), rel=1e-2)
 
 
 def test_float32_is_float32_and_tf32_is_not(gpu):
@@ -52,19 +57,25 @@ def test_matrix_products_are_float32_in_every_precision(gpu):
         assert (found - exact).abs().max() / exact.abs().max() < 5e-6
 
 
-@pytest.mark.parametrize("compute", [Compute(compile=True, accumulate=2), Compute(cuda_graphs=True, accumulate=2)])
+@pytest.mark.parametrize(
+    "compute", [ComputeConfig(compile=True, accumulate=2), ComputeConfig(cuda_graphs=True, accumulate=2)]
+)
 def test_compiled_micro_batches_of_many_sizes_make_no_graph_after_the_first_step(gpu, compute):
     from torch._dynamo.utils import counters
 
-    views = [View(px=px) for px in (32, 48, 64, 80)]
-    encoder = Encoder(arch="resnet18", stem="small", dim=16, key_batch_norm="local")
-    recipe = Recipe(batch=16, views=views, encoder=encoder, bank=Bank(size=32, init="random"))
-    method = build_method(recipe).prepared(compute, gpu)
+    views = [ViewConfig(px=px) for px in (32, 48, 64, 80)]
+    encoder = EncoderConfig(arch="resnet18", stem="small", dim=16, key_batch_norm="local")
+    recipe = PretrainConfig(batch=16, views=views, encoder=encoder, bank=BankConfig(size=32, init="random"))
+    method = build_method(recipe).to_device(compute, gpu)
     images = [torch.randn(16, 3, v.px, v.px, device=gpu).contiguous(memory_format=torch.channels_last) for v in views]
     graphs = []
     for number in range(3):
         step = backward(
-            method, method.encoder, split(images, 2), Moment(number, 3, 3), torch.amp.GradScaler("cuda", enabled=False)
+            method,
+            method.encoder,
+            split(images, 2),
+            TrainingProgress(number, 3, 3),
+            torch.amp.GradScaler("cuda", enabled=False),
         )
         assert step.loss.isfinite()
         graphs.append(counters["stats"]["unique_graphs"])
@@ -76,8 +87,8 @@ def test_the_probe_leaves_compiled_graphs_alone(gpu, tmp_path):
 
     for part, each in (("train", 16), ("val", 6)):
         write_pictures(tmp_path / part, 3, each)
-    recipe = Recipe(encoder=Encoder(arch="resnet18", stem="small", dim=16), bank=Bank(size=32))
-    method = build_method(recipe).prepared(Compute(cuda_graphs=True), gpu)
+    recipe = PretrainConfig(encoder=EncoderConfig(arch="resnet18", stem="small", dim=16), bank=BankConfig(size=32))
+    method = build_method(recipe).to_device(ComputeConfig(cuda_graphs=True), gpu)
     images = torch.randn(8, 3, 32, 32, device=gpu).contiguous(memory_format=torch.channels_last)
     for _ in range(3):
         torch.compiler.cudagraph_mark_step_begin()

@@ -4,14 +4,14 @@ import time
 
 import torch
 
-from adco.train.throughput import Rate
+from adco.train.throughput import Throughput
 
 
 def test_on_a_gpu_only_the_time_in_which_it_is_idle_counts_as_waiting(gpu):
     square = torch.randn(4096, 4096, device=gpu)
 
     def share(wait: float, products: int) -> float:
-        rate = Rate(gpu)
+        rate = Throughput(gpu)
         for _ in rate.waiting(time.sleep(wait) for _ in range(5)):
             for _ in range(products):
                 square @ square

@@ -13,7 +13,7 @@ from adco.weights.backbone import load_backbone
 from tests.transfer.data import make_folder
 from transfer.classifier import dataset, engine
 from transfer.classifier.command import hits
-from transfer.classifier.engine import Network, Plan, one_step, optimiser_for, train
+from transfer.classifier.engine import Network, TrainingSetup, one_step, optimiser_for, train
 from transfer.classifier.protocols import IMAGENET, PLACES205, VOC_ADCO
 from transfer.features.extract import Feature, Reader, extract
 from transfer.features.reading import Pictures
@@ -56,7 +56,7 @@ def test_a_step_never_waits_for_the_gpu(backbone, tmp_path, monkeypatch, gpu, re
     monkeypatch.setattr(dataset, "_view", lambda recipe, px: replace(view(recipe, px), blur_p=1.0))
     network = Network(backbone, recipe, 3, 96, torch.bfloat16 if bf16 else None).to(gpu)
     network = network.to(memory_format=torch.channels_last)
-    optimiser, plan = optimiser_for(network, recipe), Plan(gpu, 0, 96, 110, tmp_path, bf16=bf16)
+    optimiser, plan = optimiser_for(network, recipe), TrainingSetup(gpu, 0, 96, 110, tmp_path, bf16=bf16)
     labels = torch.zeros((4, 3) if recipe.loss == "bce" else 4, dtype=torch.int64)
     try:
         for number in range(4):
@@ -90,7 +90,7 @@ def test_training_is_that_of_the_cpu_and_goes_on_after_a_stop(folder, backbone, 
     recipe, runs = replace(IMAGENET[name], epochs=2, batch=8, lr=0.01, lr_backbone=0.001), {}
     for where, device in (("gpu", gpu), ("cpu", CPU), ("stopped", gpu)):
         (tmp_path / where).mkdir()
-        plan = Plan(device, 2, 64, 72, tmp_path / where, bf16=bf16)
+        plan = TrainingSetup(device, 2, 64, 72, tmp_path / where, bf16=bf16)
         step, done = engine.one_step, []
 
         def stop_at_fifth(*arguments, step=step, done=done):

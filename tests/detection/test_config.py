@@ -8,7 +8,7 @@ import pytest
 
 import detection  # noqa: F401
 from adco.utils.errors import USER_ERROR, UserError
-from detection.batch_scaling import Plan
+from detection.batch_scaling import BatchPlan
 from detection.config import (
     NOT_GIVEN,
     check_machines,
@@ -20,7 +20,7 @@ from detection.config import (
     load_config,
 )
 from detection.train_net import main, parser, user_error_inside
-from detection.trainer import Job, run
+from detection.trainer import DetectionRun, run
 from tests import ROOT
 
 CONFIGS = ROOT / "detection" / "configs"
@@ -234,8 +234,8 @@ def test_only_what_can_move_a_score_is_a_deviation():
 
 
 def test_a_run_can_be_sent_to_spawned_processes():
-    plan = Plan("linear", 2, 4, 1, ())
-    job = Job("smoke_voc_R_18_C4", (), 2, plan, ({"name": "voc_2007_test"},), "pycocotools", 0.0)
+    plan = BatchPlan("linear", 2, 4, 1, ())
+    job = DetectionRun("smoke_voc_R_18_C4", (), 2, plan, ({"name": "voc_2007_test"},), "pycocotools", 0.0)
     function, cfg, sent = pickle.loads(pickle.dumps((run, config("smoke_voc_R_18_C4"), job)))
     assert function is run
     assert sent == job

@@ -14,7 +14,7 @@ from detection import seeds
 from detection.batch_scaling import plan
 from detection.config import load_config
 from detection.record import make_record, official, protocol_of
-from detection.trainer import Job
+from detection.trainer import DetectionRun
 from tests import ROOT
 
 CONFIG = ROOT / "detection" / "configs" / "smoke_voc_R_18_C4_random.yaml"
@@ -25,7 +25,7 @@ DATA = ({"name": "voc_2007_test", "fingerprint": "f", "images": 5},)
 def settings(out, *overrides):
     cfg, recipe = (load_config(str(CONFIG), given) for given in (("OUTPUT_DIR", str(out), *overrides), ()))
     how = plan(cfg, recipe, 1)
-    return cfg, Job("smoke_voc_R_18_C4_random", (), 0, how, DATA, "pycocotools", 0.0)
+    return cfg, DetectionRun("smoke_voc_R_18_C4_random", (), 0, how, DATA, "pycocotools", 0.0)
 
 
 class Runs:

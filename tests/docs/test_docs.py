@@ -203,7 +203,7 @@ def test_the_example_objective_is_the_papers(barlow):
     """Eq. (1) of Barlow Twins with three loops: sum over i of (1 - c_ii)^2 + lambda x sum over i != j of c_ij^2."""
     method = barlow.BarlowTwins(load_recipe(ROOT / "docs/examples/barlow_twins.yaml", ["encoder.dim=5"]))
     views = [torch.randn(7, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (0, 1)]
-    loss = method.objective(dict(enumerate(views)), {}, None).loss
+    loss = method.compute_loss(dict(enumerate(views)), {}, None).loss
     a, b = ([(row - view.mean(0)) / view.var(0, correction=0).sqrt() for row in view] for view in views)
     expected = 0.0
     for i in range(5):
@@ -222,7 +222,7 @@ def test_the_example_objective_can_be_descended(barlow):
     views = [pictures + 0.5 * torch.randn_like(pictures) for _ in range(2)]
     optimizer, losses = torch.optim.SGD(method.encoder.parameters(), 0.03, momentum=0.9), []
     for _ in range(12):
-        loss = method.objective(dict(enumerate(method.encoder(views))), {}, None).loss
+        loss = method.compute_loss(dict(enumerate(method.encoder(views))), {}, None).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from adco.config.schema import View
+from adco.config.schema import ViewConfig
 from adco.data import native
 from adco.data.datasets.annotations import check_coco_content, places_list, read_coco, voc_objects
 from adco.data.datasets.check import broken
@@ -30,7 +30,7 @@ from transfer.places205 import read_places
 from transfer.voc import read_voc
 
 CPU = torch.device("cpu")
-VIEWS = (View(px=24), View(px=16, scale=[0.05, 0.3]))
+VIEWS = (ViewConfig(px=24), ViewConfig(px=16, scale=[0.05, 0.3]))
 ODD = fault(
     "odd-pictures", "Data",
     "CMYK, 16-bit, animated, 1x1, 9,000x1, another format than the suffix says, names that are no UTF-8",

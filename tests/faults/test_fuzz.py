@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from adco.config.loading import as_recipe, changed, load_recipe
-from adco.config.schema import View
+from adco.config.schema import ViewConfig
 from adco.data import native
 from adco.data.datasets.annotations import check_coco_content, places_list, read_coco, voc_objects
 from adco.data.datasets.check import check_voc
@@ -96,7 +96,7 @@ def picture(data: bytes) -> None:
         assert "\n" not in str(error)
 
 
-VIEW = View(px=16)
+VIEW = ViewConfig(px=16)
 
 
 def jpeg(data: bytes) -> None:

@@ -19,7 +19,7 @@ from adco.train import checkpoint, failures
 from adco.train.logger import read_metrics
 from adco.train.trainer import Trainer
 from adco.utils.errors import UserError
-from adco.utils.files import claimed
+from adco.utils.files import lock_output_dir
 from tests.faults import toy
 from tests.faults.mounts import mounted
 from tests.faults.table import fault
@@ -159,7 +159,7 @@ def test_out_of_memory_says_what_to_lower(recipe, data, tmp_path, seen):
 
 def hold(folder: str, ready) -> None:
     """Claim a folder, as a run does, and never end; a forked child of it lives on, as a data worker might."""
-    held = claimed(Path(folder))
+    held = lock_output_dir(Path(folder))
     ready.set()
     if os.fork() == 0:
         time.sleep(3)
@@ -198,4 +198,4 @@ def test_two_runs_do_not_share_a_folder(recipe, data, tmp_path, seen):
 )
 def test_a_file_system_without_locks_is_used_all_the_same(tmp_path):
     with mock.patch.object(fcntl, "lockf", side_effect=OSError(38, "Function not implemented")):
-        assert claimed(tmp_path) is None
+        assert lock_output_dir(tmp_path) is None

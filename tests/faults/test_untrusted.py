@@ -25,7 +25,7 @@ import torch
 
 from adco.config.loading import load_recipe
 from adco.data.shards import index_shards
-from adco.utils.download import Patience
+from adco.utils.download import RetryPolicy
 from adco.utils.errors import UserError
 from adco.weights.backbone import load_backbone
 from adco.weights.manifest import Model, read_manifest
@@ -64,7 +64,7 @@ REDIRECTS = fault(
     "not followed; the address is named",
 )  # fmt: skip
 BOUND_MIB = 300
-QUICK = Patience(timeout_seconds=5, tries=1, pause_seconds=0)
+QUICK = RetryPolicy(timeout_seconds=5, tries=1, pause_seconds=0)
 
 
 class Calls:

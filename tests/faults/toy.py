@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from adco.config.loading import load_recipe
-from adco.config.schema import Recipe
+from adco.config.schema import PretrainConfig
 from adco.train import checkpoint
 from adco.train.trainer import Trainer
 from adco.utils import distributed
@@ -59,9 +59,9 @@ def small() -> Iterator[None]:
         yield
 
 
-def trainer(recipe: Path | str | Recipe, output: Path, *overrides: str, resume: bool = False) -> Trainer:
+def trainer(recipe: Path | str | PretrainConfig, output: Path, *overrides: str, resume: bool = False) -> Trainer:
     """A trainer of the toy."""
-    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe), overrides)
+    loaded = recipe if isinstance(recipe, PretrainConfig) else load_recipe(str(recipe), overrides)
     with small():
         return Trainer(loaded, output, CPU, resume)
 
@@ -73,7 +73,7 @@ def tool(recipe: Path | str, output: Path, *arguments: str) -> tuple[int, str]:
     return code, errors.getvalue().strip()
 
 
-def live(recipe: Recipe, output: Path, steps: Path) -> None:
+def live(recipe: PretrainConfig, output: Path, steps: Path) -> None:
     """A life of the run: resumed, and if nobody kills it, to the end. `steps` gets a byte for every step done."""
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     run = trainer(recipe, output, resume=True)

@@ -300,12 +300,12 @@ def test_a_job_for_each_stage_through_submitit(world, monkeypatch, capsys):
 def test_a_detectors_smaller_config_bears_the_protocols_name(tmp_path):
     settings = pytest.importorskip("detection.config")
     from adco.suite import commands
-    from adco.suite.checkpoints import Subject
+    from adco.suite.checkpoints import CheckpointSpec
     from adco.suite.stages import load_suite, only
     from detection.record import protocol_of
 
     suite = only(load_suite("quick", ["iterations=8", "image_px=64"]), ["detection-voc"])
-    subject = Subject("random:resnet50", "random", "random", "random:resnet50:0", "resnet50", "imagenet")
+    subject = CheckpointSpec("random:resnet50", "random", "random", "random:resnet50:0", "resnet50", "imagenet")
     (stage,) = suite.stages
     task = plan.Task(subject, stage, stage.protocols(50), tmp_path)
     path = commands._config(task)
@@ -319,13 +319,13 @@ def test_a_detectors_smaller_config_bears_the_protocols_name(tmp_path):
 
 def test_a_conversion_that_fails_is_named_with_its_reason_and_an_old_result_does_not_stand_for_the_new(tmp_path):
     from adco.launch.jobs import Outcome
-    from adco.suite.checkpoints import Subject
+    from adco.suite.checkpoints import CheckpointSpec
     from adco.suite.results import collect
     from adco.suite.stages import load_suite
 
-    subject = Subject("random:resnet18", "random", "random", "random:resnet18:0", "resnet18", "imagenet")
+    subject = CheckpointSpec("random:resnet18", "random", "random", "random:resnet18:0", "resnet18", "imagenet")
     task = plan.Task(subject, load_suite("quick").stages[-1], ("detection/x",), tmp_path / "work")
-    place = plan.Place(tmp_path)
+    place = plan.RunDirs(tmp_path)
     old = place.results / "random" / "detection-x.json"
     old.parent.mkdir(parents=True)
     old.touch()

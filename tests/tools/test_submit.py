@@ -72,7 +72,7 @@ def started(folder: Path, end: int, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.chdir(ROOT)  # where the job finds `tools`
     (folder / "stub.py").write_text(STUB)
-    training = slurm.Work((sys.executable, str(folder / "stub.py"), str(folder), str(end), "--resume"))
+    training = slurm.SubmittedCommand((sys.executable, str(folder / "stub.py"), str(folder), str(end), "--resume"))
     return slurm.submit(training, "local", folder / "logs", {"timeout_min": 5, "tasks_per_node": 1, "gpus_per_node": 0})
 
 
@@ -140,14 +140,14 @@ def test_a_training_without_recipe_or_folder_is_refused(capsys):
 def test_submitit_absent_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match="pip install submitit, or use docs/slurm/train.sbatch"):
-        slurm.submit(slurm.Work(()), "slurm", tmp_path, {})
+        slurm.submit(slurm.SubmittedCommand(()), "slurm", tmp_path, {})
 
 
 @pytest.mark.skipif(shutil.which("srun") is not None, reason="this machine has SLURM")
 def test_slurm_absent_is_one_clear_line(tmp_path):
     pytest.importorskip("submitit")
     with pytest.raises(UserError, match='slurm does not take the job: Could not detect "srun"'):
-        slurm.submit(slurm.Work(()), "slurm", tmp_path, {})
+        slurm.submit(slurm.SubmittedCommand(()), "slurm", tmp_path, {})
 
 
 def through_sbatch_file(tmp_path: Path, code: int) -> tuple[int, list[str]]:

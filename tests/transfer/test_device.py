@@ -24,7 +24,7 @@ from tests.transfer.data import assert_one_line_error, make_folder
 from transfer import cli, throughput
 from transfer.classifier import dataset
 from transfer.classifier.command import hits
-from transfer.classifier.engine import Network, Plan, evaluate, one_step, optimiser_for, train
+from transfer.classifier.engine import Network, TrainingSetup, evaluate, one_step, optimiser_for, train
 from transfer.classifier.protocols import IMAGENET, PLACES205, VOC_ADCO
 from transfer.imagenet import labelled
 
@@ -57,7 +57,7 @@ def arguments(folder, out, *more):
 def test_bf16_is_the_backbones_alone_in_training_and_evaluation(folder, backbone, tmp_path, name):
     """What each module sees: bf16 in the backbone; float32, in and out, in the heads, where autocast is off."""
     data, val = splits(folder)
-    recipe, plan = replace(IMAGENET[name], batch=8), Plan(CPU, 0, 32, 37, tmp_path, bf16=True)
+    recipe, plan = replace(IMAGENET[name], batch=8), TrainingSetup(CPU, 0, 32, 37, tmp_path, bf16=True)
     network = Network(backbone, recipe, 3, 32, torch.bfloat16)
     seen = []
 
@@ -152,7 +152,7 @@ def test_a_step_never_waits_for_the_device(backbone, monkeypatch, stand_in, reci
     view = dataset._view
     monkeypatch.setattr(dataset, "_view", lambda recipe, px: replace(view(recipe, px), blur_p=blur))
     network = Network(backbone, recipe, 3, 96).to(META)
-    optimiser, plan = optimiser_for(network, recipe), Plan(META, 0, 96, 110, None)
+    optimiser, plan = optimiser_for(network, recipe), TrainingSetup(META, 0, 96, 110, None)
     labels = torch.zeros((4, 3) if recipe.loss == "bce" else 4, dtype=torch.int64)
     for number in range(2):
         item = Request(number, np.arange(4)), torch.zeros(4, 3, 96, 96, dtype=torch.uint8), labels, {}
@@ -185,7 +185,7 @@ def test_the_loss_is_read_every_ten_steps_and_for_the_history(folder, backbone, 
 
     numbers = iter(range(1, 100))
     monkeypatch.setattr(engine, "one_step", lambda *arguments: Loss(step(*arguments)))
-    run = train(recipe, backbone, data, val, Plan(CPU, 0, 32, 37, tmp_path, evaluations=1), hits)
+    run = train(recipe, backbone, data, val, TrainingSetup(CPU, 0, 32, 37, tmp_path, evaluations=1), hits)
     assert read == [3, 10, 20, 27] and [row["step"] for row in run.history] == [3, 27]
     assert all(math.isfinite(row["loss"]) for row in run.history)
 
@@ -221,7 +221,7 @@ def test_training_and_evaluation_are_the_same_with_any_threads_and_start_no_proc
     runs = []
     for workers in (0, 1, 3):
         (tmp_path / str(workers)).mkdir()
-        plan = Plan(CPU, workers, 32, 37, tmp_path / str(workers))
+        plan = TrainingSetup(CPU, workers, 32, 37, tmp_path / str(workers))
         runs.append(train(recipe, backbone, data, val, plan, hits))
     for other in runs[1:]:
         assert other.history == runs[0].history

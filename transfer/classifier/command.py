@@ -17,8 +17,8 @@ from adco.utils import distributed
 from adco.utils.errors import UserError
 from transfer.classifier.dataset import Labelled
 from transfer.classifier.engine import Trained, train
-from transfer.classifier.protocols import Recipe
-from transfer.cli import Job, explain, make_job, make_plan
+from transfer.classifier.protocols import ClassifierProtocol
+from transfer.cli import BenchmarkRun, explain, make_job, make_plan
 from transfer.features.extract import enough_memory
 
 
@@ -31,7 +31,7 @@ def hits(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     }
 
 
-def chosen(names: Sequence[str], recipes: Mapping[str, Recipe]) -> list[tuple[str, Recipe]]:
+def chosen(names: Sequence[str], recipes: Mapping[str, ClassifierProtocol]) -> list[tuple[str, ClassifierProtocol]]:
     """The recipes by name, each once. Raises UserError for a name that is none."""
     for name in names:
         if name not in recipes:
@@ -39,7 +39,7 @@ def chosen(names: Sequence[str], recipes: Mapping[str, Recipe]) -> list[tuple[st
     return [(name, recipes[name]) for name in dict.fromkeys(names)]
 
 
-def listed(args: argparse.Namespace, recipes: Mapping[str, Recipe]) -> bool:
+def listed(args: argparse.Namespace, recipes: Mapping[str, ClassifierProtocol]) -> bool:
     """Answer `--protocol list`."""
     if "list" not in (args.protocol or ()):
         return False
@@ -47,7 +47,9 @@ def listed(args: argparse.Namespace, recipes: Mapping[str, Recipe]) -> bool:
     return True
 
 
-def run_recipe(args: argparse.Namespace, recipe: Recipe, data: Labelled, val: Labelled, about: dict, more: dict):
+def run_recipe(
+    args: argparse.Namespace, recipe: ClassifierProtocol, data: Labelled, val: Labelled, about: dict, more: dict
+):
     """Train, look at val, print, and write the record (rank 0): top-1 and top-5 of the last step for each head.
 
     about: what the record says of the data; more: further settings.
@@ -59,17 +61,27 @@ def run_recipe(args: argparse.Namespace, recipe: Recipe, data: Labelled, val: La
     if len(data.classes) < 2:
         raise UserError(f"{data.pictures.root}: one class only; a classifier needs at least two class folders")
     with distributed.started(job.reader.device) as device:
-        if recipe.batch % distributed.ranks():
-            raise UserError(f"batch {recipe.batch} cannot be shared by {distributed.ranks()} ranks; see --train-batch")
+        if recipe.batch % distributed.world_size():
+            raise UserError(
+                f"batch {recipe.batch} cannot be shared by {distributed.world_size()} ranks; see --train-batch"
+            )
         plan = make_plan(args, job, device, job.protocol(recipe.name))
-        share = f"{recipe.batch // distributed.ranks()} images of {job.crop_px} px at a time"
+        share = f"{recipe.batch // distributed.world_size()} images of {job.crop_px} px at a time"
         with enough_memory(f"{share}: choose a smaller --train-batch or --image-px, more ranks, or --bf16"):
             trained = train(recipe, job.backbone, data, val, plan, hits)
         if distributed.rank() == 0:
             report(job, recipe, trained, val, about, more, time.perf_counter() - begun)
 
 
-def report(job: Job, recipe: Recipe, trained: Trained, val: Labelled, about: dict, more: dict, seconds: float) -> None:
+def report(
+    job: BenchmarkRun,
+    recipe: ClassifierProtocol,
+    trained: Trained,
+    val: Labelled,
+    about: dict,
+    more: dict,
+    seconds: float,
+) -> None:
     """Print and write what a run came to."""
     found = {
         name if len(trained.final) == 1 else f"{head}/{name}": hit
@@ -93,7 +105,7 @@ def report(job: Job, recipe: Recipe, trained: Trained, val: Labelled, about: dic
         "fit": recipe.fit,
         "backbone": recipe.backbone,
         "backbone_unmoved_sha256": trained.unmoved,
-        "ranks": distributed.ranks(),
+        "ranks": distributed.world_size(),
         "history": trained.history,
         "interval_replicates": REPLICATES,
         "trials": 1,

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as pixels
 
-from adco.config.schema import View
+from adco.config.schema import ViewConfig
 from adco.data.batch import Request, RowByRow
 from adco.data.images import UnreadableImage, read_image
 from adco.data.transforms import functional, parameters
@@ -20,7 +20,7 @@ from adco.utils import distributed, philox
 from adco.utils.device import constant, upload
 from adco.utils.errors import UserError
 from adco.utils.threads import at_once, host_memory
-from transfer.classifier.protocols import Recipe
+from transfer.classifier.protocols import ClassifierProtocol
 from transfer.features.reading import Pictures
 
 VOC_PX = 300
@@ -47,7 +47,7 @@ def requests(seed: int, count: int, batch: int, first_step: int, last_step: int)
     """This rank's share of steps [first_step, last_step). An epoch's last batch is smaller, filled up to a multiple of
     the ranks with the epoch's first samples, as torch's DistributedSampler does."""
     per_epoch, order, current = -(-count // batch), None, None
-    rank, ranks = distributed.rank(), distributed.ranks()
+    rank, ranks = distributed.rank(), distributed.world_size()
     for step in range(first_step, last_step):
         epoch, place = divmod(step, per_epoch)
         if epoch != current:
@@ -63,7 +63,7 @@ class TrainingPictures:
     An unreadable picture gives its place to the next readable one, with that one's label.
     """
 
-    def __init__(self, data: Labelled, recipe: Recipe, crop_px: int, seed: int):
+    def __init__(self, data: Labelled, recipe: ClassifierProtocol, crop_px: int, seed: int):
         self.data, self.recipe, self.crop_px, self.seed = data, recipe, crop_px, seed
 
     def __getitem__(self, request: Request) -> tuple[Request, Tensor, Tensor, dict[str, str]]:
@@ -88,7 +88,7 @@ class TrainingPictures:
         if self.recipe.view == "voc":
             return voc_view(image, self.crop_px, uniform)
         scale = _view(self.recipe, self.crop_px).scale
-        return parameters.cut(image, self.crop_px, parameters.crop_box(*image.size, scale, uniform))
+        return parameters.resized_crop(image, self.crop_px, parameters.crop_box(*image.size, scale, uniform))
 
     def _decode(self, sample: int, bad: dict[str, str]) -> tuple[Image.Image, int]:
         pictures = self.data.pictures
@@ -101,7 +101,9 @@ class TrainingPictures:
         raise UserError(f"{pictures.root}: none of the {len(self.data)} {pictures.name} pictures can be read")
 
 
-def to_network(crops: Tensor, request: Request, recipe: Recipe, crop_px: int, seed: int, device: torch.device):
+def to_network(
+    crops: Tensor, request: Request, recipe: ClassifierProtocol, crop_px: int, seed: int, device: torch.device
+):
     """uint8 crops (B, 3, S, S) -> the network's float input on the device, with the pixel work of the recipe's view.
 
     The random choices stay on the CPU, and the CPU waits for no copy to a GPU.
@@ -109,7 +111,7 @@ def to_network(crops: Tensor, request: Request, recipe: Recipe, crop_px: int, se
     crops = upload(crops, device)
     if recipe.view == "voc":
         return standardise(crops.float() / 255, recipe)
-    choices = parameters.draw(_view(recipe, crop_px), seed, request.epoch, request.samples, 0).choices
+    choices = parameters.sample_params(_view(recipe, crop_px), seed, request.epoch, request.samples, 0).choices
     images = functional.augment(crops, choices)
     if recipe.lighting:
         images = images + lighting(seed, request, images) / _per_channel(functional.STD, images)
@@ -117,7 +119,7 @@ def to_network(crops: Tensor, request: Request, recipe: Recipe, crop_px: int, se
 
 
 def lighting(seed: int, request: Request, images: Tensor) -> Tensor:
-    """(B, 3, 1, 1): PCA noise of standard deviation 0.1 for images in [0, 1], one draw a picture."""
+    """(B, 3, 1, 1): PCA noise of standard deviation 0.1 for images in [0, 1], one draw an image."""
     u = philox.uniforms(seed, request.epoch, request.samples, 1, 6)
     radius, angle = np.sqrt(-2 * np.log(1 - u[:, :3])), 2 * np.pi * u[:, 3:]
     alpha = PCA_DEVIATION * radius * np.cos(angle)
@@ -125,12 +127,12 @@ def lighting(seed: int, request: Request, images: Tensor) -> Tensor:
     return upload(torch.from_numpy(noise).to(images.dtype), images.device)[:, :, None, None]
 
 
-def standardise(images: Tensor, recipe: Recipe) -> Tensor:
+def standardise(images: Tensor, recipe: ClassifierProtocol) -> Tensor:
     """Images in [0, 1] minus the recipe's mean, over its standard deviation."""
     return (images - _per_channel(recipe.mean, images)) / _per_channel(recipe.std, images)
 
 
-def renormalised(images: Tensor, recipe: Recipe) -> Tensor:
+def renormalised(images: Tensor, recipe: ClassifierProtocol) -> Tensor:
     """Images normalised with ImageNet's statistics -> with the recipe's."""
     if (recipe.mean, recipe.std) == (functional.MEAN, functional.STD):
         return images
@@ -155,14 +157,14 @@ def voc_view(image: Image.Image, px: int, uniform: np.ndarray) -> np.ndarray:
     return np.asarray(pixels.rotate(image, VOC_DEGREES * (2 * angle - 1))).transpose(2, 0, 1).copy()
 
 
-def _view(recipe: Recipe, px: int) -> View:
+def _view(recipe: ClassifierProtocol, px: int) -> ViewConfig:
     jittered = 1.0 if any(recipe.jitter) else 0.0
-    return View(
+    return ViewConfig(
         px=px, scale=[0.08, 1.0], jitter=list(recipe.jitter), jitter_p=jittered, gray_p=0.0, blur_p=0.0, flip_p=0.5
     )
 
 
-def _uniforms(recipe: Recipe, seed: int, request: Request, px: int) -> np.ndarray:
+def _uniforms(recipe: ClassifierProtocol, seed: int, request: Request, px: int) -> np.ndarray:
     if recipe.view == "voc":
         return philox.uniforms(seed, request.epoch, request.samples, 0, 5)
-    return parameters.draw(_view(recipe, px), seed, request.epoch, request.samples, 0).crops
+    return parameters.sample_params(_view(recipe, px), seed, request.epoch, request.samples, 0).crops

@@ -34,7 +34,7 @@ from adco.utils.threads import in_threads
 from adco.weights.backbone import Backbone
 from adco.weights.readers import load_torch
 from transfer.classifier.dataset import Labelled, TrainingPictures, renormalised, requests, to_network
-from transfer.classifier.protocols import Recipe
+from transfer.classifier.protocols import ClassifierProtocol
 from transfer.features.extract import pooled_map, weights_sha256
 from transfer.features.reading import read_batches
 from transfer.features.transforms import Transform
@@ -46,7 +46,7 @@ Summary = Callable[[Tensor, Tensor], dict[str, Tensor]]  # logits (B, C), labels
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingSetup:
     """What a run needs beside the recipe. evaluations: how many epochs are followed by a look at val, the last always;
     bf16: the network (never the classifiers) under bfloat16 autocast; folder: where it saves and resumes."""
 
@@ -91,7 +91,7 @@ class Network(nn.Module):
     precision: None, or the dtype that autocast computes the ResNet and its pooling in; heads are float32 in any case.
     """
 
-    def __init__(self, backbone: Backbone, recipe: Recipe, classes: int, crop_px: int, precision=None):
+    def __init__(self, backbone: Backbone, recipe: ClassifierProtocol, classes: int, crop_px: int, precision=None):
         super().__init__()
         self.backbone, self.recipe, self.precision = backbone.module(), recipe, precision
         with torch.inference_mode():
@@ -121,7 +121,7 @@ class Network(nn.Module):
         self.backbone.train(self.recipe.backbone != "frozen")
 
 
-def optimiser_for(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
+def optimiser_for(network: Network, recipe: ClassifierProtocol) -> torch.optim.Optimizer:
     """SGD or LARC with momentum 0.9; norms are not decayed. Each group keeps its full rate under `base_lr`."""
     norms = [p for m in network.heads.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()]
     plain = {id(p) for p in norms}
@@ -143,11 +143,11 @@ def loss_of(logits: dict[str, Tensor], labels: Tensor, loss: str) -> Tensor:
 
 
 def train(
-    recipe: Recipe,
+    recipe: ClassifierProtocol,
     backbone: Backbone,
     data: Labelled,
     val: Labelled,
-    plan: Plan,
+    plan: TrainingSetup,
     summary: Summary,
     keep_best: str = "",
 ) -> Trained:
@@ -203,7 +203,9 @@ def looks_at(per_epoch: int, total: int, evaluations: int) -> set[int]:
     return {min(total, int(epoch) * per_epoch) for epoch in spread} | {total}
 
 
-def one_step(wrapped, network: Network, optimiser, item, recipe: Recipe, plan: Plan, rate: float) -> Tensor:
+def one_step(
+    wrapped, network: Network, optimiser, item, recipe: ClassifierProtocol, plan: TrainingSetup, rate: float
+) -> Tensor:
     """One optimiser step on this rank's pictures; returns the loss, on the device."""
     request, crops, labels, _ = item
     images = to_network(crops, request, recipe, plan.crop_px, plan.seed, plan.device)
@@ -216,8 +218,8 @@ def one_step(wrapped, network: Network, optimiser, item, recipe: Recipe, plan: P
     else:
         with torch.no_grad():
             maps = network.maps(images)
-        logits = network.classify({kind: distributed.gather(values) for kind, values in maps.items()})
-        labels = distributed.gather(labels)
+        logits = network.classify({kind: distributed.all_gather(values) for kind, values in maps.items()})
+        labels = distributed.all_gather(labels)
     loss = loss_of(logits, labels, recipe.loss)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
@@ -226,14 +228,14 @@ def one_step(wrapped, network: Network, optimiser, item, recipe: Recipe, plan: P
 
 
 @torch.inference_mode()
-def evaluate(network: Network, val: Labelled, plan: Plan, summary: Summary, fit: str = "") -> dict[str, dict]:
+def evaluate(network: Network, val: Labelled, plan: TrainingSetup, summary: Summary, fit: str = "") -> dict[str, dict]:
     """head -> name -> (N, ...) values of `summary` for val's pictures in their order, on every rank. Raises UserError.
 
     With several crops a picture (fit `five`) their logits are averaged.
     """
     network.eval()
     transform = Transform(fit or network.recipe.fit, plan.crop_px, plan.resize_px)
-    own = range(distributed.rank(), len(val), distributed.ranks())
+    own = range(distributed.rank(), len(val), distributed.world_size())
     found: dict[str, dict[str, list]] = {kind: {} for kind in network.heads}
     for batch in read_batches(val.pictures, [transform], own, EVALUATION_BATCH, plan.workers, plan.device):
         for path, reason in batch.bad.items():
@@ -247,7 +249,7 @@ def evaluate(network: Network, val: Labelled, plan: Plan, summary: Summary, fit:
             logits = logits.unflatten(0, (-1, crops)).mean(dim=1).cpu()
             for name, values in summary(logits, labels).items():
                 found[kind].setdefault(name, []).append(values.numpy())
-    parts = distributed.gather_objects({k: {n: np.concatenate(v) for n, v in d.items()} for k, d in found.items()})
+    parts = distributed.all_gather_objects({k: {n: np.concatenate(v) for n, v in d.items()} for k, d in found.items()})
     whole = {}
     for kind, values in parts[0].items():
         whole[kind] = {name: np.empty((len(val), *v.shape[1:]), v.dtype) for name, v in values.items()}
@@ -257,7 +259,7 @@ def evaluate(network: Network, val: Labelled, plan: Plan, summary: Summary, fit:
     return whole
 
 
-def run_key(recipe: Recipe, backbone: Backbone, data: Labelled, plan: Plan) -> str:
+def run_key(recipe: ClassifierProtocol, backbone: Backbone, data: Labelled, plan: TrainingSetup) -> str:
     """sha256 of all that a run's state depends on."""
     content = {**asdict(recipe), "about": "", "checkpoint": backbone.sha256, "data": data.pictures.fingerprint()}
     content |= {"labels": hashlib.sha256(np.ascontiguousarray(data.labels)).hexdigest(), "seed": plan.seed}

@@ -12,7 +12,7 @@ STAGES = ("res2", "res3", "res4", "res5")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ClassifierProtocol:
     """One protocol.
 
     lr: at `batch` pictures a step over all ranks. epochs, or iterations where those are what was published.
@@ -70,7 +70,7 @@ class Recipe:
         per_epoch = -(-pictures // self.batch)
         return per_epoch, self.iterations or self.epochs * per_epoch
 
-    def shortened(self, epochs: int | None, batch: int | None) -> Recipe:
+    def shortened(self, epochs: int | None, batch: int | None) -> ClassifierProtocol:
         """The same with other epochs (milestones in proportion) or batch (learning rates in proportion), named so."""
         made = self
         if epochs and epochs != self.epochs:
@@ -88,7 +88,7 @@ class Recipe:
 
 
 IMAGENET = {
-    "adco": Recipe(
+    "adco": ClassifierProtocol(
         "imagenet-linear/adco",
         "AdCo's released command: SGD 10, cosine to 0.01 by epoch, 100 epochs, batch 256, no weight decay;\n"
         "RandomResizedCrop 224 and flip; test resize 256, centre crop 224.",
@@ -96,7 +96,7 @@ IMAGENET = {
         epochs=100,
         final_lr=0.01,
     ),
-    "moco": Recipe(
+    "moco": ClassifierProtocol(
         "imagenet-linear/moco",
         "MoCo: SGD 30, x0.1 at epochs 60 and 80 of 100, batch 256, no weight decay;\n"
         "RandomResizedCrop 224 and flip; test resize 256, centre crop 224.",
@@ -105,7 +105,7 @@ IMAGENET = {
         schedule="step",
         milestones=(60, 80),
     ),
-    "simsiam": Recipe(
+    "simsiam": ClassifierProtocol(
         "imagenet-linear/simsiam",
         "SimSiam: LARC, 0.1 x batch / 256 = 1.6, cosine by epoch, 90 epochs, batch 4096, no weight decay;\n"
         "RandomResizedCrop 224 and flip; test resize 256, centre crop 224.",
@@ -114,7 +114,7 @@ IMAGENET = {
         batch=4096,
         optimizer="larc",
     ),
-    "swav": Recipe(
+    "swav": ClassifierProtocol(
         "imagenet-linear/swav",
         "SwAV: SGD 0.3, cosine by epoch, 100 epochs, batch 256, weight decay 1e-6; std .228 .224 .225;\n"
         "RandomResizedCrop 224 and flip; test resize 256, centre crop 224.",
@@ -123,7 +123,7 @@ IMAGENET = {
         weight_decay=1e-6,
         std=(0.228, 0.224, 0.225),
     ),
-    "caco": Recipe(
+    "caco": ClassifierProtocol(
         "imagenet-linear/caco",
         "CaCo's released command: LARC, 0.025 x batch / 256 = 0.4, cosine by epoch, 100 epochs, batch 4096;\n"
         "no weight decay; RandomResizedCrop 224 and flip; test resize 256, centre crop 224.",
@@ -132,7 +132,7 @@ IMAGENET = {
         batch=4096,
         optimizer="larc",
     ),
-    "semi10": Recipe(
+    "semi10": ClassifierProtocol(
         "imagenet-semi/swav-10pct",
         "10% of the labels, the whole network tuned as SwAV does: SGD 0.01, classifier 0.2, x0.2 at 12 and 16\n"
         "of 20 epochs, batch 256, no weight decay; RandomResizedCrop 224 and flip; test resize 256, centre crop 224.",
@@ -156,7 +156,7 @@ IMAGENET["semi1"] = replace(
 SEMI_PERCENT = {"semi1": 1.0, "semi10": 10.0}
 
 PLACES205 = {
-    "vissl": Recipe(
+    "vissl": ClassifierProtocol(
         "places205-linear/vissl",
         "VISSL: BatchNorm and a classifier on each of res2 ... res5, pooled to about 9,000 numbers; SGD 0.01,\n"
         "nesterov, /10 at 4, 8, 12 of 14 epochs, batch 256, weight decay 5e-4; test resize 256, centre crop 224.",
@@ -169,7 +169,7 @@ PLACES205 = {
         heads=STAGES,
         norm="affine",
     ),
-    "fair": Recipe(
+    "fair": ClassifierProtocol(
         "places205-linear/fair",
         "FAIR's benchmark: as vissl, BatchNorm without scale and shift; 140,000 iterations, /10 every 40,000, weight\n"
         "decay 1e-4; colour jitter 0.4 and PCA lighting in training.",
@@ -186,7 +186,7 @@ PLACES205 = {
         jitter=(0.4, 0.4, 0.4, 0.0),
         lighting=True,
     ),
-    "openselfsup": Recipe(
+    "openselfsup": ClassifierProtocol(
         "places205-linear/openselfsup",
         "OpenSelfSup: as vissl, BatchNorm without scale and shift; SGD 0.01, /10 at 7, 14, 21 of 28 epochs,\n"
         "batch 256, weight decay 1e-4.",
@@ -199,7 +199,7 @@ PLACES205 = {
         heads=STAGES,
         norm="plain",
     ),
-    "adco": Recipe(
+    "adco": ClassifierProtocol(
         "places205-linear/adco",
         "AdCo's released command: average pool, SGD 5, cosine of period 12 epochs for 100 epochs (it oscillates),\n"
         "batch 256, no weight decay; test squash to 256x256, centre crop 224.",
@@ -211,7 +211,7 @@ PLACES205 = {
     ),
 }
 
-VOC_ADCO = Recipe(
+VOC_ADCO = ClassifierProtocol(
     "voc07-linear/adco",
     "The released AdCo code: classifier on the average pool, backbone's BatchNorm in training mode; BCE, SGD 0.05,\n"
     "cosine of period 12 for 100 epochs, batch 16; train 2501, best epoch on val, test with five crops.",

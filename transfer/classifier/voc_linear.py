@@ -26,9 +26,9 @@ from adco.evaluation.predictions import write_ranks
 from adco.evaluation.records import Score
 from adco.utils import distributed
 from transfer.classifier.dataset import VOC_PX, Labelled
-from transfer.classifier.engine import Plan, evaluate, train, with_weights
+from transfer.classifier.engine import TrainingSetup, evaluate, train, with_weights
 from transfer.classifier.protocols import VOC_ADCO
-from transfer.cli import Job, usual_resize
+from transfer.cli import BenchmarkRun, usual_resize
 from transfer.features.extract import enough_memory
 from transfer.features.reading import Pictures
 from transfer.features.transforms import CROP_PX
@@ -49,7 +49,7 @@ def by_image(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return {"sample_AP": torch.from_numpy(sample_average_precision(labels.numpy() == 1, logits.numpy()))}
 
 
-def run(job: Job, voc: Voc, epochs: int | None) -> None:
+def run(job: BenchmarkRun, voc: Voc, epochs: int | None) -> None:
     """Train on train, keep the epoch that is best on val, test with five crops, write the record."""
     begun = time.perf_counter()
     px = VOC_PX if job.crop_px == CROP_PX else job.crop_px  # --image-px, when it is not the other protocols' own
@@ -59,7 +59,7 @@ def run(job: Job, voc: Voc, epochs: int | None) -> None:
     parts = {name: split(voc, name) for name in ("train", "val", "test")}
     name = job.protocol(recipe.name)
     folder = job.output_dir / name.replace("/", "-")
-    plan = Plan(job.reader.device, job.reader.workers, px, job.resize_px, folder, job.seed,
+    plan = TrainingSetup(job.reader.device, job.reader.workers, px, job.resize_px, folder, job.seed,
                 evaluations=recipe.epochs, max_bad_share=job.reader.max_bad_share)  # fmt: skip
     with enough_memory("choose a smaller --image-px"):
         trained = train(recipe, job.backbone, parts["train"], parts["val"], plan, by_image, keep_best="gap/sample_AP")

@@ -11,7 +11,7 @@ import numpy as np
 
 from adco.data.images import ImageIndex, index_folder
 from adco.utils.errors import UserError
-from transfer.cli import Job, skipped
+from transfer.cli import BenchmarkRun, skipped
 from transfer.features.extract import Feature
 from transfer.features.reading import Pictures
 
@@ -53,7 +53,9 @@ def read_folders(data: Path) -> tuple[ImageIndex, ImageIndex]:
     return train, ImageIndex(val.root, val.paths, labels, train.classes)
 
 
-def labelled_features(job: Job, data: Path, folders: tuple[ImageIndex, ImageIndex], feature: Feature) -> Labelled:
+def labelled_features(
+    job: BenchmarkRun, data: Path, folders: tuple[ImageIndex, ImageIndex], feature: Feature
+) -> Labelled:
     """Extract one feature of both splits."""
     splits, content, computed, seconds = [], described(data, folders), 0, 0.0
     for index, name in zip(folders, ("train", "val"), strict=True):

@@ -17,7 +17,7 @@ DEPTH = 3  # how far below the data root is looked
 
 
 @dataclass(frozen=True)
-class Found:
+class Dataset:
     """A data set on disk. counts: split -> images."""
 
     name: str
@@ -27,7 +27,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Kind:
+class DatasetSpec:
     """How a data set is recognised and read.
 
     expected: its layout in words; is_one: whether a folder is it; facts: path -> (images by split, fingerprint);
@@ -40,7 +40,7 @@ class Kind:
     inside: tuple[str, ...] = ()
 
 
-def find_all(root: Path | None, given: Mapping[str, Path], wanted: Iterable[str]) -> tuple[dict[str, Found], dict]:
+def find_all(root: Path | None, given: Mapping[str, Path], wanted: Iterable[str]) -> tuple[dict[str, Dataset], dict]:
     """The `wanted` data sets by name, and for each that is not there why, in words.
 
     root: where to look, three folders deep; given: name -> the user's own choice, which must be right
@@ -60,11 +60,11 @@ def find_all(root: Path | None, given: Mapping[str, Path], wanted: Iterable[str]
             missing[name] = f"no {name} {where}, expected {KINDS[name].expected}"
         else:
             counts, fingerprint = KINDS[name].facts(path)
-            found[name] = Found(name, path, counts, fingerprint)
+            found[name] = Dataset(name, path, counts, fingerprint)
     return found, missing
 
 
-def linked(found: Mapping[str, Found], folder: Path) -> Path:
+def linked(found: Mapping[str, Dataset], folder: Path) -> Path:
     """A folder with VOC2007, VOC2012 and coco side by side, as DETECTRON2_DATASETS must be: links to what was found."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, link in (("voc2007", "VOC2007"), ("voc2012", "VOC2012"), ("coco", "coco")):
@@ -76,7 +76,7 @@ def linked(found: Mapping[str, Found], folder: Path) -> Path:
     return folder
 
 
-def sample_of(found: Found, count: int) -> list[str]:
+def sample_of(found: Dataset, count: int) -> list[str]:
     """Up to `count` pictures of the data set, relative to its path."""
     names = []
     for folder, _, files in os.walk(found.path):
@@ -197,13 +197,13 @@ def _has_classes(path: Path) -> bool:
 
 
 KINDS = {
-    "voc2007": Kind("VOC2007 or VOCdevkit/VOC2007 with ImageSets/Main", _is_voc("2007"), _voc_facts,
+    "voc2007": DatasetSpec("VOC2007 or VOCdevkit/VOC2007 with ImageSets/Main", _is_voc("2007"), _voc_facts,
                     ("VOC2007", "VOCdevkit/VOC2007")),
-    "voc2012": Kind("VOC2012 or VOCdevkit/VOC2012 with ImageSets/Main", _is_voc("2012"), _voc_facts,
+    "voc2012": DatasetSpec("VOC2012 or VOCdevkit/VOC2012 with ImageSets/Main", _is_voc("2012"), _voc_facts,
                     ("VOC2012", "VOCdevkit/VOC2012")),
-    "coco": Kind("coco/annotations/instances_{train,val}2017.json, coco/train2017 and coco/val2017", _is_coco,
+    "coco": DatasetSpec("coco/annotations/instances_{train,val}2017.json, coco/train2017 and coco/val2017", _is_coco,
                  _coco_facts, ("coco",)),
-    "places205": Kind(f"places205/{LISTS}/{{train,val}}_places205.csv and places205/{PLACES_IMAGES}, or "
+    "places205": DatasetSpec(f"places205/{LISTS}/{{train,val}}_places205.csv and places205/{PLACES_IMAGES}, or "
                       "places205/{train,val}/CLASS/IMAGE", _is_places, _places_facts, ("places205",)),
-    "imagenet": Kind("imagenet/{train,val}/CLASS/IMAGE", _is_imagenet, _folder_facts, ("imagenet",)),
+    "imagenet": DatasetSpec("imagenet/{train,val}/CLASS/IMAGE", _is_imagenet, _folder_facts, ("imagenet",)),
 }  # fmt: skip

@@ -19,7 +19,7 @@ import numpy as np
 import PIL
 
 from adco.data.transforms.functional import MEAN, STD
-from adco.data.transforms.parameters import Draws
+from adco.data.transforms.parameters import ViewParams
 
 OK = 0
 _JPEG_CALLS = (
@@ -61,7 +61,7 @@ class Canvas:
     """
 
     def __init__(
-        self, scales: Iterable[Sequence[float]], draws: Sequence[Draws], out: Sequence[np.ndarray], full: bool
+        self, scales: Iterable[Sequence[float]], draws: Sequence[ViewParams], out: Sequence[np.ndarray], full: bool
     ):
         self.out = out
         self._keep: list[np.ndarray] = []  # C holds bare pointers
@@ -82,7 +82,7 @@ class Canvas:
         if _library().adco_render_pixels(_scratch(), rgb.ctypes.data, width, height, views, len(views), row) != OK:
             raise MemoryError
 
-    def _view(self, full: bool, scale: Sequence[float], draws: Draws, out: np.ndarray) -> _View:
+    def _view(self, full: bool, scale: Sequence[float], draws: ViewParams, out: np.ndarray) -> _View:
         if not out.flags.c_contiguous or out.dtype not in (np.float32, np.uint8):
             raise ValueError("a view is made in a contiguous array of float32 or uint8")
         view = _View(px=out.shape[1], as_float=out.dtype == np.float32, out=out.ctypes.data)

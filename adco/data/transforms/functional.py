@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adco.data.transforms.parameters import Choices
+from adco.data.transforms.parameters import AugmentParams
 from adco.utils.device import constant, upload
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
@@ -21,7 +21,7 @@ NEUTRAL = (1, 1, 1, 0)  # factors of brightness, contrast and saturation, and th
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow converts to greyscale
 
 
-def augment(pixels: Tensor, choices: Choices) -> Tensor:
+def augment(pixels: Tensor, choices: AugmentParams) -> Tensor:
     """uint8 crops (B, 3, H, W) -> normalised float32 views: jitter, grey, blur, solarize, flip, as MoCo and BYOL."""
 
     def chosen(rows: Tensor) -> Tensor:

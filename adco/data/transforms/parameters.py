@@ -25,7 +25,7 @@ _DRAWS = 2 * TRIES + 2 + 1 + 1 + 4 + 1 + 1 + 1 + 1 + 1
 
 
 @dataclass(frozen=True)
-class Choices:
+class AugmentParams:
     """What happens to the pixels of B views after the crop, one row an image.
 
     flip, gray, solarize: (B,) bool. factors: (B, 4) float32 brightness, contrast, saturation (1: as it is) and hue
@@ -42,14 +42,14 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Draws:
+class ViewParams:
     """The uniform numbers of B views: `crops` feeds `crop_box` (one row an image), `choices` is for the pixel work."""
 
     crops: np.ndarray
-    choices: Choices
+    choices: AugmentParams
 
 
-def draw(view, seed: int, epoch: int, samples: np.ndarray, number: int) -> Draws:
+def sample_params(view, seed: int, epoch: int, samples: np.ndarray, number: int) -> ViewParams:
     """Draw everything random about view `number` (a config.View) of the given samples."""
     u = philox.uniforms(seed, epoch, samples, number, _DRAWS)
     crops, rest = np.split(u, [2 * TRIES + 2], axis=1)
@@ -59,7 +59,7 @@ def draw(view, seed: int, epoch: int, samples: np.ndarray, number: int) -> Draws
     factors = low + (high - low) * np.stack(strengths, axis=1)
     factors[jitter >= view.jitter_p] = (1, 1, 1, 0)
     narrow, wide = view.blur_sigma_px
-    choices = Choices(
+    choices = AugmentParams(
         flip=torch.from_numpy(flip < view.flip_p),
         factors=torch.from_numpy(factors.astype(np.float32)),
         order=torch.from_numpy(ORDERS[(order * len(ORDERS)).astype(int)]),
@@ -67,7 +67,7 @@ def draw(view, seed: int, epoch: int, samples: np.ndarray, number: int) -> Draws
         sigma_px=torch.from_numpy(np.where(blur < view.blur_p, narrow + (wide - narrow) * sigma, 0).astype(np.float32)),
         solarize=torch.from_numpy(solarize < view.solarize_p),
     )
-    return Draws(crops, choices)
+    return ViewParams(crops, choices)
 
 
 def crop_box(width: int, height: int, scale: Sequence[float], u: np.ndarray) -> tuple[int, int, int, int]:
@@ -87,7 +87,7 @@ def crop_box(width: int, height: int, scale: Sequence[float], u: np.ndarray) -> 
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def cut(image: Image.Image, px: int, box: tuple[int, int, int, int]) -> np.ndarray:
+def resized_crop(image: Image.Image, px: int, box: tuple[int, int, int, int]) -> np.ndarray:
     """Crop `box` out of an RGB picture and resize it, bilinear and antialiased as torchvision: (3, px, px) uint8."""
     left, top, width, height = box
     crop = image.crop((left, top, left + width, top + height)).resize((px, px), Image.Resampling.BILINEAR)

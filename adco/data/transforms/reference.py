@@ -16,7 +16,7 @@ _COLOR = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_
 
 
 def reference_levels(
-    image: Image.Image, px: int, scale: tuple[float, float], draws: parameters.Draws, row: int
+    image: Image.Image, px: int, scale: tuple[float, float], draws: parameters.ViewParams, row: int
 ) -> np.ndarray:
     """Row `row` of the draws applied to an RGB image: (3, px, px) uint8. By Pillow and numpy alone: of torch's
     operations each thread that makes views would start threads of its own."""

@@ -19,7 +19,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adco.config.schema import Bank, Checkpoint, Compute, Data, Encoder, Mix, Optimizer, Recipe, Swap, View
+from adco.config.schema import (
+    BankConfig,
+    CheckpointConfig,
+    ComputeConfig,
+    DataConfig,
+    EncoderConfig,
+    MoCHiConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    SwAVConfig,
+    ViewConfig,
+)
 from adco.data.batch import Batch
 from adco.data.loader import ViewDataset, batches, requests
 from adco.data.sources import open_images
@@ -76,26 +87,26 @@ def write_images(root: Path, small: bool = False) -> Path:
     return root
 
 
-def small_recipe(method: str, root: Path, small: bool = False) -> Recipe:
+def small_recipe(method: str, root: Path, small: bool = False) -> PretrainConfig:
     """A ResNet-18 at 64 px, batch 32, whose first steps are what later ones are: MoCHi mixes, SwAV's queue is used."""
     px, batch = (24, 8) if small else (64, 32)
     stem = "small" if small else "imagenet"
-    return Recipe(
+    return PretrainConfig(
         method=method,
         epochs=1,
         batch=batch,
-        data=Data(root=str(root), workers=2),
-        views=[View(px=px, scale=[0.3, 1.0])] * 2,
-        encoder=Encoder(arch="resnet18", stem=stem, dim=64, head_norm=True, predictor_width=32),
-        bank=Bank(size=1024, init="random"),
-        mix=Mix(hard=64, pairs=32, with_query=16, from_epoch=0),
-        swap=Swap(prototypes=48, queue=batch, queue_from_epoch=0, frozen_epochs=0.0),
-        optimizer=Optimizer(lr=LR, final_lr=0.0, schedule_by="step"),
-        checkpoint=Checkpoint(every_steps=2, keep=10),
+        data=DataConfig(root=str(root), workers=2),
+        views=[ViewConfig(px=px, scale=[0.3, 1.0])] * 2,
+        encoder=EncoderConfig(arch="resnet18", stem=stem, dim=64, head_norm=True, predictor_width=32),
+        bank=BankConfig(size=1024, init="random"),
+        mix=MoCHiConfig(hard=64, pairs=32, with_query=16, from_epoch=0),
+        swap=SwAVConfig(prototypes=48, queue=batch, queue_from_epoch=0, frozen_epochs=0.0),
+        optimizer=OptimizerConfig(lr=LR, final_lr=0.0, schedule_by="step"),
+        checkpoint=CheckpointConfig(every_steps=2, keep=10),
     )
 
 
-def views_of(recipe: Recipe, steps: int = STEPS) -> list[tuple[Tensor, ...]]:
+def views_of(recipe: PretrainConfig, steps: int = STEPS) -> list[tuple[Tensor, ...]]:
     """The views of the first steps as the loader makes them, on the CPU: for each step V tensors (B, 3, S, S)."""
     index = open_images(recipe.data.root)
     wanted = requests(recipe.seed, len(index), recipe.batch, 0, steps)
@@ -103,13 +114,13 @@ def views_of(recipe: Recipe, steps: int = STEPS) -> list[tuple[Tensor, ...]]:
     return [tuple(batch.to_views(CPU)) for batch in made]
 
 
-def with_compute(recipe: Recipe, **changes) -> Recipe:
+def with_compute(recipe: PretrainConfig, **changes) -> PretrainConfig:
     """The recipe with these values of `compute`."""
     return replace(recipe, compute=replace(recipe.compute, **changes))
 
 
 @contextmanager
-def trainer(recipe: Recipe, device: torch.device) -> Iterator[Trainer]:
+def trainer(recipe: PretrainConfig, device: torch.device) -> Iterator[Trainer]:
     """A Trainer in an output folder of its own, which is removed."""
     with tempfile.TemporaryDirectory() as folder:
         yield Trainer(recipe, Path(folder), device)
@@ -147,14 +158,14 @@ def loss_difference(a: Sequence[float], b: Sequence[float]) -> float:
     return ((a - b).abs() / b.abs().clamp(min=1)).nan_to_num(torch.inf, torch.inf).max().item()
 
 
-def steps_of(recipe: Recipe, device: torch.device) -> Steps:
+def steps_of(recipe: PretrainConfig, device: torch.device) -> Steps:
     """The losses of a few steps, and the weights before and after them."""
     with trainer(recipe, device) as run:
         start = weights(run)
         return train(run, views_of(recipe)), start, weights(run)
 
 
-def compared(a: Recipe, b: Recipe, device: torch.device, other: torch.device) -> Finding:
+def compared(a: PretrainConfig, b: PretrainConfig, device: torch.device, other: torch.device) -> Finding:
     """Whether a few steps of two recipes on their devices have the same losses and come to the same weights."""
     return judged(steps_of(a, device), steps_of(b, other))
 
@@ -169,18 +180,18 @@ def judged(found: Steps, right: Steps) -> Finding:
     return Finding(first <= OF_FIRST_LOSS["float32"] and last <= OF_LOSS and moved <= OF_WEIGHTS, facts)
 
 
-def equals_the_cpu(recipe: Recipe, device: torch.device) -> Finding:
+def equals_the_cpu(recipe: PretrainConfig, device: torch.device) -> Finding:
     """float32 on the device, channels last, against the CPU, contiguous."""
     return compared(recipe, with_compute(recipe, channels_last=False), device, CPU)
 
 
-def micro_batches_equal_parts(recipe: Recipe, device: torch.device) -> Finding:
+def micro_batches_equal_parts(recipe: PretrainConfig, device: torch.device) -> Finding:
     """Two micro-batches against one batch whose BatchNorm takes each half by itself."""
     parts = replace(recipe, encoder=replace(recipe.encoder, norm_splits=2))
     return compared(with_compute(recipe, accumulate=2), parts, device, device)
 
 
-def finite(recipe: Recipe, device: torch.device, precision: str) -> Finding:
+def finite(recipe: PretrainConfig, device: torch.device, precision: str) -> Finding:
     """The losses in a precision are numbers, and the first, before any step, is close to float32's. fp16 is scaled by
     the trainer's GradScaler; `scale` says how often it had to halve 65536."""
     if precision in ("tf32", "fp16") and device.type != "cuda":
@@ -197,7 +208,7 @@ def finite(recipe: Recipe, device: torch.device, precision: str) -> Finding:
     return Finding(numbers and off <= tolerance, facts)
 
 
-def does_not_wait(recipe: Recipe, device: torch.device, **compute) -> Finding:
+def does_not_wait(recipe: PretrainConfig, device: torch.device, **compute) -> Finding:
     """After two steps, which make constants and choose algorithms, a step never waits for the GPU. Its views are there
     already; reading scalars, every ten steps, is no part of it."""
     if device.type != "cuda":
@@ -209,7 +220,7 @@ def does_not_wait(recipe: Recipe, device: torch.device, **compute) -> Finding:
         return without_waiting(partial(run.train_step, last))
 
 
-def augmentation_does_not_wait(recipe: Recipe, device: torch.device) -> Finding:
+def augmentation_does_not_wait(recipe: PretrainConfig, device: torch.device) -> Finding:
     """Colour and blur of a batch on the device, whose crops are there already, never wait for the GPU."""
     if device.type != "cuda":
         return Finding(None, {"reason": "needs a GPU to wait for"})
@@ -253,7 +264,7 @@ def deterministic() -> Iterator[None]:
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before
 
 
-def resumed(recipe: Recipe, device: torch.device, **compute) -> Finding:
+def resumed(recipe: PretrainConfig, device: torch.device, **compute) -> Finding:
     """Four steps at once against two, a checkpoint and two more, these with other values of `compute`. bitwise: the
     whole state is the same bits, which is expected where `compute` is the same. The stem has no max pool, whose
     gradient is summed in any order on a GPU."""
@@ -281,12 +292,12 @@ def encoder_and_rest(state: Mapping[str, Tensor]) -> list[Tensor]:
     return [flat(state[name] for name in names) for names in (trained, sorted(state.keys() - set(trained)))]
 
 
-def probe_is_not_compiled(recipe: Recipe, device: torch.device, backend: str = "inductor") -> Finding:
+def probe_is_not_compiled(recipe: PretrainConfig, device: torch.device, backend: str = "inductor") -> Finding:
     """The kNN probe gives the same before and after the backbone is compiled and used, and makes no graph."""
     from torch._dynamo.utils import counters
 
     torch.manual_seed(0)
-    method = build_method(recipe).prepared(Compute(), device)
+    method = build_method(recipe).to_device(ComputeConfig(), device)
     probe, backbone = KnnProbe(recipe.data.root, recipe.views[0].px, 5, 0.07, 64, 0), method.encoder.backbone
     before = probe(backbone, device)
     backbone.compile(backend=backend, dynamic=False)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adco.config.schema import View
+from adco.config.schema import ViewConfig
 from adco.data import native, nvjpeg
 from adco.data.batch import Batch, Request
 from adco.data.images import ImageIndex, index_folder
@@ -44,7 +44,7 @@ class Load:
 
     batches: int
     batch: int
-    views: tuple[View, ...]
+    views: tuple[ViewConfig, ...]
     square: int
     products: int
     seconds: float
@@ -54,7 +54,11 @@ def run(context: Context) -> None:
     """Each backend against itself, then nvJPEG against the C kernel. Raises Failure where one differs."""
     set_arithmetic(context.device)
     index = index_folder(many_kinds(context))
-    views = (View(px=24, solarize_p=0.2), View(px=16)) if context.small else (View(px=96, solarize_p=0.2), View(px=64))
+    views = (
+        (ViewConfig(px=24, solarize_p=0.2), ViewConfig(px=16))
+        if context.small
+        else (ViewConfig(px=96, solarize_p=0.2), ViewConfig(px=64))
+    )
     size = (6, 8, views, 128, 1) if context.small else (40, 256, views, 8192, 20)
     load = Load(*size, seconds=context.seconds / (len(BACKENDS) + 1))
     perform(context, checks(index, load, context.device))

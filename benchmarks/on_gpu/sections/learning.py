@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adco.config.loading import load_recipe
-from adco.config.schema import Checkpoint, Data, Probe, Recipe, View
+from adco.config.schema import CheckpointConfig, DataConfig, PretrainConfig, ProbeConfig, ViewConfig
 from adco.data.sources import open_images
 from adco.evaluation.knn import knn_accuracy
 from adco.train.knn_probe import NOTHING, Pictures, embed, judged
@@ -119,7 +119,7 @@ def turns(epochs: int = EPOCHS) -> list[int]:
     return sorted({*range(TURN, epochs + 1, TURN), *(epoch for epoch in JUDGED if epoch <= epochs)})
 
 
-def recipe_of(method: str, seed: int, data: Path) -> Recipe:
+def recipe_of(method: str, seed: int, data: Path) -> PretrainConfig:
     """The method's Imagenette recipe for 200 epochs in batches of 256 on a GPU: learning rates in proportion to the
     batch, a longer warm-up, decoded images in memory, bf16, and no probe but this section's."""
     recipe = load_recipe(f"{method}_r18_imagenette")
@@ -130,27 +130,27 @@ def recipe_of(method: str, seed: int, data: Path) -> Recipe:
         epochs=EPOCHS,
         batch=BATCH,
         seed=seed,
-        data=Data(root=str(data), in_memory=True),
+        data=DataConfig(root=str(data), in_memory=True),
         optimizer=replace(optimizer, warmup_epochs=WARMUP_EPOCHS),
         compute=replace(recipe.compute, precision="bf16"),
-        probe=Probe(every_epochs=0),
-        checkpoint=Checkpoint(every_epochs=EPOCHS, keep=1),  # and wherever `fit` ends
+        probe=ProbeConfig(every_epochs=0),
+        checkpoint=CheckpointConfig(every_epochs=EPOCHS, keep=1),  # and wherever `fit` ends
     )
 
 
-def small(recipe: Recipe) -> Recipe:
+def small(recipe: PretrainConfig) -> PretrainConfig:
     """The same in miniature, for a CPU: two epochs of a few small images."""
     return replace(
         recipe,
         epochs=2,
         batch=8,
-        views=[View(px=16)] * 2,
+        views=[ViewConfig(px=16)] * 2,
         data=replace(recipe.data, workers=0),
         encoder=replace(recipe.encoder, dim=16),
         bank=replace(recipe.bank, size=32),
         optimizer=replace(recipe.optimizer, warmup_epochs=0.5),
         compute=replace(recipe.compute, precision="float32"),
-        checkpoint=Checkpoint(every_epochs=2, keep=1),
+        checkpoint=CheckpointConfig(every_epochs=2, keep=1),
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torchvision
 
-from adco.config.schema import View
+from adco.config.schema import ViewConfig
 from adco.data import native
 from adco.data.transforms import parameters
 from adco.utils.device import set_arithmetic, usable_cores
@@ -25,7 +25,7 @@ from benchmarks.on_gpu.sections import Context
 from benchmarks.speed.photographs import jpeg, photograph
 
 SMI_FIELDS = ("driver_version", "power.limit", "clocks.max.sm", "clocks.max.memory")
-TWO_CROPS = (View(), View())
+TWO_CROPS = (ViewConfig(), ViewConfig())
 
 
 def run(context: Context) -> None:
@@ -152,7 +152,7 @@ def kernel(context: Context) -> None:
     files = [jpeg(photograph(seed, 500, 375)) for seed in range(4 if context.small else 16)]
     batch = 16 if context.small else 128
     out = [np.empty((batch, view.px, view.px, 3), np.float32) for view in TWO_CROPS]
-    draws = [parameters.draw(view, 0, 0, np.arange(batch), number) for number, view in enumerate(TWO_CROPS)]
+    draws = [parameters.sample_params(view, 0, 0, np.arange(batch), number) for number, view in enumerate(TWO_CROPS)]
     canvas = native.Canvas([view.scale for view in TWO_CROPS], draws, out, full=True)
 
     def render(first: int, step: int) -> bool:

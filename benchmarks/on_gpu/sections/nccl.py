@@ -86,21 +86,23 @@ def exchanges(device: torch.device) -> Finding:
     """Each call of `distributed` without gradient gives the tensor itself, of any dtype, contiguous or not, after
     work that is still queued, and leaves its argument as it was. wrong: those that do not."""
     calls = {
-        "gather": distributed.gather, "total": distributed.total, "mean": distributed.mean,
-        "largest": distributed.largest, "own_total": distributed.own_total, "own": distributed.own,
+        "all_gather": distributed.all_gather, "all_reduce_sum": distributed.all_reduce_sum,
+        "all_reduce_mean": distributed.all_reduce_mean,
+        "all_reduce_max": distributed.all_reduce_max, "reduce_scatter_sum": distributed.reduce_scatter_sum,
+        "local_shard": distributed.local_shard,
     }  # fmt: skip
     wrong = [
         f"{name} {dtype} {'transposed' if transposed else ''}".rstrip()
         for name, call in calls.items()
         for dtype in DTYPES
         for transposed in (False, True)
-        if (name != "mean" or dtype.is_floating_point) and not _is_identity(call, dtype, transposed, device)
+        if (name != "all_reduce_mean" or dtype.is_floating_point) and not _is_identity(call, dtype, transposed, device)
     ]
     scalar = torch.tensor(3.0, device=device)
     wrong += [f"{name} of a scalar" for name in ("total", "mean", "largest") if calls[name](scalar).item() != 3]
-    answers = [distributed.anywhere(True), distributed.anywhere(False), distributed.gather_objects({"rank": 0})]
-    wrong += [] if answers == [True, False, [{"rank": 0}]] else ["anywhere or gather_objects"]
-    wrong += [] if (distributed.rank(), distributed.ranks()) == (0, 1) else ["rank or ranks"]
+    answers = [distributed.any_rank(True), distributed.any_rank(False), distributed.all_gather_objects({"rank": 0})]
+    wrong += [] if answers == [True, False, [{"rank": 0}]] else ["anywhere or all_gather_objects"]
+    wrong += [] if (distributed.rank(), distributed.world_size()) == (0, 1) else ["rank or ranks"]
     return Finding(not wrong, {"wrong": wrong, "backend": dist.get_backend()})
 
 
@@ -117,7 +119,10 @@ def _is_identity(call: Callable[[Tensor], Tensor], dtype: torch.dtype, transpose
 def gradients(device: torch.device) -> Finding:
     """Calls with gradient, and DDP: averaged over one rank, accumulated where `gradients_stay_here`."""
     wrong = []
-    for name, call in (("gather", distributed.gather_with_gradient), ("total", distributed.total_with_gradient)):
+    for name, call in (
+        ("gather", distributed.all_gather_with_gradient),
+        ("total", distributed.all_reduce_sum_with_gradient),
+    ):
         rows = torch.randn(6, 4, device=device, requires_grad=True)
         weight = torch.randn(6, 4, device=device)
         (call(rows) * weight).sum().backward()
@@ -176,11 +181,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Raise a UserError on rank 0 when a collective has been made; other ranks wait for it in the next one."""
     name, folder = argv or sys.argv[1:]
     with _failing_group(resolve_device(name), Path(folder)) as device:
-        distributed.total(torch.ones(1, device=device)).item()
+        distributed.all_reduce_sum(torch.ones(1, device=device)).item()
         if distributed.rank() == 0:
             print(time.time(), flush=True)
             raise UserError(PURPOSE)
-        distributed.total(torch.ones(1, device=device)).item()
+        distributed.all_reduce_sum(torch.ones(1, device=device)).item()
     return 0
 
 

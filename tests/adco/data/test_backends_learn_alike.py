@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from adco.config.schema import View
+from adco.config.schema import ViewConfig
 from adco.data import native
 from adco.data.images import ImageIndex, index_folder
 from adco.data.loader import ViewDataset, batches, requests
@@ -22,8 +22,8 @@ from adco.sample import make_sample
 
 CPU = torch.device("cpu")
 PX, BATCH, TAU, K = 48, 128, 0.2, 10
-SPECS = [View(px=PX), View(px=PX)]
-PLAIN = [View(px=PX, scale=[1.0, 1.0], jitter_p=0.0, gray_p=0.0, blur_p=0.0, flip_p=0.0)]
+SPECS = [ViewConfig(px=PX), ViewConfig(px=PX)]
+PLAIN = [ViewConfig(px=PX, scale=[1.0, 1.0], jitter_p=0.0, gray_p=0.0, blur_p=0.0, flip_p=0.0)]
 
 
 def encoder() -> nn.Sequential:

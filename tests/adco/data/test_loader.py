@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.transforms import functional as F
 
-from adco.config.schema import View
+from adco.config.schema import ViewConfig
 from adco.data import loader, native
 from adco.data.images import index_folder
 from adco.data.loader import ViewDataset, batches, requests, resolve_backend
@@ -20,7 +20,7 @@ from adco.utils.errors import UserError
 from benchmarks.speed.photographs import write_photographs
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-SPECS = [View(px=24, solarize_p=0.2), View(px=16)]
+SPECS = [ViewConfig(px=24, solarize_p=0.2), ViewConfig(px=16)]
 BACKENDS = ("native", "device", "reference")
 needs_kernel = pytest.mark.skipif(not native.available(), reason="the C kernel is not built: no compiler at install")
 

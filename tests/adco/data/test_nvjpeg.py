@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.io import decode_jpeg
 
-from adco.config.schema import View
+from adco.config.schema import ViewConfig
 from adco.data import nvjpeg
 from adco.data.images import index_folder
 from adco.data.loader import ViewDataset, requests, resolve_backend
@@ -18,7 +18,7 @@ from adco.utils.errors import UserError
 from benchmarks.speed.photographs import write_photographs
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-SPECS = [View(px=24, solarize_p=0.2), View(px=16)]
+SPECS = [ViewConfig(px=24, solarize_p=0.2), ViewConfig(px=16)]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def level_differences(a, b):
 def test_crops_and_choices_are_those_of_the_device_backend(photographs):
     index = index_folder(photographs)
     dataset = ViewDataset(index, SPECS, 0, 0, "device")
-    expected = dataset[next(requests(0, len(index), 24, 0, 1))]  # cut by Pillow
+    expected = dataset[next(requests(0, len(index), 24, 0, 1))]  # cropped by Pillow
     found = made(photographs)
     for difference in level_differences(found, expected):
         assert difference.mean() < 0.5 and difference.max() <= 3  # two implementations of one antialiased resize
@@ -52,7 +52,7 @@ def test_crops_and_choices_are_those_of_the_device_backend(photographs):
 def test_a_crop_is_resized_as_pillow_does_it():
     levels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     for box in ((3, 5, 60, 40), (0, 0, 70, 50), (10, 10, 8, 8)):
-        theirs = parameters.cut(Image.fromarray(levels), 16, box).astype(int)
+        theirs = parameters.resized_crop(Image.fromarray(levels), 16, box).astype(int)
         ours = nvjpeg.cut(torch.from_numpy(levels).permute(2, 0, 1), 16, box).numpy()
         assert np.abs(ours - theirs).max() <= 1
 

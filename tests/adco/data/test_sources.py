@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adco.config.schema import View
+from adco.config.schema import ViewConfig
 from adco.data import images, index_cache, shards
 from adco.data.images import UnreadableImage, index_folder
 from adco.data.in_memory import in_memory
@@ -145,7 +145,7 @@ def test_shards_hold_the_folders_pictures_in_any_order(folder, tars, monkeypatch
 
 def test_batches_from_shards_equal_batches_from_the_folder_and_go_on_anywhere(folder, tars):
     def loaded(index, first, last):
-        dataset = ViewDataset(index, [View(px=16)], 0, 0)
+        dataset = ViewDataset(index, [ViewConfig(px=16)], 0, 0)
         return [
             b.to_views(torch.device("cpu"))[0]
             for b in batches(dataset, requests(0, 12, 4, first, last), 2, torch.device("cpu"))
@@ -297,7 +297,7 @@ def test_views_from_memory_equal_views_from_files(folder):
     index = index_folder(folder)
     views = []
     for source in (index, in_memory(index, 1)):
-        dataset = ViewDataset(source, [View(px=16)], 0, 0)
+        dataset = ViewDataset(source, [ViewConfig(px=16)], 0, 0)
         views += [b.pixels[0] for b in batches(dataset, requests(0, 12, 12, 0, 1), 1, torch.device("cpu"))]
     assert torch.equal(*views)
 
@@ -327,7 +327,7 @@ def test_cifar_is_read_where_the_user_has_it(tmp_path, monkeypatch):
     train, val = (open_images(f"cifar10:{tmp_path}", split) for split in ("train", "val"))
     assert (len(train), len(val), train.image(3).size) == (30, 6, (32, 32))
     assert train.labels[:6] == (0, 1, 2, 3, 4, 5)
-    dataset = ViewDataset(train, [View(px=24)], 0, 0)
+    dataset = ViewDataset(train, [ViewConfig(px=24)], 0, 0)
     (batch,) = batches(dataset, requests(0, 30, 30, 0, 1), 0, torch.device("cpu"))
     assert not batch.bad
     assert in_memory(train, 1) is train

@@ -17,10 +17,10 @@ from adco.evaluation.average_precision import (
 from adco.evaluation.comparison import (
     bootstrap_difference,
     column_key,
+    incompatibilities,
     over_trials,
     paired_bootstrap,
     significance,
-    why_not_comparable,
 )
 from adco.evaluation.predictions import detection_ap, load_predictions, write_boxes, write_hits, write_ranks
 from adco.evaluation.published import load_published
@@ -71,7 +71,7 @@ def test_the_committed_records_fall_into_columns_without_mixing():
     for key, rows in columns.items():
         assert len({row.protocol for row in rows}) == len({row.data.fingerprint for row in rows}) == 1, key
         if len(rows) > 1 and rows[0].settings.get("seed") is not None:
-            assert not [r for r in why_not_comparable(rows[0], rows[1]) if r.startswith(("protocol", "data", "image"))]
+            assert not [r for r in incompatibilities(rows[0], rows[1]) if r.startswith(("protocol", "data", "image"))]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_the_committed_records_fall_into_columns_without_mixing():
     ],
 )  # fmt: skip
 def test_why_two_numbers_may_not_be_compared(a, b, says):
-    found = why_not_comparable(a, b)
+    found = incompatibilities(a, b)
     assert len(found) == len(says), found
     for reason, start in zip(found, says, strict=True):
         assert reason.startswith(start)
@@ -115,7 +115,7 @@ def test_why_two_numbers_may_not_be_compared(a, b, says):
 def test_our_official_record_stands_beside_the_published_one():
     ours = record("detection/pascal_voc_R_50_C4_24k", "AP50", 82.0, checkpoint={"arch": "resnet50", "epochs": 800},
                   data={"name": "voc_2007_test", "official": True})  # fmt: skip
-    assert why_not_comparable(ours, published("moco-detection", "MoCo v2", "AP50")) == [
+    assert incompatibilities(ours, published("moco-detection", "MoCo v2", "AP50")) == [
         "epochs of pretraining: 800 against 200"
     ]
 

@@ -10,7 +10,7 @@ import pytest
 
 from adco.evaluation import provenance
 from adco.evaluation.provenance import code_version, command_line, source_files
-from adco.evaluation.records import Checkpoint, Predictions, Record, Score, load_record, why_not_reusable
+from adco.evaluation.records import Checkpoint, Predictions, Record, Score, load_record, reuse_obstacles
 from adco.utils.errors import UserError
 from tests import ROOT
 
@@ -119,12 +119,12 @@ def test_what_is_no_record_is_named_with_its_key(tmp_path, change, says):
 def test_a_record_is_reused_for_the_same_work_alone():
     made = record()
     same = ("1", "knn/k20-t0.07", "f", made.code)
-    assert why_not_reusable(made, *same) == []
+    assert reuse_obstacles(made, *same) == []
     for place, what in enumerate(("checkpoint", "protocol", "data", "code")):
         other = [*same[:place], "other", *same[place + 1 :]]
-        assert len(why_not_reusable(made, *other)) == 1 and f"another {what}" in why_not_reusable(made, *other)[0]
+        assert len(reuse_obstacles(made, *other)) == 1 and f"another {what}" in reuse_obstacles(made, *other)[0]
     unknown = record(code="")
-    assert why_not_reusable(unknown, *same[:3], "") == ["the code is not known"]
+    assert reuse_obstacles(unknown, *same[:3], "") == ["the code is not known"]
 
 
 @pytest.fixture

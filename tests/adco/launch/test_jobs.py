@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from adco.launch.jobs import Job, last_line, run_jobs
-from adco.launch.live_table import Shown, duration
+from adco.launch.live_table import LiveTable, duration
 from adco.utils.errors import UserError
 from tests import ROOT
 
@@ -276,10 +276,10 @@ def test_what_a_job_leaves_behind_is_ended_with_it(tmp_path):
 
 def test_the_live_table_shows_state_time_and_the_logs_last_line(tmp_path):
     jobs = [python("first", "pass", minutes=120), python("second", "pass"), python("third", "pass", minutes=3)]
-    shown = Shown(jobs)
+    shown = LiveTable(jobs)
     outcomes = run_jobs([python("second", "raise SystemExit('it broke, ' + 'at length ' * 20)")], tmp_path)
     shown.started("first", tmp_path / "log")
-    shown.settled("second", outcomes["second"])
+    shown.finished("second", outcomes["second"])
     shown.tick({"first": "epoch 3 [of 100]"})
     console = Console(file=io.StringIO(), width=110, force_terminal=True, color_system=None)
     console.print(shown.table(10))
@@ -291,7 +291,7 @@ def test_the_live_table_shows_state_time_and_the_logs_last_line(tmp_path):
 
 
 def test_a_table_that_is_taller_than_the_terminal_shows_what_runs_and_counts_the_rest(tmp_path):
-    shown = Shown([python(f"j{i}", "pass") for i in range(40)])
+    shown = LiveTable([python(f"j{i}", "pass") for i in range(40)])
     shown.started("j33", tmp_path / "log")
     console = Console(file=io.StringIO(), width=80)
     console.print(shown.table(20))

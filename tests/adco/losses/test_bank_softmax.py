@@ -63,7 +63,7 @@ def test_loss_and_its_gradient_equal_a_naive_loop(game, pairs, in_batch):
 @pytest.mark.parametrize("in_batch", [True, False])
 def test_the_banks_direction_is_the_gradient_of_the_loss_at_its_temperature(game, pairs, in_batch):
     q, k, bank = game
-    direction = adversarial_contrast(q, k, pairs, bank, TAU, TAU_BANK, in_batch).ascent.whole()
+    direction = adversarial_contrast(q, k, pairs, bank, TAU, TAU_BANK, in_batch).bank_gradient.whole()
     bank.requires_grad_()
     expected = torch.autograd.grad(loop_loss(q, k, pairs, bank, TAU_BANK, in_batch), bank)[0]
     torch.testing.assert_close(direction, expected, rtol=1e-10, atol=1e-12)
@@ -74,7 +74,7 @@ def test_ascent_raises_the_loss_that_the_encoder_lowers(game):
     q, k, bank = game
     before = adversarial_contrast(q, k, make_pairs(2, False), bank, TAU_BANK, TAU_BANK, False)
     after = adversarial_contrast(
-        q, k, make_pairs(2, False), bank + 0.01 * before.ascent.whole(), TAU_BANK, TAU_BANK, False
+        q, k, make_pairs(2, False), bank + 0.01 * before.bank_gradient.whole(), TAU_BANK, TAU_BANK, False
     )
     assert after.loss > before.loss
 
@@ -95,13 +95,13 @@ def test_pairs_of_each_variant():
     assert multi == (*(Pair(q, 3, 0.5) for q in (0, 1, 2)), *(Pair(q, 0, 0.5) for q in (1, 2, 3)))
 
 
-def everything(game, play) -> list[torch.Tensor]:
+def everything(game, contrastive_loss) -> list[torch.Tensor]:
     """Loss, the queries' gradients and the bank's direction of one evaluation."""
     q, k, bank = game
     queries = {view: rows.clone().requires_grad_() for view, rows in q.items()}
-    result = play(queries, k, bank)
+    result = contrastive_loss(queries, k, bank)
     result.loss.backward()
-    return [result.loss.detach(), *(rows.grad for rows in queries.values()), result.ascent.whole()]
+    return [result.loss.detach(), *(rows.grad for rows in queries.values()), result.bank_gradient.whole()]
 
 
 PLAYS = {
@@ -113,22 +113,24 @@ PLAYS = {
 
 @pytest.mark.parametrize("play", PLAYS.values(), ids=PLAYS)
 @pytest.mark.parametrize("rows", [1, 4, 8])
-def test_chunks_of_the_bank_are_the_bank(game, play, rows):
-    whole = everything(game, play)
+def test_chunks_of_the_bank_are_the_bank(game, contrastive_loss, rows):
+    whole = everything(game, contrastive_loss)
     with mock.patch.dict(
         bank_softmax.BLOCK, cpu=2 * N * rows
     ):  # K = 9 rows: chunks of equal size, and a last smaller one
-        for a, b in zip(whole, everything(game, play), strict=True):
+        for a, b in zip(whole, everything(game, contrastive_loss), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("tau", [0.12, 0.02, 0.005])
 def test_float32_is_close_to_float64_at_any_temperature(game, tau):
-    def play(q, k, bank):
+    def contrastive_loss(q, k, bank):
         return adversarial_contrast(q, k, make_pairs(2, True), bank, tau, tau, True)
 
     half = [{view: rows.float() for view, rows in part.items()} for part in game[:2]]
-    for a, b in zip(everything(game, play), everything((*half, game[2].float()), play), strict=True):
+    for a, b in zip(
+        everything(game, contrastive_loss), everything((*half, game[2].float()), contrastive_loss), strict=True
+    ):
         assert b.dtype in (torch.float32, torch.float64)
         assert b.isfinite().all()
         torch.testing.assert_close(a, b.double(), rtol=2e-5, atol=2e-6 * a.abs().max().item())
@@ -140,7 +142,7 @@ def test_a_bank_row_that_is_a_positive_is_pulled_to_its_query_as_the_loss_asks()
     q, k = (F.normalize(torch.randn(N, D, generator=generator, dtype=torch.float64), dim=1) for _ in range(2))
     bank = torch.randn(K, D, generator=generator, dtype=torch.float64)
     pairs = (Pair(0, 1, 1.0),)
-    found = cooperative_contrast({0: q}, {1: k}, pairs, bank, TAU, TAU_BANK).ascent.whole()
+    found = cooperative_contrast({0: q}, {1: k}, pairs, bank, TAU, TAU_BANK).bank_gradient.whole()
     label = (k @ F.normalize(bank, dim=1).T).argmax(dim=1)
     as_positive, as_negative = bank.clone().requires_grad_(), bank.clone().requires_grad_()
     own = torch.zeros(N, K, dtype=torch.bool).scatter_(1, label.unsqueeze(1), True)
@@ -153,7 +155,7 @@ def test_a_bank_row_that_is_a_positive_is_pulled_to_its_query_as_the_loss_asks()
 def test_the_direction_of_j_is_the_gradient_of_j(game, pairs):
     """Section 4.1: J = tau sum_k log sum_i exp(q_i.n_k / tau), for each pair's queries, weighted."""
     q, k, bank = game
-    found = adversarial_contrast(q, k, pairs, bank, TAU, TAU_BANK, True, "J").ascent.whole()
+    found = adversarial_contrast(q, k, pairs, bank, TAU, TAU_BANK, True, "J").bank_gradient.whole()
     bank.requires_grad_()
     logits = {view: rows @ F.normalize(bank, dim=1).T / TAU_BANK for view, rows in q.items()}
     j = sum(pair.weight * TAU_BANK * logits[pair.query].logsumexp(dim=0).sum() for pair in pairs)

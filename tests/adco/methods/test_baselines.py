@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adco.config.schema import Contrast, Mix, Recipe, Swap, View
+from adco.config.schema import LossConfig, MoCHiConfig, PretrainConfig, SwAVConfig, ViewConfig
 from adco.losses.sinkhorn import sinkhorn
 from adco.methods import build_method
-from adco.methods.base import Moment
+from adco.methods.base import TrainingProgress
 from adco.methods.mochi import mixed
 from adco.train.gradient_cache import backward
 from adco.train.optimizer import build_optimizer
@@ -27,20 +27,20 @@ from tests.adco.methods.test_many_ranks import D, N, close, tiny_backbone, train
 from tests.ranks import run_ranks
 
 C = 7  # prototypes
-FIRST = Moment(step=0, steps=40, steps_per_epoch=5)
-LATE = Moment(step=22, steps=40, steps_per_epoch=5)
+FIRST = TrainingProgress(step=0, steps=40, steps_per_epoch=5)
+LATE = TrainingProgress(step=22, steps=40, steps_per_epoch=5)
 BASELINES = ("mochi", "simclr", "byol", "simsiam", "swav")
 
 
-def recipe(method: str, views: int = 2, **changes) -> Recipe:
+def recipe(method: str, views: int = 2, **changes) -> PretrainConfig:
     encoder = {"batch_norm": "sync", "key_batch_norm": "sync", "predictor_width": 5, "join_views": method == "simclr"}
     whole = test_many_ranks.recipe(method, **encoder)
-    swap = Swap(prototypes=C, frozen_epochs=0.0, queue=2 * N, queue_from_epoch=1)
-    mix = Mix(hard=5, pairs=4, with_query=3, from_epoch=1)
-    return replace(whole, views=[View()] * views, contrast=Contrast(tau=0.3), mix=mix, swap=swap, **changes)
+    swap = SwAVConfig(prototypes=C, frozen_epochs=0.0, queue=2 * N, queue_from_epoch=1)
+    mix = MoCHiConfig(hard=5, pairs=4, with_query=3, from_epoch=1)
+    return replace(whole, views=[ViewConfig()] * views, contrast=LossConfig(tau=0.3), mix=mix, swap=swap, **changes)
 
 
-def build(recipe: Recipe):
+def build(recipe: PretrainConfig):
     torch.manual_seed(0)
     with mock.patch("adco.models.encoder.build_resnet", tiny_backbone):
         return build_method(recipe).double()
@@ -64,7 +64,7 @@ def same(ours: Tensor, naive: Tensor, leaves: list[Tensor]) -> None:
 
 def test_simclr_equals_a_loop_over_all_pairs_of_views():
     method, outputs = build(recipe("simclr")), {v: unit(N, D, seed=v).requires_grad_() for v in (0, 1)}
-    step = method.objective(outputs, {}, FIRST)
+    step = method.compute_loss(outputs, {}, FIRST)
     z = [outputs[v][i] for i in range(N) for v in (0, 1)]  # the paper's order: 2k - 1 and 2k are views of image k
     total = 0.0
     for i in range(2 * N):
@@ -76,14 +76,14 @@ def test_simclr_equals_a_loop_over_all_pairs_of_views():
 
 def test_simclr_counts_views_that_find_each_other():
     method, first = build(recipe("simclr")), torch.eye(6, dtype=torch.float64)[:4]
-    accuracy = method.objective({0: first, 1: first[[0, 1, 3, 2]]}, {}, FIRST).scalars["accuracy"]
+    accuracy = method.compute_loss({0: first, 1: first[[0, 1, 3, 2]]}, {}, FIRST).scalars["accuracy"]
     assert accuracy == 50  # the views of images 2 and 3 are each other's
 
 
 def test_byol_equals_a_loop_over_squared_distances():
     method, outputs = build(recipe("byol")), {v: rows(N, D, seed=v).requires_grad_() for v in (0, 1)}
     keys = {v: rows(N, D, seed=v + 2).requires_grad_() for v in (0, 1)}
-    step = method.objective(outputs, keys, FIRST)
+    step = method.compute_loss(outputs, keys, FIRST)
     total = 0.0
     for i in range(N):
         for query, key in ((0, 1), (1, 0)):
@@ -95,14 +95,14 @@ def test_byol_equals_a_loop_over_squared_distances():
 
 def test_simsiam_equals_a_loop_and_stops_the_gradient_of_the_embeddings():
     method, outputs = build(recipe("simsiam")), {v: rows(N, 2 * D, seed=v).requires_grad_() for v in (0, 1)}
-    step = method.objective(outputs, {}, FIRST)
+    step = method.compute_loss(outputs, {}, FIRST)
     total = 0.0
     for i in range(N):
         for query, key in ((0, 1), (1, 0)):
             p, z = outputs[query][i, :D], outputs[key][i, D:].detach()
             total = total - 0.5 * (p @ z) / (p.norm() * z.norm()) / N
     same(step.loss, total, list(outputs.values()))
-    for gradient in torch.autograd.grad(method.objective(outputs, {}, FIRST).loss, list(outputs.values())):
+    for gradient in torch.autograd.grad(method.compute_loss(outputs, {}, FIRST).loss, list(outputs.values())):
         assert gradient[:, D:].abs().max() == 0 < gradient[:, :D].abs().min()
 
 
@@ -136,7 +136,7 @@ def test_sinkhorn_equals_the_papers_algorithm_and_shares_samples_evenly():
 def test_swav_equals_a_loop_over_swapped_predictions(views, moment):
     method, z = build(recipe("swav", views)), [unit(N, D, seed=v).requires_grad_() for v in range(views)]
     method.queue.copy_(unit(2, 2 * N, D, seed=9))
-    step = method.objective({v: method.encoder.tail(z[v]) for v in range(views)}, {}, moment)
+    step = method.compute_loss({v: method.encoder.tail(z[v]) for v in range(views)}, {}, moment)
     weight, total = method.encoder.tail.weight, 0.0
     for i in (0, 1):
         seen = torch.cat([method.queue[i], z[i]]) if moment is LATE else z[i]
@@ -153,7 +153,10 @@ def test_swav_assigns_with_the_two_newest_batches_once_its_queue_is_full():
     method = build(recipe("swav"))
     weight, scores = method.encoder.tail.weight.detach(), unit(N, D, seed=1) @ method.encoder.tail.weight.detach().T
     for number in range(4, 10):  # the queue's first epoch begins with step 5
-        moment, held = Moment(number, 40, 5), [unit(N, D, seed=100 + past) for past in (number - 2, number - 1)]
+        moment, held = (
+            TrainingProgress(number, 40, 5),
+            [unit(N, D, seed=100 + past) for past in (number - 2, number - 1)],
+        )
         whole = torch.cat([*(past @ weight.T for past in held if number >= 7), scores])
         assigned = method.assign(1, scores, moment)
         torch.testing.assert_close(assigned, sinkhorn(whole, 0.05, 3)[-N:], rtol=0, atol=1e-10)
@@ -163,7 +166,7 @@ def test_swav_assigns_with_the_two_newest_batches_once_its_queue_is_full():
 
 def test_swav_refuses_a_queue_that_batches_do_not_fill():
     with pytest.raises(UserError, match="swap.queue=20 is not a multiple of batch=8"):
-        build(replace(recipe("swav"), swap=Swap(queue=20)))
+        build(replace(recipe("swav"), swap=SwAVConfig(queue=20)))
 
 
 @pytest.mark.parametrize("kind", ["sgd", "lars"])
@@ -174,22 +177,22 @@ def test_swav_prototypes_stay_until_their_epoch_and_are_unit_rows(kind):
     optimizer = build_optimizer(whole.optimizer, method.encoder, fused=False)
     begun = F.normalize(method.encoder.tail.weight.detach(), dim=1)
     for number in range(7):
-        moment, views = Moment(number, 40, 5), [rows(N, 3, 10, 10, seed=10 * number + v) for v in (0, 1)]
+        moment, views = TrainingProgress(number, 40, 5), [rows(N, 3, 10, 10, seed=10 * number + v) for v in (0, 1)]
         method.targets([views], moment)
         moved = (method.encoder.tail.weight - begun).abs().max()
         assert moved < 1e-12 if number <= 5 else moved > 1e-6
         norms = method.encoder.tail.weight.norm(dim=1)
         torch.testing.assert_close(norms, torch.ones_like(norms))
         optimizer.zero_grad()
-        method.objective(dict(enumerate(method.encoder(views))), {}, moment).loss.backward()
+        method.compute_loss(dict(enumerate(method.encoder(views))), {}, moment).loss.backward()
         assert method.encoder.backbone[0].weight.grad.abs().max() > 0
         optimizer.step()
 
 
 def test_mochi_equals_a_loop_over_mixed_negatives():
-    mix, method = Mix(hard=5, pairs=4, with_query=3, from_epoch=1), build(recipe("mochi"))
+    mix, method = MoCHiConfig(hard=5, pairs=4, with_query=3, from_epoch=1), build(recipe("mochi"))
     q, k, n = unit(N, D, seed=1).requires_grad_(), unit(N, D, seed=2), F.normalize(method.bank.rows, dim=1)
-    step = method.objective({0: q}, {1: k}, LATE)
+    step = method.compute_loss({0: q}, {1: k}, LATE)
     u = philox.uniforms(0, LATE.step, np.arange(N), 0, 3 * 4 + 2 * 3, philox.MIX)
     total = 0.0
     for i in range(N):
@@ -209,14 +212,14 @@ def test_mochi_equals_a_loop_over_mixed_negatives():
 
 @pytest.mark.parametrize("in_batch", [True, False])
 def test_mochi_is_moco_until_it_mixes_and_harder_then(in_batch):
-    contrast = Contrast(tau=0.3, in_batch_negatives=in_batch)
+    contrast = LossConfig(tau=0.3, in_batch_negatives=in_batch)
     mochi, moco = (build(replace(recipe(name), contrast=contrast)) for name in ("mochi", "moco"))
     games = {0: unit(N, D, seed=1)}, {1: unit(N, D, seed=2)}
-    early, late = (mochi.objective(*games, moment).loss for moment in (FIRST, LATE))
-    assert early == moco.objective(*games, FIRST).loss
+    early, late = (mochi.compute_loss(*games, moment).loss for moment in (FIRST, LATE))
+    assert early == moco.compute_loss(*games, FIRST).loss
     assert late > early + 0.1  # more columns in the same softmax
     mochi.mix = replace(mochi.mix, pairs=0, with_query=0)
-    torch.testing.assert_close(mochi.objective(*games, LATE).loss, early, rtol=0, atol=1e-10)
+    torch.testing.assert_close(mochi.compute_loss(*games, LATE).loss, early, rtol=0, atol=1e-10)
 
 
 def test_mochi_mixes_anew_at_every_step_view_and_place_and_alike_after_a_restart():
@@ -232,7 +235,7 @@ def test_no_gradient_reaches_the_key_encoder(name):
     method, views = build(recipe(name)), [rows(N, 3, 10, 10, seed=v) for v in (0, 1)]
     targets = method.targets([views], LATE)
     outputs = dict(zip(method.query_views, method.encoder([views[v] for v in method.query_views]), strict=True))
-    method.objective(outputs, targets, LATE).loss.backward()
+    method.compute_loss(outputs, targets, LATE).loss.backward()
     assert all(p.grad is not None for p in method.encoder.parameters())
     assert all(p.grad is None and not p.requires_grad for p in method.key_encoder.parameters())
     assert not any(key.requires_grad for key in targets.values())
@@ -249,7 +252,7 @@ def test_byols_key_encoder_has_no_predictor_and_its_momentum_rises_to_one():
     begun = method.key_encoder.head[0].weight.clone()
     for step, share in ((0, 0.1), (20, 0.05), (40, 0.0)):  # 1 - momentum: half a cosine from 0.1
         method.key_encoder.head[0].weight.copy_(begun)
-        method.targets([views], Moment(step, 40, 5))
+        method.targets([views], TrainingProgress(step, 40, 5))
         torch.testing.assert_close(method.key_encoder.head[0].weight, begun + share)
 
 
@@ -267,7 +270,7 @@ def test_a_run_goes_on_from_its_state_bit_for_bit(name):
 
     def go(method, optimizer, numbers: range) -> None:
         for number in numbers:
-            views, moment = [rows(N, 3, 10, 10, seed=10 * number + v) for v in (0, 1)], Moment(number, 40, 5)
+            views, moment = [rows(N, 3, 10, 10, seed=10 * number + v) for v in (0, 1)], TrainingProgress(number, 40, 5)
             optimizer.zero_grad()
             step = backward(method, method.encoder, [views], moment, scaler)
             optimizer.step()

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adco.config.schema import Bank as BankOptions
-from adco.config.schema import Contrast, Encoder, Recipe, View
+from adco.config.schema import BankConfig as BankOptions
+from adco.config.schema import EncoderConfig, LossConfig, PretrainConfig, ViewConfig
 from adco.losses.adco import adversarial_contrast
 from adco.losses.caco import cooperative_contrast
 from adco.losses.pairs import make_pairs
 from adco.methods import build_method
-from adco.methods.base import Moment
+from adco.methods.base import TrainingProgress
 from adco.methods.caco import make_pairs as caco_pairs
-from adco.models.memory_bank import Bank
+from adco.models.memory_bank import MemoryBank
 from adco.train.gradient_cache import backward, split
 from adco.train.optimizer import build_optimizer
 from adco.utils import distributed
@@ -37,10 +37,10 @@ def one_contrast(game: str, placement: str, given: Tensor | None = None) -> dict
     """The mean loss, the gradient of all queries, and the direction of the whole bank."""
     queries, keys, whole = embeddings(3)
     whole = whole if given is None else given
-    own_queries = {v: distributed.own(q).clone().requires_grad_() for v, q in enumerate(queries)}
-    own_keys = {v: distributed.own(k) for v, k in enumerate(keys)}
-    sharded = placement == "sharded" and distributed.ranks() > 1
-    bank = distributed.own(whole) if sharded else whole
+    own_queries = {v: distributed.local_shard(q).clone().requires_grad_() for v, q in enumerate(queries)}
+    own_keys = {v: distributed.local_shard(k) for v, k in enumerate(keys)}
+    sharded = placement == "sharded" and distributed.world_size() > 1
+    bank = distributed.local_shard(whole) if sharded else whole
     if game == "caco":
         result = cooperative_contrast(own_queries, own_keys, caco_pairs(3), bank, 0.1, 0.08, sharded)
     else:
@@ -52,12 +52,15 @@ def one_contrast(game: str, placement: str, given: Tensor | None = None) -> dict
         result = adversarial_contrast(own_queries, own_keys, pairs, bank, 0.12, tau_bank, in_batch, objective, sharded)
     result.loss.backward()
     if given is not None:  # what it exchanges is of interest, nothing else
-        return {} if result.ascent is None else {"rows": len(result.ascent.whole())}
-    found = {f"gradient{v}": distributed.gather(q.grad) / distributed.ranks() for v, q in own_queries.items()}
-    if result.ascent is not None:
-        direction = result.ascent.whole()
-        found["direction"] = distributed.gather(direction) if sharded else direction
-    return found | {"loss": distributed.mean(result.loss.detach()), "accuracy": distributed.mean(result.accuracy)}
+        return {} if result.bank_gradient is None else {"rows": len(result.bank_gradient.whole())}
+    found = {f"gradient{v}": distributed.all_gather(q.grad) / distributed.world_size() for v, q in own_queries.items()}
+    if result.bank_gradient is not None:
+        direction = result.bank_gradient.whole()
+        found["direction"] = distributed.all_gather(direction) if sharded else direction
+    return found | {
+        "loss": distributed.all_reduce_mean(result.loss.detach()),
+        "accuracy": distributed.all_reduce_mean(result.accuracy),
+    }
 
 
 @pytest.mark.parametrize("game", ["released", "paper", "J", "moco", "caco"])
@@ -76,11 +79,16 @@ def test_losses_gradients_and_directions_equal_one_process(game):
                     )
 
 
-def recipe(method: str, **encoder) -> Recipe:
+def recipe(method: str, **encoder) -> PretrainConfig:
     bank = BankOptions(size=K, lr=1.0, init="random", weight_decay=1e-4)
-    options = Encoder(arch="resnet18", stem="small", dim=D, key_momentum=0.9, **encoder)
-    return Recipe(
-        method=method, batch=N, views=[View(), View()], encoder=options, bank=bank, contrast=Contrast(0.12, 0.05)
+    options = EncoderConfig(arch="resnet18", stem="small", dim=D, key_momentum=0.9, **encoder)
+    return PretrainConfig(
+        method=method,
+        batch=N,
+        views=[ViewConfig(), ViewConfig()],
+        encoder=options,
+        bank=bank,
+        contrast=LossConfig(0.12, 0.05),
     )
 
 
@@ -90,7 +98,7 @@ def tiny_backbone(arch: str, stem: str) -> nn.Module:
     return nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def trained(recipe: Recipe, steps: int = 20) -> dict[str, Tensor]:
+def trained(recipe: PretrainConfig, steps: int = 20) -> dict[str, Tensor]:
     """The state after some steps on the same global batches, in float64; the loss is the mean over the ranks."""
     torch.manual_seed(0)
     with mock.patch("adco.models.encoder.build_resnet", tiny_backbone):
@@ -101,15 +109,16 @@ def trained(recipe: Recipe, steps: int = 20) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     for number in range(steps):
         views = [
-            distributed.own(torch.randn(N, 3, 10, 10, generator=generator, dtype=torch.float64)) for _ in recipe.views
+            distributed.local_shard(torch.randn(N, 3, 10, 10, generator=generator, dtype=torch.float64))
+            for _ in recipe.views
         ]
-        moment = Moment(number, steps, 5)
+        moment = TrainingProgress(number, steps, 5)
         optimizer.zero_grad()
         step = backward(method, network, split(views, recipe.compute.accumulate), moment, scaler)
         optimizer.step()
         method.update(step, moment, bank_lr=1.0)
     state = {name: value for name, value in method.state_dict().items() if not name.endswith("batches_tracked")}
-    return state | {"loss": distributed.mean(step.loss.detach())}
+    return state | {"loss": distributed.all_reduce_mean(step.loss.detach())}
 
 
 def close(a: dict[str, Tensor], b: dict[str, Tensor], but: str = "nothing") -> None:
@@ -182,7 +191,7 @@ def a_million_rows() -> tuple[int, float, float]:
     """One step with a bank of 2^20 rows in float32: rows held, loss, and how far the rows moved."""
     options = BankOptions(size=2**20, lr=1.0)
     torch.manual_seed(0)
-    bank = Bank(options, dim=16)
+    bank = MemoryBank(options, dim=16)
     queries = {0: F.normalize(torch.randn(4, 16), dim=1).requires_grad_()}
     keys = {1: F.normalize(torch.randn(4, 16), dim=1)}
     before = bank.rows.clone()
@@ -190,9 +199,13 @@ def a_million_rows() -> tuple[int, float, float]:
         queries, keys, make_pairs(2, False), bank.rows, 0.12, 0.03, True, sharded=bank.sharded
     )
     result.loss.backward()
-    bank.ascend(result.ascent, 1.0)
+    bank.sgd_ascent_step(result.bank_gradient, 1.0)
     assert queries[0].grad.isfinite().all()
-    return len(bank.rows), distributed.mean(result.loss.detach()).item(), (bank.rows - before).abs().max().item()
+    return (
+        len(bank.rows),
+        distributed.all_reduce_mean(result.loss.detach()).item(),
+        (bank.rows - before).abs().max().item(),
+    )
 
 
 def test_a_bank_of_a_million_rows_is_shared_out():

@@ -10,10 +10,19 @@ import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.nn import functional as F
 
-from adco.config.schema import Bank, Contrast, Encoder, Mix, Optimizer, Recipe, Swap, View
+from adco.config.schema import (
+    BankConfig,
+    EncoderConfig,
+    LossConfig,
+    MoCHiConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    SwAVConfig,
+    ViewConfig,
+)
 from adco.data.transforms import functional, parameters
 from adco.methods import METHODS, build_method
-from adco.methods.base import Moment
+from adco.methods.base import TrainingProgress
 from adco.models.batch_norm import frozen_statistics
 from adco.train.gradient_cache import split
 from adco.train.optimizer import build_optimizer
@@ -21,19 +30,20 @@ from adco.utils.device import constant, upload
 from tests.adco.methods.synchronisations import waits
 
 CUDA = torch.device("cuda")
-ENCODER = Encoder(arch="resnet18", stem="small", dim=16, predictor_width=8)
-LATE = Recipe(  # MoCHi mixes, SwAV's queue is full and its prototypes are trained
-    batch=8, views=[View(px=16)] * 2, encoder=ENCODER, bank=Bank(size=32, init="random"),
-    mix=Mix(hard=8, pairs=4, with_query=2, from_epoch=1), swap=Swap(prototypes=6, queue=8, queue_from_epoch=0),
+ENCODER = EncoderConfig(arch="resnet18", stem="small", dim=16, predictor_width=8)
+LATE = PretrainConfig(  # MoCHi mixes, SwAV's queue is full and its prototypes are trained
+    batch=8, views=[ViewConfig(px=16)] * 2, encoder=ENCODER, bank=BankConfig(size=32, init="random"),
+    mix=MoCHiConfig(hard=8, pairs=4, with_query=2, from_epoch=1), 
+    swap=SwAVConfig(prototypes=6, queue=8, queue_from_epoch=0),
 )  # fmt: skip
-PAPER = Contrast(in_batch_negatives=False, tau_bank=0.008)  # so sharp that it is computed in float64
+PAPER = LossConfig(in_batch_negatives=False, tau_bank=0.008)  # so sharp that it is computed in float64
 SPLIT = replace(LATE, encoder=replace(ENCODER, norm_splits=2))  # shuffled keys
 RECIPES = {method: replace(LATE, method=method) for method in METHODS} | {
-    "adco, symmetric": replace(LATE, contrast=Contrast(symmetric=True)),
+    "adco, symmetric": replace(LATE, contrast=LossConfig(symmetric=True)),
     "adco, objective J": replace(LATE, bank=replace(LATE.bank, objective="J")),
     "adco, paper's bank": replace(LATE, contrast=PAPER, bank=replace(LATE.bank, renormalize=True)),
-    "adco, many crops": replace(LATE, views=[View(px=16), View(px=12), View(px=12)]),
-    "caco, many crops": replace(LATE, method="caco", views=[View(px=16)] * 3),
+    "adco, many crops": replace(LATE, views=[ViewConfig(px=16), ViewConfig(px=12), ViewConfig(px=12)]),
+    "caco, many crops": replace(LATE, method="caco", views=[ViewConfig(px=16)] * 3),
     "adco, shuffled keys": SPLIT,
     "moco, shuffled keys": replace(SPLIT, method="moco"),
     "simclr, joined views": replace(LATE, method="simclr", encoder=replace(ENCODER, join_views=True)),
@@ -47,7 +57,7 @@ def step(method, images, moment, parts=1):
     targets = method.targets(micro_batches, moment)
     rows = [method.encoder([part[view] for view in method.query_views]) for part in micro_batches]
     outputs = dict(zip(method.query_views, map(torch.cat, zip(*rows, strict=True)), strict=True))
-    found = method.objective(outputs, targets, moment)
+    found = method.compute_loss(outputs, targets, moment)
     method.update(found, moment, 3.0)
     return found
 
@@ -61,13 +71,13 @@ def test_no_method_waits_for_the_gpu(name):
         images = [torch.zeros(8, 3, view.px, view.px, device=CUDA) for view in recipe.views]
         for number in (4, 5):  # the first makes constants
             noted.found.clear()
-            found = step(method, images, Moment(number, 10, 2))
+            found = step(method, images, TrainingProgress(number, 10, 2))
         assert found.loss.is_cuda and found.loss.requires_grad
         if name == "adco":
-            step(method.filling(), images, Moment(6, 10, 2))  # bank.init=train_and_fill
+            step(method.filling(), images, TrainingProgress(6, 10, 2))  # bank.init=train_and_fill
             method.bank.fill(found.keys, 4)
-            method.restart_key_encoder()
-            step(method, images, Moment(7, 10, 2), parts=2)
+            method.sync_key_encoder()
+            step(method, images, TrainingProgress(7, 10, 2), parts=2)
             with torch.no_grad(), frozen_statistics(method.encoder):
                 method.encoder(images)
     assert noted.found == []
@@ -78,7 +88,7 @@ def test_no_optimizer_waits_for_the_gpu(kind):
     with waits() as noted:
         with CUDA:
             layer = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
-        solver = build_optimizer(Optimizer(kind=kind), layer, fused=False)  # torch's fused kernels need a GPU
+        solver = build_optimizer(OptimizerConfig(kind=kind), layer, fused=False)  # torch's fused kernels need a GPU
         for _ in range(2):
             noted.found.clear()  # also of building the layer
             for parameter in layer.parameters():
@@ -88,8 +98,8 @@ def test_no_optimizer_waits_for_the_gpu(kind):
 
 
 def test_augmentation_does_not_wait_for_the_gpu():
-    spec = View(px=16, jitter_p=0.8, gray_p=0.2, blur_p=0.5, solarize_p=0.3)
-    choices = parameters.draw(spec, 0, 0, np.arange(32), 0).choices
+    spec = ViewConfig(px=16, jitter_p=0.8, gray_p=0.2, blur_p=0.5, solarize_p=0.3)
+    choices = parameters.sample_params(spec, 0, 0, np.arange(32), 0).choices
     with waits() as noted:
         pixels = torch.zeros(32, 3, 16, 16, dtype=torch.uint8, device=CUDA)
         for _ in range(2):  # the first makes constants

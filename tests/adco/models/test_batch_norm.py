@@ -148,7 +148,7 @@ def synced(shape: tuple[int, ...], affine: bool, channels_last: bool) -> dict[st
     norm = replace_norms(batch_norm(shape, affine), sync=True, splits=1)
     assert isinstance(norm, SyncedBatchNorm)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    x, gradient = (distributed.own(values) for values in batches(shape, channels_last))
+    x, gradient = (distributed.local_shard(values) for values in batches(shape, channels_last))
     found = passed(norm, x, gradient)
     assert len(shape) == 2 or found["output"].is_contiguous(memory_format=memory_format)
     assert found["output"].stride() == found["x"].stride() == x.stride()
@@ -181,9 +181,9 @@ def test_synced_norms_on_one_process_and_in_evaluation_are_plain():
 @pytest.fixture
 def two_equal_ranks(monkeypatch):
     """Two ranks with equal batches, in one process."""
-    monkeypatch.setattr(distributed, "ranks", lambda: 2)
-    monkeypatch.setattr(distributed, "gather", lambda values: torch.cat((values, values)))
-    monkeypatch.setattr(distributed, "total", lambda values: 2 * values)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_gather", lambda values: torch.cat((values, values)))
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda values: 2 * values)
 
 
 @pytest.mark.parametrize("affine", [True, False])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adco.config.schema import Encoder as Options
-from adco.models.encoder import Encoder, key_encoder_of, mlp_head, momentum_update, paired_parameters
+from adco.config.schema import EncoderConfig as Options
+from adco.models.encoder import Encoder, make_key_encoder, mlp_head, momentum_update, paired_parameters
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def test_embeddings_are_unit_rows(arch, stem, px):
 
 def test_momentum_update_is_the_moving_average_of_parameters_only():
     query = Encoder(options := Options("resnet18", "small", dim=8), tail=torch.nn.Linear(8, 2))
-    key = key_encoder_of(query, options)
+    key = make_key_encoder(query, options)
     assert key.tail is None
     before = {name: p.clone() for name, p in key.named_parameters()}
     with torch.no_grad():

@@ -13,7 +13,7 @@ from adco.config.diff import recipe_name
 from adco.config.loading import RECIPES, load_recipe
 from adco.config.validation import METHOD_NAMES
 from adco.methods import build_method
-from adco.methods.base import Moment
+from adco.methods.base import TrainingProgress
 from adco.train.gradient_cache import backward, split
 from adco.train.optimizer import build_optimizer
 from tests.adco.methods.test_many_ranks import tiny_backbone
@@ -127,9 +127,9 @@ def test_every_recipe_takes_a_step(name):
     for number in range(2):
         views = [torch.randn(8, 3, view.px, view.px) for view in recipe.views]
         optimizer.zero_grad()
-        step = backward(method, method.encoder, split(views, 1), Moment(number, 4, 2), scaler)
+        step = backward(method, method.encoder, split(views, 1), TrainingProgress(number, 4, 2), scaler)
         optimizer.step()
-        method.update(step, Moment(number, 4, 2), recipe.bank.lr)
+        method.update(step, TrainingProgress(number, 4, 2), recipe.bank.lr)
     assert torch.isfinite(step.loss)
     assert torch.isfinite(torch.stack([p.norm() for p in method.encoder.parameters()])).all()
     moved = [not torch.equal(a, b) for a, b in zip(before, method.encoder.parameters(), strict=True)]

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from adco.config.loading import load_recipe
-from adco.config.schema import Recipe
+from adco.config.schema import PretrainConfig
 from adco.evaluation.predictions import write_hits
 from adco.evaluation.records import Record, Score
 
@@ -100,7 +100,7 @@ def _records(folder: Path, method: str, seed: int, level: float, rng: np.random.
 
 
 @functools.cache
-def _recipe(method: str) -> Recipe:
+def _recipe(method: str) -> PretrainConfig:
     return load_recipe(f"{method}_r18_imagenette", [f"epochs={max(EPOCHS)}", "data.root=imagenette160"])
 
 

@@ -19,7 +19,7 @@ from adco.config.loading import load_recipe
 from adco.evaluation.published import load_published
 from adco.evaluation.records import Score, load_record
 from adco.methods import METHODS, build_method
-from adco.methods.base import Moment
+from adco.methods.base import TrainingProgress
 from adco.report import (
     accuracy_curves,
     collect,
@@ -120,7 +120,9 @@ def test_each_score_stands_under_its_own_protocol_and_leads_to_its_record(found,
             assert (cell.value, cell.low, cell.high) == (value.value, value.low, value.high)
             assert cell.text == f"{value:.2f}"
             seen.add((path, column.label))
-    assert {path for path, _ in seen} == {item.path.resolve() for item in found.items if collect.judges(item.record)}
+    assert {path for path, _ in seen} == {
+        item.path.resolve() for item in found.items if collect.is_evaluation(item.record)
+    }
 
 
 def test_two_data_sets_and_two_image_sizes_never_share_a_column(tmp_path):
@@ -282,14 +284,14 @@ def test_a_counted_step_is_what_a_step_computes(method):
     recipe = load_recipe(f"{method}_r18_imagenette", ["device=cpu"])
     px = 32
     recipe = replace(recipe, batch=4, views=[replace(view, px=px) for view in recipe.views])
-    made, moment = build_method(recipe), Moment(0, 1000, 10)
+    made, moment = build_method(recipe), TrainingProgress(0, 1000, 10)
     if method == "mochi":
-        moment = Moment(10 * recipe.mix.from_epoch, 1000, 10)
+        moment = TrainingProgress(10 * recipe.mix.from_epoch, 1000, 10)
     views = [torch.randn(recipe.batch, 3, px, px) for _ in recipe.views]
     with FlopCounterMode(display=False) as counter:
         targets = made.targets([views], moment)
         outputs = dict(zip(made.query_views, made.encoder([views[i] for i in made.query_views]), strict=True))
-        step = made.objective(outputs, targets, moment)
+        step = made.compute_loss(outputs, targets, moment)
         step.loss.backward()
         made.update(step, moment, 0.1)
     real = counter.get_total_flops() / 2 / recipe.batch
@@ -469,7 +471,7 @@ def test_the_real_results_make_a_page(tmp_path):
     values = [
         v
         for item in found.items
-        if result_tables.judges(item.record)
+        if result_tables.is_evaluation(item.record)
         for n, v in item.record.scores.items()
         if n == "top1"
     ]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from adco.config.schema import Bank, Compute, Encoder, Recipe, View
+from adco.config.schema import BankConfig, ComputeConfig, EncoderConfig, PretrainConfig, ViewConfig
 from adco.config.validation import check_recipe
 from adco.data.batch import Batch
 from adco.methods import build_method
-from adco.methods.base import Moment
+from adco.methods.base import TrainingProgress
 from adco.train.gradient_cache import backward, split
 from adco.train.knn_probe import KnnProbe
 from adco.utils.errors import UserError
@@ -18,18 +18,20 @@ from adco.utils.errors import UserError
 CPU = torch.device("cpu")
 
 
-def losses(compute: Compute, device: torch.device, steps: int = 3) -> list[float]:
+def losses(compute: ComputeConfig, device: torch.device, steps: int = 3) -> list[float]:
     """The losses of a few steps of AdCo with two query crops, all on the same views."""
     torch.manual_seed(0)
-    encoder = Encoder(arch="resnet18", stem="small", dim=16)
-    recipe = Recipe(batch=8, views=[View(px=16)] * 3, encoder=encoder, bank=Bank(size=32, init="random"))
-    method = build_method(recipe).prepared(compute, device)
+    encoder = EncoderConfig(arch="resnet18", stem="small", dim=16)
+    recipe = PretrainConfig(
+        batch=8, views=[ViewConfig(px=16)] * 3, encoder=encoder, bank=BankConfig(size=32, init="random")
+    )
+    method = build_method(recipe).to_device(compute, device)
     solver = torch.optim.SGD(method.encoder.parameters(), 0.05)
     scaler = torch.amp.GradScaler(device.type, enabled=False)
     views = [torch.randn(8, 3, 16, 16).to(device, memory_format=torch.channels_last) for _ in range(3)]
     found = []
     for number in range(steps):
-        moment = Moment(number, steps, steps)
+        moment = TrainingProgress(number, steps, steps)
         solver.zero_grad()
         step = backward(method, method.encoder, [views], moment, scaler)
         solver.step()
@@ -40,17 +42,18 @@ def losses(compute: Compute, device: torch.device, steps: int = 3) -> list[float
 
 def test_contiguous_memory_changes_nothing():
     cpu = torch.device("cpu")
-    assert losses(Compute(channels_last=False), cpu) == pytest.approx(losses(Compute(), cpu), rel=1e-4)
+    assert losses(ComputeConfig(channels_last=False), cpu) == pytest.approx(losses(ComputeConfig(), cpu), rel=1e-4)
 
 
 @pytest.mark.slow
 def test_a_compiled_step_computes_the_same():
     cpu = torch.device("cpu")
-    assert losses(Compute(compile=True), cpu) == pytest.approx(losses(Compute(), cpu), rel=1e-3)
+    assert losses(ComputeConfig(compile=True), cpu) == pytest.approx(losses(ComputeConfig(), cpu), rel=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("compute", "key"), [(Compute(cuda_graphs=True), "cuda_graphs=true"), (Compute(precision="tf32"), "precision=tf32")]
+    ("compute", "key"),
+    [(ComputeConfig(cuda_graphs=True), "cuda_graphs=true"), (ComputeConfig(precision="tf32"), "precision=tf32")],
 )
 def test_what_only_a_gpu_has_needs_one(compute, key):
     with pytest.raises(UserError, match=f"compute.{key} needs an NVIDIA GPU"):
@@ -58,12 +61,12 @@ def test_what_only_a_gpu_has_needs_one(compute, key):
 
 
 @pytest.mark.parametrize("key", ["batch_norm", "key_batch_norm"])
-@pytest.mark.parametrize("compute", [Compute(compile=True), Compute(cuda_graphs=True)])
+@pytest.mark.parametrize("compute", [ComputeConfig(compile=True), ComputeConfig(cuda_graphs=True)])
 def test_synchronized_statistics_are_not_compiled(key, compute):
-    encoder = Encoder(**{"key_batch_norm": "local", key: "sync"})
+    encoder = EncoderConfig(**{"key_batch_norm": "local", key: "sync"})
     with pytest.raises(UserError, match="compute.c.*=True is out of range; expected false with sync statistics"):
-        check_recipe(Recipe(encoder=encoder, compute=compute))
-    check_recipe(Recipe(encoder=encoder))
+        check_recipe(PretrainConfig(encoder=encoder, compute=compute))
+    check_recipe(PretrainConfig(encoder=encoder))
 
 
 def counted(monkeypatch) -> list[list[torch.Size]]:
@@ -88,14 +91,14 @@ def counted(monkeypatch) -> list[list[torch.Size]]:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_multi_crop_makes_a_graph_for_each_size_and_encoder_once(monkeypatch, accumulate):
     made = counted(monkeypatch)
-    encoder = Encoder(arch="resnet18", stem="small", dim=16, norm_splits=1)
-    views = [View(px=px) for px in (16, 24, 32, 40, 48, 16)]
-    recipe = Recipe(batch=16, views=views, encoder=encoder, bank=Bank(size=32, init="random"))
-    method = build_method(recipe).prepared(Compute(compile=True), CPU)
+    encoder = EncoderConfig(arch="resnet18", stem="small", dim=16, norm_splits=1)
+    views = [ViewConfig(px=px) for px in (16, 24, 32, 40, 48, 16)]
+    recipe = PretrainConfig(batch=16, views=views, encoder=encoder, bank=BankConfig(size=32, init="random"))
+    method = build_method(recipe).to_device(ComputeConfig(compile=True), CPU)
     images = [torch.randn(16, 3, v.px, v.px).contiguous(memory_format=torch.channels_last) for v in views]
     scaler, counts = torch.amp.GradScaler("cpu", enabled=False), []
     for number in range(3):
-        backward(method, method.encoder, split(images, accumulate), Moment(number, 3, 3), scaler)
+        backward(method, method.encoder, split(images, accumulate), TrainingProgress(number, 3, 3), scaler)
         counts.append(len(made))
     assert counts[0] == counts[1] == counts[2]
     queries, keys = 5, 1  # sizes of the query views and of the key view; micro-batches: without gradient as well
@@ -104,8 +107,10 @@ def test_multi_crop_makes_a_graph_for_each_size_and_encoder_once(monkeypatch, ac
 
 def test_the_probe_calls_the_network_itself_and_not_what_was_compiled(monkeypatch, pictures):
     made = counted(monkeypatch)
-    encoder = Encoder(arch="resnet18", stem="small", dim=16)
-    method = build_method(Recipe(encoder=encoder, bank=Bank(size=32))).prepared(Compute(compile=True), CPU)
+    encoder = EncoderConfig(arch="resnet18", stem="small", dim=16)
+    method = build_method(PretrainConfig(encoder=encoder, bank=BankConfig(size=32))).to_device(
+        ComputeConfig(compile=True), CPU
+    )
     probe = KnnProbe(pictures, 16, 5, 0.07, 30, 0)
     assert 0 <= probe(method.encoder.backbone, CPU) <= 100
     assert not made
@@ -119,8 +124,10 @@ def test_views_and_network_are_in_the_memory_format_that_is_asked_for():
     for channels_last, stride in ((True, (768, 1, 48, 3)), (False, (768, 256, 16, 1))):
         views = batch.to_views(CPU, channels_last)
         assert [view.stride() for view in views] == [stride] * 2
-        recipe = Recipe(encoder=Encoder(arch="resnet18", stem="small", dim=16, join_views=True), bank=Bank(size=32))
-        method = build_method(recipe).prepared(Compute(channels_last=channels_last), CPU)
+        recipe = PretrainConfig(
+            encoder=EncoderConfig(arch="resnet18", stem="small", dim=16, join_views=True), bank=BankConfig(size=32)
+        )
+        method = build_method(recipe).to_device(ComputeConfig(channels_last=channels_last), CPU)
         seen = []
         method.encoder.backbone.conv1.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
         method.encoder(views)  # joined into one batch

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from adco.train import embedding_metrics
-from adco.train.embedding_metrics import DEAD_AFTER, PATIENCE, Health, Watch
+from adco.train.embedding_metrics import DEAD_AFTER, PATIENCE, EmbeddingMetrics, HealthMonitor
 from adco.utils import distributed
 from tests.ranks import run_ranks
 
@@ -108,7 +108,7 @@ def test_the_nearest_share_is_that_of_the_most_popular_row():
 
 
 def test_a_row_is_dead_after_as_many_idle_evaluations_and_alive_with_one_query():
-    axes, see = torch.eye(8), Health()
+    axes, see = torch.eye(8), EmbeddingMetrics()
     for evaluation in range(DEAD_AFTER + 2):
         queries = axes[[0, 1, 2, 2]]
         if evaluation == 1:
@@ -120,7 +120,7 @@ def test_a_row_is_dead_after_as_many_idle_evaluations_and_alive_with_one_query()
 
 def test_a_uniform_bank_is_not_called_dead_at_a_sharp_temperature():
     """Where the mean over queries would say so: most rows take less than a tenth of their share of the mean."""
-    see, n = Health(), unit(4096, 128, 9)
+    see, n = EmbeddingMetrics(), unit(4096, 128, 9)
     for step in range(DEAD_AFTER):
         q = unit(64, 128, step)
         found = see(q, q, n, 0.02)
@@ -132,29 +132,29 @@ def test_readings_of_raw_rows_are_those_of_unit_rows_and_nothing_is_changed():
     q, k, n = unit(16, 8), unit(16, 8, 1), unit(40, 8, 2)
     raw = n * torch.rand(40, 1).add(0.1)
     before = raw.clone()
-    assert Health()(q, k, raw, TAU) == pytest.approx(Health()(q, k, n, TAU), rel=1e-4)
+    assert EmbeddingMetrics()(q, k, raw, TAU) == pytest.approx(EmbeddingMetrics()(q, k, n, TAU), rel=1e-4)
     assert torch.equal(raw, before)
-    assert "bank_entropy" not in Health()(q, k, None, TAU)
+    assert "bank_entropy" not in EmbeddingMetrics()(q, k, None, TAU)
 
 
 def test_an_embedding_that_is_not_finite_has_no_readings():
     q = unit(8, 4)
     q[3, 1] = math.nan
-    assert Health()(q, q, None, TAU) == {}
+    assert EmbeddingMetrics()(q, q, None, TAU) == {}
 
 
 def test_a_large_batch_is_looked_at_through_evenly_spaced_queries(monkeypatch):
     monkeypatch.setattr(embedding_metrics, "MOST_ROWS", 8)
     q = torch.eye(8)[torch.arange(16) // 2]
-    assert Health()(q, q, None, TAU)["effective_rank"] == pytest.approx(8, rel=1e-4)
+    assert EmbeddingMetrics()(q, q, None, TAU)["effective_rank"] == pytest.approx(8, rel=1e-4)
 
 
 def seen(sharded: bool, evaluations: int = DEAD_AFTER + 1) -> dict[str, float]:
     """The last readings of the same batch and bank, however many ranks share them."""
     q, k, rows = unit(12, 8), unit(12, 8, 1), 3 * unit(30, 8, 2)
-    see, mine = Health(), distributed.own(rows) if sharded else rows
+    see, mine = EmbeddingMetrics(), distributed.local_shard(rows) if sharded else rows
     for _ in range(evaluations):
-        found = see(distributed.own(q), distributed.own(k), mine, 0.03, sharded)
+        found = see(distributed.local_shard(q), distributed.local_shard(k), mine, 0.03, sharded)
     return found
 
 
@@ -171,7 +171,7 @@ def trained(contrast: bool, steps: int = 300) -> list[str]:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 32))
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
-    see, watch, said = Health(), Watch(), []
+    see, watch, said = EmbeddingMetrics(), HealthMonitor(), []
     for step in range(steps):
         points = torch.randn(64, 16)
         q, k = (F.normalize(network(points + 0.3 * torch.randn_like(points)), dim=1) for _ in range(2))
@@ -207,7 +207,7 @@ def readings(**changes: float) -> dict[str, float]:
     ],
 )
 def test_a_fault_is_said_once_when_it_lasts_and_its_end_too(fault, words):
-    watch = Watch()
+    watch = HealthMonitor()
     said = [watch(readings(**(fault if 5 <= step < 20 else {}))) for step in range(40)]
     spoken = {step: texts for step, texts in enumerate(said) if texts}
     assert list(spoken) == [5 + PATIENCE - 1, 20 + PATIENCE - 1]
@@ -217,7 +217,7 @@ def test_a_fault_is_said_once_when_it_lasts_and_its_end_too(fault, words):
 
 
 def test_a_passing_fault_is_not_said_and_readings_that_are_absent_change_nothing():
-    watch = Watch()
+    watch = HealthMonitor()
     for step in range(19):
         assert watch(readings(loader_wait_share=0.9 if step % PATIENCE else 0.0)) == []
     for step in range(PATIENCE):
@@ -227,7 +227,7 @@ def test_a_passing_fault_is_not_said_and_readings_that_are_absent_change_nothing
 
 
 def test_a_knn_score_that_falls_far_below_its_best_is_said():
-    watch = Watch()
+    watch = HealthMonitor()
     said = [text for score in (20, 50, 45, 38, 39, 37) for text in watch({"knn_top1": float(score)})]
     assert len(said) == 1
     assert "fell to 37.0% from 50.0%" in said[0]

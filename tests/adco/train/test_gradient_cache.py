@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from adco.methods import build_method
-from adco.methods.base import Moment
+from adco.methods.base import TrainingProgress
 from adco.train.gradient_cache import backward, split
 from tests.adco.methods.test_many_ranks import N, recipe, tiny_backbone
 
@@ -41,7 +41,7 @@ def test_micro_batches_compile_in_the_first_step_and_their_graphs_take_tensors_a
     for number in range(3):
         views = [torch.randn(N, 3, 10, 10).contiguous(memory_format=torch.channels_last) for _ in options.views]
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        backward(method, method.encoder, split(views, 2), Moment(number, 3, 3), scaler)
+        backward(method, method.encoder, split(views, 2), TrainingProgress(number, 3, 3), scaler)
         counts.append(len(inputs))
     torch._dynamo.reset()
     assert counts == [3, 3, 3]  # the key encoder's, and the encoder's without gradient and with it

@@ -15,8 +15,8 @@ from torch import nn
 
 from adco.data.images import index_folder
 from adco.train.knn_probe import NOTHING, KnnProbe, Pictures, embed, gather_in_order
-from adco.train.logger import Log, read_metrics
-from adco.train.throughput import Rate
+from adco.train.logger import Logger, read_metrics
+from adco.train.throughput import Throughput
 from adco.utils import distributed
 from adco.utils.errors import UserError
 from tests.ranks import run_ranks
@@ -79,7 +79,7 @@ def test_no_metrics_yet(tmp_path):
 
 
 def test_rate_counts_since_the_last_question():
-    rate = Rate()
+    rate = Throughput()
     rate.last -= 2
     assert rate(10) == pytest.approx(5, rel=0.05)
     rate.last -= 1
@@ -94,7 +94,7 @@ def test_rate_tells_waiting_for_images_from_work():
             time.sleep(0.06)
             yield number
 
-    rate, seen = Rate(), []
+    rate, seen = Throughput(), []
     for batch in rate.waiting(slow_loader()):
         seen.append(batch)
         time.sleep(0.02)
@@ -112,21 +112,21 @@ def rows_of(path):
 
 
 def test_the_log_keeps_rows_and_words_and_drops_those_after_the_step_it_resumes_at(tmp_path, capsys):
-    log = Log(tmp_path, 0)
+    log = Logger(tmp_path, 0)
     for step in (1, 2, 3):
         log.write(step, {"loss": 1.0 / step})
-    log.say(3, "warning: something")
+    log.warn(3, "warning: something")
     log.close()
     assert rows_of(log.path)[2:] == [{"step": 3, "loss": 1 / 3}, {"step": 3, "text": "warning: something"}]
     assert capsys.readouterr().err == "step 3: warning: something\n"
-    Log(tmp_path, 2).close()
+    Logger(tmp_path, 2).close()
     assert rows_of(log.path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
 
 
 def test_the_curves_are_in_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = Log(tmp_path, 0)
+    log = Logger(tmp_path, 0)
     log.write(10, {"loss": 2.5})
     log.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -136,16 +136,16 @@ def test_the_curves_are_in_tensorboard(tmp_path):
 def test_weights_and_biases_absent_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"monitor.wandb=true, but wandb is not installed; pip install wandb"):
-        Log(tmp_path, 0, wandb=True)
+        Logger(tmp_path, 0, wandb=True)
 
 
 def test_weights_and_biases_gets_rows_and_words_and_a_resumed_run_is_the_same_one(tmp_path, monkeypatch):
     wandb = mock.MagicMock(__spec__=mock.Mock())
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     for step in (0, 5):
-        log = Log(tmp_path, step, wandb=True, settings={"batch": 64})
+        log = Logger(tmp_path, step, wandb=True, settings={"batch": 64})
         log.write(step + 1, {"loss": 1.0})
-        log.say(step + 1, "warning: something")
+        log.warn(step + 1, "warning: something")
         log.close()
     first, second = (call.kwargs["id"] for call in wandb.init.call_args_list)
     assert first == second == (tmp_path / "wandb_id").read_text()
@@ -157,9 +157,9 @@ def test_weights_and_biases_gets_rows_and_words_and_a_resumed_run_is_the_same_on
 
 
 def log_of_a_rank(folder) -> bool:
-    log = Log(folder, 0)
+    log = Logger(folder, 0)
     log.write(1, {"loss": float(distributed.rank())})
-    log.say(1, f"rank {distributed.rank()}")
+    log.warn(1, f"rank {distributed.rank()}")
     log.close()
     return log.path.is_file()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from adco.config.schema import Optimizer
+from adco.config.schema import OptimizerConfig
 from adco.train.optimizer import build_optimizer, load_state, parameter_groups
 from adco.utils.schedules import constant, cosine
 
@@ -58,7 +58,7 @@ def test_groups_decay_weights_alone_where_asked_and_keep_the_predictors_rate():
     def names(**options) -> list[tuple]:
         small = Small()
         named = {id(p): name for name, p in small.named_parameters()}
-        groups = parameter_groups(Optimizer(**options), small)
+        groups = parameter_groups(OptimizerConfig(**options), small)
         return [(g["constant_lr"], g.get("weight_decay"), sorted(named[id(p)] for p in g["params"])) for g in groups]
 
     assert [len(group[2]) for group in names()] == [6]  # SGD as released: everything alike
@@ -76,11 +76,11 @@ def test_groups_decay_weights_alone_where_asked_and_keep_the_predictors_rate():
 def test_a_loaded_buffer_is_laid_out_as_its_parameter(kind):
     layer = nn.Conv2d(3, 4, 3)
     layer.weight.grad, layer.bias.grad = torch.randn_like(layer.weight), torch.randn_like(layer.bias)
-    solver = build_optimizer(Optimizer(kind=kind), layer, fused=False)
+    solver = build_optimizer(OptimizerConfig(kind=kind), layer, fused=False)
     solver.step()
     (name,) = solver.state[layer.weight]
     saved, there = solver.state_dict(), nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    other = build_optimizer(Optimizer(kind=kind), there, fused=False)
+    other = build_optimizer(OptimizerConfig(kind=kind), there, fused=False)
     load_state(other, saved)
     found = other.state[there.weight][name]
     assert found.stride() == there.weight.stride() != layer.weight.stride()
@@ -92,7 +92,7 @@ def test_a_loaded_buffer_is_laid_out_as_its_parameter(kind):
 @pytest.mark.parametrize("fused", [True, False])
 def test_steps_equal_a_loop_written_from_the_definition(kind, fused):
     torch.manual_seed(0)
-    small, options = Small().double(), Optimizer(kind=kind, weight_decay=0.01, sgd_momentum=0.9, trust=0.02)
+    small, options = Small().double(), OptimizerConfig(kind=kind, weight_decay=0.01, sgd_momentum=0.9, trust=0.02)
     weights = {name: p.detach().clone() for name, p in small.named_parameters()}
     velocities = {name: torch.zeros_like(p) for name, p in weights.items()}
     solver = build_optimizer(options, small, fused)
@@ -115,14 +115,14 @@ def test_steps_equal_a_loop_written_from_the_definition(kind, fused):
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_skipped_first_step_leaves_no_trace(fused):
     small = Small()
-    solver, scaler = build_optimizer(Optimizer(), small, fused), torch.amp.GradScaler("cpu")
+    solver, scaler = build_optimizer(OptimizerConfig(), small, fused), torch.amp.GradScaler("cpu")
     for size in (1e38, 1.0):  # the first gradient overflows when it is scaled
         solver.zero_grad()
         scaler.scale(size * sum(p.sum() for p in small.parameters())).backward()
         scaler.step(solver)
         scaler.update()
     for p in small.parameters():
-        expected = 1 + Optimizer().weight_decay * p.detach()
+        expected = 1 + OptimizerConfig().weight_decay * p.detach()
         torch.testing.assert_close(solver.state[p]["momentum_buffer"], expected, rtol=1e-4, atol=1e-4)
 
 

@@ -18,7 +18,7 @@ import torch
 from adco.config.loading import load_recipe
 from adco.evaluation.records import load_record
 from adco.train import checkpoint
-from adco.train.logger import Log, read_metrics
+from adco.train.logger import Logger, read_metrics
 from adco.train.trainer import Trainer
 from adco.utils.errors import Failure, UserError
 from adco.weights.backbone import load_backbone
@@ -233,7 +233,7 @@ def test_unreadable_images_are_counted_and_named(tiny, tmp_path, pictures):
 
 def test_metrics_after_the_resumed_step_and_half_lines_are_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
-    log = Log(tmp_path, step=1)
+    log = Logger(tmp_path, step=1)
     log.write(2, {"loss": 0.5})
     log.close()
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [

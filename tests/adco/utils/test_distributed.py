@@ -16,17 +16,17 @@ from tests.ranks import run_ranks
 def test_one_process_is_the_identity():
     rows = torch.randn(3, 2)
     for exchange in (
-        distributed.gather,
-        distributed.total,
-        distributed.mean,
-        distributed.largest,
-        distributed.own_total,
+        distributed.all_gather,
+        distributed.all_reduce_sum,
+        distributed.all_reduce_mean,
+        distributed.all_reduce_max,
+        distributed.reduce_scatter_sum,
     ):
         assert torch.equal(exchange(rows), rows)
-    assert distributed.gather_with_gradient(rows) is rows
-    assert (distributed.rank(), distributed.ranks(), distributed.gather_objects("a")) == (0, 1, ["a"])
-    assert distributed.anywhere(True)
-    assert not distributed.anywhere(False)
+    assert distributed.all_gather_with_gradient(rows) is rows
+    assert (distributed.rank(), distributed.world_size(), distributed.all_gather_objects("a")) == (0, 1, ["a"])
+    assert distributed.any_rank(True)
+    assert not distributed.any_rank(False)
     layer = torch.nn.Linear(2, 2)
     assert distributed.parallel(layer) is layer
 
@@ -35,19 +35,19 @@ def exchanged() -> dict:
     rank = distributed.rank()
     mine = torch.full((2, 3), float(rank))
     weight = torch.tensor([1.0 + rank], requires_grad=True)
-    ours = distributed.gather_with_gradient(weight.view(1, 1))  # [[1], [2]]
+    ours = distributed.all_gather_with_gradient(weight.view(1, 1))  # [[1], [2]]
     (ours.squeeze() * torch.tensor([3.0, 5.0]) * (rank + 1)).sum().backward()
     summed = torch.tensor(2.0 + rank, requires_grad=True)
-    (distributed.total_with_gradient(summed) * (rank + 1)).backward()
+    (distributed.all_reduce_sum_with_gradient(summed) * (rank + 1)).backward()
     found = {
-        "ranks": (rank, distributed.ranks()),
-        "gather": distributed.gather(mine)[:, 0].tolist(),
-        "own": distributed.own(torch.arange(4)).tolist(),
-        "mean": distributed.mean(mine)[0, 0].item(),
-        "largest": distributed.largest(mine)[0, 0].item(),
-        "own_total": distributed.own_total(torch.arange(4.0).view(4, 1)).flatten().tolist(),
-        "anywhere": (distributed.anywhere(rank == 1), distributed.anywhere(False)),
-        "objects": distributed.gather_objects({"rank": rank}),
+        "ranks": (rank, distributed.world_size()),
+        "gather": distributed.all_gather(mine)[:, 0].tolist(),
+        "own": distributed.local_shard(torch.arange(4)).tolist(),
+        "mean": distributed.all_reduce_mean(mine)[0, 0].item(),
+        "largest": distributed.all_reduce_max(mine)[0, 0].item(),
+        "reduce_scatter_sum": distributed.reduce_scatter_sum(torch.arange(4.0).view(4, 1)).flatten().tolist(),
+        "anywhere": (distributed.any_rank(rank == 1), distributed.any_rank(False)),
+        "objects": distributed.all_gather_objects({"rank": rank}),
         "gather_gradient": weight.grad.item(),
         "total_gradient": summed.grad.item(),
     }
@@ -102,6 +102,6 @@ def test_a_rank_that_fails_under_nccl_reports_first_and_then_aborts(monkeypatch,
 def test_two_ranks():
     same = {"gather": [0, 0, 1, 1], "mean": 0.5, "largest": 1, "anywhere": (True, False)}
     same |= {"objects": [{"rank": 0}, {"rank": 1}], "total_gradient": 3}
-    first = same | {"ranks": (0, 2), "own": [0, 1], "own_total": [0, 2], "gather_gradient": 3 * (1 + 2)}
-    second = same | {"ranks": (1, 2), "own": [2, 3], "own_total": [4, 6], "gather_gradient": 5 * (1 + 2)}
+    first = same | {"ranks": (0, 2), "own": [0, 1], "reduce_scatter_sum": [0, 2], "gather_gradient": 3 * (1 + 2)}
+    second = same | {"ranks": (1, 2), "own": [2, 3], "reduce_scatter_sum": [4, 6], "gather_gradient": 5 * (1 + 2)}
     assert run_ranks(exchanged, 2) == [first, second]

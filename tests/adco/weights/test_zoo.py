@@ -29,7 +29,7 @@ from adco.config.loading import load_recipe
 from adco.evaluation.records import Record, load_record
 from adco.methods import build_method
 from adco.train import checkpoint
-from adco.utils.download import Patience, Refused
+from adco.utils.download import DownloadError, RetryPolicy
 from adco.utils.errors import UserError
 from adco.utils.files import sha256_of
 from adco.weights.additions import add_file, add_model
@@ -48,7 +48,7 @@ OTHER = b"PK\x03\x04" + bytes(range(256))[::-1] * 800
 HALF = len(BODY) // 2
 SHA = hashlib.sha256(BODY).hexdigest()
 MD5 = hashlib.md5(BODY).hexdigest()
-QUICK = Patience(timeout_seconds=5, tries=3, pause_seconds=0)
+QUICK = RetryPolicy(timeout_seconds=5, tries=3, pause_seconds=0)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -221,7 +221,7 @@ def test_a_download_is_checked_recorded_and_made_once(server):
 @pytest.mark.parametrize("path", ["broken-once", "stalls-once"])
 def test_a_broken_download_goes_on_where_it_was(server, path):
     model = model_of(server, path)
-    download(model, patience=Patience(timeout_seconds=2, tries=2, pause_seconds=0))
+    download(model, patience=RetryPolicy(timeout_seconds=2, tries=2, pause_seconds=0))
     assert model.path.read_bytes() == BODY
     assert ranges(server) == [None, f"bytes={HALF}-"] and server.asked[1][1]["If-Range"] == '"one"'
 
@@ -229,14 +229,14 @@ def test_a_broken_download_goes_on_where_it_was(server, path):
 def test_the_next_run_goes_on_too_but_only_from_the_same_address(server):
     model = model_of(server, "broken-once")
     with pytest.raises(UserError, match=f"broke off after {HALF} of {len(BODY)} bytes"):
-        download(model, patience=Patience(tries=1))
+        download(model, patience=RetryPolicy(tries=1))
     assert left(model) == {"m.pth.part", "m.pth.part.origin"}
     download(model_of(server, "404", "good"), patience=QUICK)
     assert ranges(server) == [None, None, None]
     model.path.unlink()
     server.times.clear()
     with pytest.raises(UserError):
-        download(model, patience=Patience(tries=1))
+        download(model, patience=RetryPolicy(tries=1))
     download(model, patience=QUICK)
     assert ranges(server)[-1] == f"bytes={HALF}-" and model.path.read_bytes() == BODY
 
@@ -314,13 +314,13 @@ def test_the_next_mirror_is_tried(server, path, monkeypatch):
 def test_silence_ends(server):
     start = time.monotonic()
     with pytest.raises(UserError, match=f"no answer in time after {HALF} of"):
-        download(model_of(server, "stalls"), patience=Patience(0.3, 1, 0))
+        download(model_of(server, "stalls"), patience=RetryPolicy(0.3, 1, 0))
     assert time.monotonic() - start < 3
 
 
 def test_nobody_there_and_no_such_host(server):
     with pytest.raises(UserError, match="Connection refused, 2 times"):
-        download(Model("m", Path("."), mirrors=("http://127.0.0.1:9/x",)), patience=Patience(2, 2, 0))
+        download(Model("m", Path("."), mirrors=("http://127.0.0.1:9/x",)), patience=RetryPolicy(2, 2, 0))
 
 
 def test_what_follows_the_announced_length_is_not_read(server):
@@ -331,7 +331,7 @@ def test_what_follows_the_announced_length_is_not_read(server):
 
 def test_https_is_never_left_for_http():
     handler, request = adco.utils.download._WebOnly(), urllib.request.Request("https://somewhere/x")
-    with pytest.raises(Refused, match="from https to http://"):
+    with pytest.raises(DownloadError, match="from https to http://"):
         handler.redirect_request(request, None, 302, "Found", {}, "http://somewhere/x")
     followed = handler.redirect_request(request, None, 302, "Found", {}, "https://elsewhere/x")
     assert followed.full_url == "https://elsewhere/x"

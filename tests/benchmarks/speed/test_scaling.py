@@ -13,7 +13,7 @@ from tests.ranks import run_ranks
 
 def received(job: Job, sharded: bool) -> float:
     """Bytes that this rank receives in one step of the bank, as rings move them."""
-    ranks, bytes_ = distributed.ranks(), 0.0
+    ranks, bytes_ = distributed.world_size(), 0.0
     names = {"all_gather_into_tensor": 1.0, "all_reduce": 2.0}
 
     def counted(name: str):
@@ -30,14 +30,14 @@ def received(job: Job, sharded: bool) -> float:
     def own_total(rows):  # a GPU's reduce-scatter moves half of what gloo's all-reduce does
         nonlocal bytes_
         before = bytes_
-        found = distributed.own(distributed.total(rows))
+        found = distributed.local_shard(distributed.all_reduce_sum(rows))
         bytes_ = before + (bytes_ - before) / 2
         return found
 
     with (
         counted("all_gather_into_tensor"),
         counted("all_reduce"),
-        mock.patch.object(distributed, "own_total", own_total),
+        mock.patch.object(distributed, "reduce_scatter_sum", own_total),
     ):
         bank_step(job, 1, sharded)
     return bytes_ / 2  # a warm step and a timed one

@@ -24,9 +24,9 @@ from tests import ROOT
 from tests.transfer.data import assert_one_line_error, make_folder, picture
 from transfer.classifier.command import hits
 from transfer.classifier.dataset import Request, lighting, renormalised, requests, to_network, voc_view
-from transfer.classifier.engine import Plan, looks_at, optimiser_for, train
+from transfer.classifier.engine import TrainingSetup, looks_at, optimiser_for, train
 from transfer.classifier.label_subsets import drawn_list, list_sha256, only, read_list
-from transfer.classifier.protocols import IMAGENET, PLACES205, VOC_ADCO, Recipe
+from transfer.classifier.protocols import IMAGENET, PLACES205, VOC_ADCO, ClassifierProtocol
 from transfer.features.transforms import FITS
 from transfer.imagenet import labelled
 from transfer.places205 import IMAGES, LISTS, read_places
@@ -46,7 +46,7 @@ def backbone():
 
 def plan_in(path, **changes):
     path.mkdir(parents=True, exist_ok=True)
-    return Plan(torch.device("cpu"), 0, 32, 37, path, **changes)
+    return TrainingSetup(torch.device("cpu"), 0, 32, 37, path, **changes)
 
 
 def splits(folder):
@@ -389,7 +389,7 @@ def test_faults_of_arguments_are_one_line(folder, tmp_path, capsys, tool):
 def test_places_lists_number_their_classes(folder, tmp_path):
     train_part, val, digest = read_places(make_places(folder, tmp_path / "original"))
     assert train_part.classes == val.classes == ("0", "1", "2") and len(digest) == 64
-    assert isinstance(PLACES205["vissl"], Recipe)
+    assert isinstance(PLACES205["vissl"], ClassifierProtocol)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms import functional as pixels
 
-from adco.config.schema import View
+from adco.config.schema import ViewConfig
 from adco.data import native
 from adco.data.transforms import functional, parameters
 from adco.data.transforms.reference import reference_levels
@@ -37,11 +37,11 @@ def squares() -> list[np.ndarray]:
     return [photograph(100 + seed, 120, 120) for seed in range(COUNT)]
 
 
-def draws(spec: View, count: int = COUNT, seed: int = 0) -> parameters.Draws:
-    return parameters.draw(spec, seed, 0, np.arange(count), 0)
+def draws(spec: ViewConfig, count: int = COUNT, seed: int = 0) -> parameters.ViewParams:
+    return parameters.sample_params(spec, seed, 0, np.arange(count), 0)
 
 
-def rendered(spec: View, drawn: parameters.Draws, pictures, dtype=np.float32, full=True) -> np.ndarray:
+def rendered(spec: ViewConfig, drawn: parameters.ViewParams, pictures, dtype=np.float32, full=True) -> np.ndarray:
     """(B, px, px, 3): every picture's view by the kernel, from pixels or from a file's content."""
     out = np.empty((len(pictures), spec.px, spec.px, 3), dtype)
     canvas = native.Canvas([spec.scale], [drawn], [out], full)
@@ -61,10 +61,10 @@ def levels(normalised: np.ndarray) -> torch.Tensor:
 
 def test_a_crop_has_pillows_pixels(photos):
     for px in (16, 48, 224):  # shrinking, and enlarging
-        spec = View(px=px, **PLAIN)
+        spec = ViewConfig(px=px, **PLAIN)
         drawn = draws(spec)
         boxes = [parameters.crop_box(160, 120, spec.scale, u) for u in drawn.crops]
-        theirs = [parameters.cut(Image.fromarray(p), px, box) for p, box in zip(photos, boxes, strict=True)]
+        theirs = [parameters.resized_crop(Image.fromarray(p), px, box) for p, box in zip(photos, boxes, strict=True)]
         ours = rendered(spec, drawn, photos, np.uint8, full=False).transpose(0, 3, 1, 2)
         difference = np.abs(ours.astype(int) - np.stack(theirs))
         assert difference.max() <= 1  # Pillow rounds between its two passes
@@ -73,7 +73,7 @@ def test_a_crop_has_pillows_pixels(photos):
 
 def test_crops_are_those_of_views_for_every_shape():
     rng = np.random.default_rng(0)
-    spec = View(px=8, scale=[0.05, 1.0], **PLAIN)
+    spec = ViewConfig(px=8, scale=[0.05, 1.0], **PLAIN)
     drawn = draws(spec, 60, seed=3)
     for width, height in ((500, 375), (13, 200), (1, 1), (300, 7)):
         # a picture whose pixels tell their place; a crop's mean colour is the mean of its places
@@ -81,7 +81,9 @@ def test_crops_are_those_of_views_for_every_shape():
         picture = np.stack([x, y, rng.integers(0, 255, x.shape)], axis=-1).astype(np.uint8)
         ours = rendered(spec, drawn, [picture] * 60, np.uint8, full=False)
         for row, u in enumerate(drawn.crops):
-            theirs = parameters.cut(Image.fromarray(picture), 8, parameters.crop_box(width, height, spec.scale, u))
+            theirs = parameters.resized_crop(
+                Image.fromarray(picture), 8, parameters.crop_box(width, height, spec.scale, u)
+            )
             assert np.abs(ours[row].astype(int).transpose(2, 0, 1) - theirs).max() <= 1
 
 
@@ -96,7 +98,7 @@ OPERATIONS = {
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_colour_operations_equal_torchvisions(squares, name):
     number, theirs, (low, high), bound = OPERATIONS[name]
-    spec = View(**FULL_VIEW, **PLAIN)
+    spec = ViewConfig(**FULL_VIEW, **PLAIN)
     drawn, factors = draws(spec), np.linspace(low, high, COUNT)
     drawn.choices.factors[:, number] = torch.from_numpy(factors)
     ours = levels(rendered(spec, drawn, squares))
@@ -110,7 +112,7 @@ def test_colour_operations_equal_torchvisions(squares, name):
 
 
 def test_grey_solarize_flip_and_blur_equal_pillow(squares):
-    spec = View(**FULL_VIEW, **PLAIN)
+    spec = ViewConfig(**FULL_VIEW, **PLAIN)
     changes = {
         "gray": (lambda image, _: image.convert("L").convert("RGB"), 0.6),
         "solarize": (lambda image, _: pixels.solarize(image, 128), 0.01),
@@ -127,7 +129,7 @@ def test_grey_solarize_flip_and_blur_equal_pillow(squares):
 
 
 def test_a_whole_view_is_within_two_levels_of_torchvision_and_of_the_device_backend(photos):
-    spec = View(px=64, solarize_p=0.3)
+    spec = ViewConfig(px=64, solarize_p=0.3)
     drawn = draws(spec)
     ours = torch.from_numpy(rendered(spec, drawn, photos)).permute(0, 3, 1, 2)
     made = [reference_levels(Image.fromarray(p), 64, spec.scale, drawn, row) for row, p in enumerate(photos)]
@@ -139,7 +141,7 @@ def test_a_whole_view_is_within_two_levels_of_torchvision_and_of_the_device_back
 
 
 def test_each_image_has_its_own_order_of_colour_operations(squares):
-    spec = View(**FULL_VIEW, **PLAIN)
+    spec = ViewConfig(**FULL_VIEW, **PLAIN)
     drawn = draws(spec, 24)
     drawn.choices.factors[:] = torch.tensor([1.3, 0.7, 1.4, 0.08])
     drawn.choices.order[:] = torch.from_numpy(parameters.ORDERS)
@@ -152,7 +154,7 @@ def test_each_image_has_its_own_order_of_colour_operations(squares):
 
 
 def test_levels_are_the_rounded_view(photos):
-    spec = View(px=40)
+    spec = ViewConfig(px=40)
     drawn = draws(spec)
     exact = levels(rendered(spec, drawn, photos)).permute(0, 2, 3, 1)
     assert (torch.from_numpy(rendered(spec, drawn, photos, np.uint8)) - exact).abs().max() < 0.51
@@ -164,7 +166,7 @@ def test_levels_are_the_rounded_view(photos):
 def test_part_of_a_jpeg_decodes_to_pillows_very_pixels(subsampling, progressive):
     pictures = [photograph(seed, 203 + seed, 151) for seed in range(COUNT)]
     files = [jpeg(p, subsampling=subsampling, progressive=progressive) for p in pictures]
-    spec = View(px=40, scale=[0.05, 0.5], **PLAIN)
+    spec = ViewConfig(px=40, scale=[0.05, 0.5], **PLAIN)
     drawn = draws(spec)
     whole = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
     assert np.array_equal(rendered(spec, drawn, files), rendered(spec, drawn, whole))
@@ -172,7 +174,7 @@ def test_part_of_a_jpeg_decodes_to_pillows_very_pixels(subsampling, progressive)
 
 @pytest.mark.skipif(not native.fast_jpeg(), reason="no libjpeg-turbo of this ABI beside Pillow or on the system")
 def test_unsound_and_unusual_files_are_left_to_pillow(tmp_path):
-    spec = View(px=16)
+    spec = ViewConfig(px=16)
     canvas = native.Canvas([spec.scale], [draws(spec, 1)], [np.empty((1, 16, 16, 3), np.uint8)], True)
     whole = jpeg(photograph(0))
     assert canvas.jpeg(0, whole)
@@ -183,7 +185,7 @@ def test_unsound_and_unusual_files_are_left_to_pillow(tmp_path):
     for content in (whole[:-200], whole[:30], b"", b"\xff\xd8\xff\xd9", b"GIF89a", ink):
         assert not canvas.jpeg(0, content)
     cut = whole[:middle] + b"\xff\xd9"  # ends as a JPEG does, but half of the picture is missing
-    all_of_it = View(px=16, scale=[1.0, 1.0])
+    all_of_it = ViewConfig(px=16, scale=[1.0, 1.0])
     square = native.Canvas([all_of_it.scale], [draws(all_of_it, 1)], [np.empty((1, 16, 16, 3), np.uint8)], True)
     assert not square.jpeg(0, cut)
     with io.BytesIO() as file:

@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import functional as pixels
 
 from adco.data.transforms import functional
-from adco.data.transforms.parameters import ORDERS, Choices
+from adco.data.transforms.parameters import ORDERS, AugmentParams
 
 LEVELS = 255
 
@@ -103,7 +103,7 @@ def test_blur_equals_torchvisions_gaussian_and_is_near_pillows(photos):
 
 def test_augment_composes_in_mocos_order(photos):
     count = len(photos)
-    choices = Choices(
+    choices = AugmentParams(
         flip=torch.arange(count) % 2 == 0,
         factors=torch.tensor([1.2, 0.8, 1.3, -0.05]).repeat(count, 1),
         order=torch.arange(4).repeat(count, 1),
@@ -122,7 +122,7 @@ def test_augment_composes_in_mocos_order(photos):
 
 
 def test_a_pictures_view_does_not_depend_on_its_neighbours(photos):
-    choices = Choices(
+    choices = AugmentParams(
         flip=torch.arange(8) % 2 == 0,
         factors=torch.rand(8, 4) * 0.2 + torch.tensor([0.9, 0.9, 0.9, -0.1]),
         order=torch.from_numpy(ORDERS[:8]),
@@ -131,6 +131,6 @@ def test_a_pictures_view_does_not_depend_on_its_neighbours(photos):
         solarize=torch.arange(8) % 4 == 1,
     )
     together = functional.augment(photos, choices)
-    one = [Choices(**{name: rows[i : i + 1] for name, rows in vars(choices).items()}) for i in range(8)]
+    one = [AugmentParams(**{name: rows[i : i + 1] for name, rows in vars(choices).items()}) for i in range(8)]
     alone = torch.cat([functional.augment(photos[i : i + 1], one[i]) for i in range(8)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)

@@ -10,14 +10,14 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as pixels
 
-from adco.config.schema import View
+from adco.config.schema import ViewConfig
 from adco.data.transforms import parameters
 
 COUNT = 4000
 
 
-def draws(**changes) -> parameters.Draws:
-    return parameters.draw(View(**changes), seed=0, epoch=0, samples=np.arange(COUNT), number=0)
+def draws(**changes) -> parameters.ViewParams:
+    return parameters.sample_params(ViewConfig(**changes), seed=0, epoch=0, samples=np.arange(COUNT), number=0)
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (60, 200), (33, 32)])
@@ -48,7 +48,7 @@ def test_a_cut_has_torchvisions_pixels():
     for box in ((0, 0, 120, 90), (13, 7, 50, 66), (30, 20, 9, 8)):
         left, top, width, height = box
         theirs = pixels.resized_crop(image, top, left, height, width, [32, 32], antialias=True)
-        assert np.array_equal(parameters.cut(image, 32, box), np.asarray(theirs).transpose(2, 0, 1))
+        assert np.array_equal(parameters.resized_crop(image, 32, box), np.asarray(theirs).transpose(2, 0, 1))
 
 
 def test_colour_factors_have_torchvisions_ranges_and_share():

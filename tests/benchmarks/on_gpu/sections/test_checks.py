@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from adco.config.loading import load_recipe
-from adco.config.schema import View
+from adco.config.schema import ViewConfig
 from adco.config.validation import check_recipe
 from adco.data.images import index_folder
 from adco.train import checkpoint, optimizer
@@ -116,14 +116,14 @@ def test_section_3_in_miniature(context):
 def test_both_decoders_name_the_same_unreadable_files(tmp_path):
     for name, content in input_races.odd_files().items():
         (tmp_path / name).write_bytes(content)
-    load = input_races.Load(1, 12, (View(px=16),), 8, 0, 60.0)
+    load = input_races.Load(1, 12, (ViewConfig(px=16),), 8, 0, 60.0)
     finding = input_races.nvjpeg_equals_native(index_folder(tmp_path), load, CPU)
     assert finding.passed and finding.facts["unreadable"] == ["empty.jpg", "truncated.jpg"]
 
 
 def test_a_batch_that_is_painted_over_is_noticed(tmp_path, monkeypatch):
     write_photographs(tmp_path, 12, width=40, height=30)
-    load = input_races.Load(3, 4, (View(px=16),), 8, 0, 60.0)
+    load = input_races.Load(3, 4, (ViewConfig(px=16),), 8, 0, 60.0)
     monkeypatch.setattr(input_races, "loaded", partial(painted_over, input_races.loaded))
     finding = input_races.same_under_load(index_folder(tmp_path), load, "device", CPU)
     assert not finding.passed and finding.facts["different"] == [1]
@@ -160,7 +160,7 @@ def test_section_9_in_miniature(context):
 
 
 def test_an_exchange_that_gives_something_else_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "largest", lambda rows: rows.neg())
+    monkeypatch.setattr(distributed, "all_reduce_max", lambda rows: rows.neg())
     with nccl.one_rank(CPU, tmp_path):
         wrong = nccl.exchanges(CPU).facts["wrong"]
     assert len(wrong) == 2 * len(nccl.DTYPES) + 1 and all(name.startswith("largest") for name in wrong)
