@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                             budget_minutes=args.budget)  # fmt: skip
     finally:
         print(f"records: {collect(stages, args.results)} in {args.results}")
-    print("\n".join(told(stages, outcomes)))
+    print("\n".join(reported(stages, outcomes)))
     return 1 if any(outcome.status == "failed" for outcome in outcomes.values()) else 0
 
 
@@ -100,7 +100,7 @@ def _prepare(place: ExperimentDirs) -> None:
 
 
 def collect(stages: Sequence[EvidenceStage], results: Path) -> int:
-    """Copy every record and picture that has been written to its name below `results`; how many there are."""
+    """Copy every record and image that has been written to its name below `results`; how many there are."""
     found = 0
     for stage in stages:
         for name, path in stage.records.items():
@@ -113,7 +113,7 @@ def collect(stages: Sequence[EvidenceStage], results: Path) -> int:
     return found
 
 
-def told(stages: Sequence[EvidenceStage], outcomes: Mapping[str, Outcome]) -> list[str]:
+def reported(stages: Sequence[EvidenceStage], outcomes: Mapping[str, Outcome]) -> list[str]:
     """A line for everything that did not end well, and what is left in minutes."""
     lines, minutes = [], 0.0
     for stage in stages:

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("name", nargs="?", default="all", choices=(*NAMES, "all"), help="which benchmark")
     parser.add_argument("--quick", action="store_true", help="a minute each on two cores, with fewer rounds")
     parser.add_argument("--reference", type=Path, help="a clone of the released AdCo, timed beside our re-statement")
-    parser.add_argument("--data", type=Path, help="a folder of pictures (default: generated ones)")
+    parser.add_argument("--data", type=Path, help="a folder of images (default: generated ones)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX")
     parser.add_argument("--output-dir", type=Path, default=Path("output/benchmarks"), help="where the records go")
     args = parser.parse_args(argv)
@@ -59,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_one(name: str, options: Options, output: Path) -> None:
     """Run `benchmarks/NAME.py`, print its table and ratios, write `output/NAME.json` (`NAME-quick.json`)."""
     print(f"== {name}{' (quick)' if options.quick else ''}", flush=True)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     outcome = importlib.import_module(f"benchmarks.speed.{name}").run(options)
     file = f"{name}-quick.json" if options.quick else f"{name}.json"
     worse = regressions(outcome, COMMITTED / file)  # before a new record may take its place
-    record = outcome.record(name, round(time.perf_counter() - begun, 1))
+    record = outcome.record(name, round(time.perf_counter() - start, 1))
     print(outcome.table())
     print(f"{record.hardware}; {record.duration_seconds} s; record: {record.write(output / file)}")
     for line in outcome.notes:

@@ -1,4 +1,4 @@
-"""Pictures that cannot be read end a run, detectron2's stock scripts included, with one line that names the file."""
+"""Images that cannot be read end a run, detectron2's stock scripts included, with one line that names the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ADVICE = "mend or replace it; tools/check_data.py --decode all finds every such 
 
 
 def install() -> None:
-    """Make detectron2's reader of pictures, which its mappers call in every process, raise UserError. Once is enough.
+    """Make detectron2's reader of images, which its mappers call in every process, raise UserError. Once is enough.
 
     detectron2's trainer then leaves out its traceback, for a run that diverged too: the line says it all.
     """
@@ -34,13 +34,13 @@ def named(read):
             raise
         except Exception as error:  # decoders raise whatever a broken file leads them to
             reason = one_line(getattr(error, "strerror", None) or error)[:80] or type(error).__name__
-            raise UserError(f"{file_name}: this picture cannot be decoded ({reason}); {ADVICE}") from error
+            raise UserError(f"{file_name}: this image cannot be decoded ({reason}); {ADVICE}") from error
 
     return read_image
 
 
 def named_size(check):
-    """`check_image_size` as a UserError: a picture of another size than its annotation has its boxes elsewhere."""
+    """`check_image_size` as a UserError: an image of another size than its annotation has its boxes elsewhere."""
 
     @functools.wraps(check)
     def check_image_size(dataset_dict, image):

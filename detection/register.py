@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def setup_environment() -> None:
-    """Register `Res5ROIHeadsExtraNorm`, guard every load of weights and pictures, choose how COCO is scored.
+    """Register `Res5ROIHeadsExtraNorm`, guard every load of weights and images, choose how COCO is scored.
 
     Once is enough.
     """

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def draw_run(output_dir: Path, out: Path, images: int = 6, min_score: float = 0.3, per_image: int = 8) -> int:
-    """Write a picture of `images` test images with the best `per_image` detections each; returns how many are drawn."""
+    """Write an image of `images` test images with the best `per_image` detections each; returns how many are drawn."""
     drawn = drawings(output_dir, images, min_score, per_image)
     with atomic_write(out) as file:
         side_by_side([(one.truth, one.found) for one in drawn]).save(file, format="PNG")
@@ -78,8 +78,8 @@ def drawings(output_dir: Path, images: int = 6, min_score: float = 0.3, per_imag
     for entry in (entries[k * len(entries) // count] for k in range(count)):
         truth = [(_corners(box["bbox"], box["bbox_mode"]), classes[box["category_id"]]) for box in entry["annotations"]]
         found = by_image[str(entry["image_id"])][:per_image]
-        picture, name = Image.open(entry["file_name"]).convert("RGB"), Path(entry["file_name"]).name
-        drawn.append(Drawing(name, with_boxes(picture, truth, TRUTH), with_boxes(picture, found, FOUND), len(found)))
+        image, name = Image.open(entry["file_name"]).convert("RGB"), Path(entry["file_name"]).name
+        drawn.append(Drawing(name, with_boxes(image, truth, TRUTH), with_boxes(image, found, FOUND), len(found)))
     return drawn
 
 

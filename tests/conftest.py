@@ -1,4 +1,4 @@
-"""What several tests need: a folder of small pictures with something to learn in them."""
+"""What several tests need: a folder of small images with something to learn in them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def write_pictures(root: Path, classes: int, each: int, px: int = 40) -> Path:
         for number in range(each):
             angle = np.pi * label / classes
             wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 0.9 + rng.uniform(0, 6))
-            picture = 128 + 60 * wave[..., None] * rng.uniform(0.4, 1, 3) + rng.normal(0, 15, (px, px, 3))
-            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"{number:03d}.png")
+            image = 128 + 60 * wave[..., None] * rng.uniform(0.4, 1, 3) + rng.normal(0, 15, (px, px, 3))
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / f"{number:03d}.png")
     return root
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
-    """An ImageNet-like folder: train with 3 classes of 16 pictures, val with 3 of 6."""
-    root = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory) -> Path:
+    """An ImageNet-like folder: train with 3 classes of 16 images, val with 3 of 6."""
+    root = tmp_path_factory.mktemp("images")
     write_pictures(root / "train", 3, 16)
     write_pictures(root / "val", 3, 6)
     return root

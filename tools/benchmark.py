@@ -93,8 +93,8 @@ def show(tasks: Sequence[Task], place: RunDirs, datasets: Path) -> None:
     drawn = [word for task in detectors(tasks) for word in ("--detections", f"{task.subject.short}={task.detector}")]
     for more in (drawn, []) if drawn else ([],):
         with log.open("w") as file:
-            told = os.environ | {"DETECTRON2_DATASETS": str(datasets)}
-            code = subprocess.run([*words, *more], stdout=file, stderr=subprocess.STDOUT, env=told).returncode
+            reported = os.environ | {"DETECTRON2_DATASETS": str(datasets)}
+            code = subprocess.run([*words, *more], stdout=file, stderr=subprocess.STDOUT, env=reported).returncode
         if code == 0:
             print(f"\nreport: {report / 'report.html'}")
             return
@@ -207,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--gpus", type=int, metavar="N", help="how many GPUs are used (default: all; with --submit slurm 1 a stage)")
     add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     add("--workers", type=parse_workers, default="auto", metavar="N",
-        help="threads that read pictures, of each rank (default: auto, the cores but one)")  # fmt: skip
+        help="threads that read images, of each rank (default: auto, the cores but one)")  # fmt: skip
     add("--trials", type=_positive, metavar="N", help="seeds of each detector (default: the suite's)")
     add("--budget-minutes", type=float, metavar="M", help="stop after so long; the same command goes on")
     add("--submit", choices=("slurm", "local"), help="a job for each stage, through submitit; local: on this machine")

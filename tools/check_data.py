@@ -25,11 +25,11 @@ SHOWN = 5
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
-    parser.add_argument("--decode", default="200", metavar="N", help="pictures of each split to decode, or `all` (200)")
+    parser.add_argument("--decode", default="200", metavar="N", help="images of each split to decode, or `all` (200)")
     parser.add_argument("--official", action="store_true", help="fail where a count is not the official one")
     args = parser.parse_args(argv)
     if args.decode != "all" and not args.decode.isdigit():
-        raise UserError(f"--decode {args.decode}: expected a number of pictures, or all")
+        raise UserError(f"--decode {args.decode}: expected a number of images, or all")
     sample = None if args.decode == "all" else int(args.decode)
     splits = [split for folder in args.folders for split in check_folder(folder, sample)]
     for split in splits:

@@ -25,7 +25,7 @@ from adco.utils.errors import UserError, command
 from adco.utils.files import output_folder
 
 MODELS = ("random", "pretrained")
-IMAGE_PX = "64"  # frozen features at the pictures' own scale; the protocol names say so
+IMAGE_PX = "64"  # frozen features at the images' own scale; the protocol names say so
 STAGES = 11
 LEAD = (
     "Random weights against AdCo pretraining, on a world that a program drew: the scores compare the two rows, and are "
@@ -39,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output-dir", type=Path, default=Path("demo_output"), help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample and the pretraining (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=2000, help="training pictures to draw (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=2000, help="training images to draw (default: %(default)s)")
     parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="overrides of the pretraining recipe, e.g. epochs=1"
     )
     args = parser.parse_intermixed_args(argv)
-    out, begun = output_folder(args.output_dir), time.perf_counter()
+    out, start = output_folder(args.output_dir), time.perf_counter()
     world, run = out / "world", out / "pretraining"
     stages = Stages(
         out,
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = {model: [load_record(path) for path in record_paths(out / model)] for model in MODELS}
     rows = report.table_rows(records)
     print(f"\n{report.as_text(rows, MODELS)}\n")
-    print(f"report: {out / 'report.html'}   ({(time.perf_counter() - begun) / 60:.1f} minutes)")
+    print(f"report: {out / 'report.html'}   ({(time.perf_counter() - start) / 60:.1f} minutes)")
     return 0
 
 
@@ -94,14 +94,14 @@ class Stages:
             print(f"{label}: already done", flush=True)
             return
         print(f"{label} ...", flush=True)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         line = [sys.executable, str(ROOT / tool), *map(str, arguments)]
         code = _run(line, os.environ | self.environment)
         if code:
             raise UserError(
                 f"the demo stopped at '{title}' (exit code {code}, its message is above); run the same command to go on"
             )
-        print(f"{label}: {time.perf_counter() - begun:.0f} s", flush=True)
+        print(f"{label}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def _run(line: list[str], environment: dict[str, str]) -> int:

@@ -2,7 +2,7 @@
 
 The share of outlier negatives is a number too: a row is an outlier if its largest cosine to any query is below the 5th
 percentile of the cosines that queries have to their nearest other query. A bank that is spread as the queries are has
-about 5% of them. The share is of the whole bank; the picture shows --rows of it.
+about 5% of them. The share is of the whole bank; the image shows --rows of it.
 """
 
 from __future__ import annotations
@@ -45,10 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "checkpoints", nargs="+", metavar="CHECKPOINT", help="of tools/train_adco.py, or zoo://NAME of one"
     )
     parser.add_argument("--data", required=True, metavar="FOLDER", help="training images, as data.root names them")
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="FILE.png", help="the picture; numbers: FILE.json"
-    )
-    parser.add_argument("--rows", type=int, default=2000, help="bank rows in the picture (default: %(default)s)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.png", help="the image; numbers: FILE.json")
+    parser.add_argument("--rows", type=int, default=2000, help="bank rows in the image (default: %(default)s)")
     parser.add_argument("--images", type=int, default=2000, help="training images (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of views, rows and t-SNE (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX (default: %(default)s)")
@@ -60,18 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = [resolve(name) for name in args.checkpoints]
     runs = [bank_tsne.load_run(path) for path in paths]
     runs = [replace(run, name=str(n)) if is_zoo(n) else run for n, run in zip(args.checkpoints, runs, strict=True)]
-    panels, told = [], []
+    panels, reported = [], []
     with progress(len(runs), "drawing", "checkpoints") as bar:
         for path, run in zip(paths, runs, strict=True):
             panels.append(_panel(run, index, args, device))
-            told.append({"checkpoint": path.name, "sha256": sha256_of(path), "name": run.name, **panels[-1].about})
+            reported.append({"checkpoint": path.name, "sha256": sha256_of(path), "name": run.name, **panels[-1].about})
             bar.update()
     with atomic_write(args.output) as file:
         file.write(bank_tsne.draw(panels))
     settings = {key: getattr(args, key) for key in ("rows", "images", "seed")}
     settings |= {"outlier_percentile": bank_tsne.PERCENTILE, "precision": "float32"}
-    write_text(args.output.with_suffix(".json"), json.dumps({"runs": told, "settings": settings}, indent=2) + "\n")
-    for row in told:
+    write_text(args.output.with_suffix(".json"), json.dumps({"runs": reported, "settings": settings}, indent=2) + "\n")
+    for row in reported:
         print(f"{row['name']}/{row['checkpoint']}: {row['outlier_share']:.1%} of {row['bank_rows']} rows are outliers")
     print(args.output)
     return 0

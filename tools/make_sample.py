@@ -15,14 +15,14 @@ from adco.utils.errors import command
 
 WHAT_IS_WRITTEN = """
 what is written (N = --images):
-  OUT/imagenet/{train,val}/CLASS/*.jpg                 N and N/5 pictures of one main object, 20 classes
+  OUT/imagenet/{train,val}/CLASS/*.jpg                 N and N/5 images of one main object, 20 classes
   OUT/VOCdevkit/VOC2007                                N/5 trainval and N/5 test, several objects each, boxes in XML
   OUT/VOCdevkit/VOC2012                                N/10 trainval
   OUT/coco/{train,val}2017, OUT/coco/annotations       N/5 and N/10, boxes and polygons in COCO's JSON
   OUT/places205                                        N/5 and N/10 views of 8 scenes: a subset of the 205, labels 0..7
   OUT/sample.json                                      written last: the sample is whole
 
-The same seed gives the same bytes; a larger N adds pictures without changing the earlier ones. After an interruption,
+The same seed gives the same bytes; a larger N adds images without changing the earlier ones. After an interruption,
 run it again: it starts over in the same folder. A folder that holds anything else is refused.
 """
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=int,
         default=2000,
         metavar="N",
-        help="pictures in ImageNet's training set, at least 100 (default 2000)",
+        help="images in ImageNet's training set, at least 100 (default 2000)",
     )
     parser.add_argument(
         "--workers",
@@ -54,11 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     summary = make_sample(args.out, args.seed, args.images, args.workers, progress=True)
     for name, count in summary.counts.items():
-        print(f"{name:18s} {count:6d} pictures")
+        print(f"{name:18s} {count:6d} images")
     if summary.already_there:
         print(f"{summary.out}: already there, finished, with seed {summary.seed}; nothing to do")
     else:
-        print(f"{summary.out}: {sum(summary.counts.values())} pictures in {summary.seconds:.1f} s")
+        print(f"{summary.out}: {sum(summary.counts.values())} images in {summary.seconds:.1f} s")
     return 0
 
 

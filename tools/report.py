@@ -1,4 +1,4 @@
-"""Make one page of records, curves and pictures: a self-contained HTML file, Markdown and CSV.
+"""Make one page of records, curves and images: a self-contained HTML file, Markdown and CSV.
 
 Protocols never share a column, and what a paper prints, what was measured and what was not run are told apart.
 """
@@ -51,9 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("no RESULTS; give folders with records, for example: tools/report.py results -o report")
     study = report.gather(args.sources)
     out = output_folder(args.output)
-    pictures = detections(args.detections, args.images, args.min_score)
-    told = f"Boxes: green the truth, orange found with a score of at least {args.min_score}; evenly chosen test images."
-    made = report.build(study, out, args.title, args.lead, not args.no_papers, pictures, told)
+    images = detections(args.detections, args.images, args.min_score)
+    reported = (
+        f"Boxes: green the truth, orange found with a score of at least {args.min_score}; evenly chosen test images."
+    )
+    made = report.build(study, out, args.title, args.lead, not args.no_papers, images, reported)
     for path in report.write(made, out):
         print(f"wrote {path}")
     for path, reason in study.broken:

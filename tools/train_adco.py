@@ -23,7 +23,7 @@ examples:
   # the same run goes on after any interruption: the same command with --resume
   # on 8 GPUs of one machine (docs/clusters.md: several machines, SLURM)
   torchrun --nproc-per-node 8 tools/train_adco.py --config-file adco_r50_200ep data.root=IMAGENET --output-dir out
-  # a small run on your own pictures: FOLDER/train/CLASS/*.jpg, or any folder of pictures
+  # a small run on your own images: FOLDER/train/CLASS/*.jpg, or any folder of images
   python tools/train_adco.py --config-file adco_r18_imagenette data.root=FOLDER epochs=50 --output-dir output/mine
 
 In the output folder: recipe.yaml (resolved), checkpoint_STEP.pth with its sha256, metrics.jsonl, tensorboard/,

@@ -19,7 +19,7 @@ from adco.utils.files import output_folder
 from adco.weights.backbone import Backbone, load_backbone
 from transfer.classifier.engine import TrainingSetup
 from transfer.features.extract import Extraction, Feature, Reader, extract
-from transfer.features.reading import Pictures
+from transfer.features.reading import ImageList
 from transfer.features.transforms import CROP_PX, RESIZE_PX, Transform
 
 
@@ -40,16 +40,16 @@ def make_parser(description: str, data_help: str) -> Parser:
         "--cache-dir", metavar="FOLDER", type=Path, help="where features are kept (OUTPUT_DIR/features)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX (auto)")
-    workers = "threads that read pictures (auto: the cores but one, at most 8 without a GPU)"
+    workers = "threads that read images (auto: the cores but one, at most 8 without a GPU)"
     parser.add_argument("--workers", type=parse_workers, default="auto", help=workers)
-    parser.add_argument("--batch-size", type=_at_least(1), default=64, help="pictures per forward pass (64)")
+    parser.add_argument("--batch-size", type=_at_least(1), default=64, help="images per forward pass (64)")
     parser.add_argument(
         "--image-px",
         type=_at_least(1),
         help="network input size; other than 224 makes another protocol, named ...@128px (224)",
     )
     parser.add_argument("--resize-px", type=_at_least(1), help="size of the first resize (IMAGE_PX x 256 / 224)")
-    parser.add_argument("--max-bad-share", type=_share, default=0.0, help="share of unreadable pictures to skip (0)")
+    parser.add_argument("--max-bad-share", type=_share, default=0.0, help="share of unreadable images to skip (0)")
     parser.add_argument("--seed", type=_at_least(0), default=0, help="seed of whatever the protocol leaves open (0)")
     return parser
 
@@ -68,7 +68,7 @@ def explain(about: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class BenchmarkRun:
-    """The shared arguments, checked: what is judged, how pictures are read, and where results go."""
+    """The shared arguments, checked: what is judged, how images are read, and where results go."""
 
     backbone: Backbone
     reader: Reader
@@ -90,18 +90,18 @@ class BenchmarkRun:
         odd_resize = "" if self.resize_px == usual_resize(self.crop_px, self.standard) else f"-resize{self.resize_px}"
         return f"{name}@{self.crop_px}px{odd_resize}"
 
-    def extract(self, pictures: Pictures, features: Sequence[Feature]) -> Extraction:
+    def extract(self, images: ImageList, features: Sequence[Feature]) -> Extraction:
         """`features.extract`, and a line of what was done. Creates the output folder first: no work for nothing."""
         output_folder(self.output_dir)
         output_folder(self.cache_dir)
-        done = extract(self.backbone, pictures, features, self.cache_dir, self.reader)
+        done = extract(self.backbone, images, features, self.cache_dir, self.reader)
         if done.computed:
-            print(f"{pictures.name}: features of {done.computed} pictures in {done.seconds:.1f} s "
+            print(f"{images.name}: features of {done.computed} images in {done.seconds:.1f} s "
                   f"({done.computed / done.seconds:.0f} images/s)")  # fmt: skip
         else:
-            print(f"{pictures.name}: features of {len(done.kept)} pictures from the cache")
+            print(f"{images.name}: features of {len(done.kept)} images from the cache")
         if done.unreadable:
-            print(f"{pictures.name}: {len(done.unreadable)} unreadable pictures skipped: {', '.join(done.unreadable)}")
+            print(f"{images.name}: {len(done.unreadable)} unreadable images skipped: {', '.join(done.unreadable)}")
         return done
 
     def write_record(
@@ -142,7 +142,7 @@ class BenchmarkRun:
 def add_training(parser: argparse.ArgumentParser) -> None:
     """The arguments of protocols that train; what differs from the protocol's own goes into its name."""
     parser.add_argument("--epochs", type=_at_least(1), help="train shorter or longer, the schedule in proportion")
-    parser.add_argument("--train-batch", type=_at_least(2), help="pictures a step over all ranks, rates in proportion")
+    parser.add_argument("--train-batch", type=_at_least(2), help="images a step over all ranks, rates in proportion")
     parser.add_argument("--evaluations", type=_at_least(1), default=10, help="looks at val during training (10)")
     parser.add_argument("--bf16", action="store_true", help="run the backbone under bfloat16 autocast")
 
@@ -194,7 +194,7 @@ def usual_resize(crop_px: int, standard: tuple[int, int] = (CROP_PX, RESIZE_PX))
 
 
 def skipped(done: Extraction) -> dict[str, object]:
-    """What a record says of unreadable pictures."""
+    """What a record says of unreadable images."""
     return {"count": len(done.unreadable), "files": dict(sorted(done.unreadable.items())[:20])}
 
 

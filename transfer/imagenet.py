@@ -25,12 +25,12 @@ from transfer.classifier.label_subsets import drawn_list, list_sha256, only, rea
 from transfer.classifier.protocols import IMAGENET, SEMI_PERCENT
 from transfer.cli import add_protocols, add_training, make_parser, require_paths
 from transfer.features.image_folder import described, read_folders
-from transfer.features.reading import Pictures
+from transfer.features.reading import ImageList
 
 
 def labelled(index: ImageIndex, name: str) -> Labelled:
     """An indexed folder as training data."""
-    return Labelled(Pictures(index.root, index.paths, name), np.array(index.labels), index.classes)
+    return Labelled(ImageList(index.root, index.paths, name), np.array(index.labels), index.classes)
 
 
 def few_labels(args, name: str, train: ImageIndex) -> tuple[ImageIndex, dict]:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_protocols(parser, "adco")
     add_training(parser)
     parser.add_argument("--labels-list", type=Path, metavar="FILE",
-                        help="semi1, semi10: the labelled pictures, one a line (else drawn by --seed)")  # fmt: skip
+                        help="semi1, semi10: the labelled images, one a line (else drawn by --seed)")  # fmt: skip
     args = parser.parse_args(argv)
     if listed(args, IMAGENET):
         return 0

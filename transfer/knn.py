@@ -28,7 +28,7 @@ from transfer.features.image_folder import labelled_features, read_folders
 
 ABOUT = {
     "knn": "Weighted kNN (Wu et al., 2018) on average-pooled, L2-normalised features of one centre crop: each of the\n"
-    "k nearest training pictures by cosine votes with exp(cosine / temperature)."
+    "k nearest training images by cosine votes with exp(cosine / temperature)."
 }
 
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     train, val = (normalize(torch.from_numpy(split.features).to(device)) for split in (found.train, found.val))
     labels = torch.from_numpy(found.train.labels)
     for k in neighbours:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         votes = knn_predict(train, labels, val, k, args.temperature, len(found.classes)).numpy()
         hits = {f"top{n}": top_k_hits(votes, found.val.labels, n) for n in (1, 5) if n < len(found.classes)}
         scores = {name: hits_score(hit, job.seed) for name, hit in hits.items()}
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = {"k": k, "temperature": args.temperature, "feature": "gap", "fit": "center"}
         settings |= {"interval_replicates": REPLICATES, "trials": 1}
         settings["pictures_computed"] = found.computed
-        seconds = found.seconds + time.perf_counter() - begun
+        seconds = found.seconds + time.perf_counter() - start
         keep = partial(write_hits, names=found.val.names, hits=hits)
         job.write_record(protocol, scores, found.data, settings, seconds, keep)
     return 0
@@ -72,7 +72,7 @@ def check(neighbours: Sequence[int], temperature: float, images: int) -> None:
     """Raise UserError for what `knn_predict` would refuse, before features are extracted."""
     for k in neighbours:
         if not 1 <= k <= images:
-            raise UserError(f"--k {k}: expected 1 to the number of training pictures, {images}")
+            raise UserError(f"--k {k}: expected 1 to the number of training images, {images}")
     if not temperature >= MIN_TEMPERATURE:
         raise UserError(f"--temperature {temperature:g}: expected at least {MIN_TEMPERATURE:.4f}, usual is 0.07")
 

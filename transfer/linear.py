@@ -2,7 +2,7 @@
 
 This is `linear/cached-features`, a quick look at a backbone. It is NOT the papers' ImageNet-linear protocol (that is
 transfer/imagenet.py): there are no random crops or flips, and the features are standardised. All classifiers of the
-sweep see the same batches; the pair is chosen on a tenth of the training pictures, never on val, and the whole curve is
+sweep see the same batches; the pair is chosen on a tenth of the training images, never on val, and the whole curve is
 in the record. Compare its numbers with one another only.
 
 python transfer/linear.py --checkpoint CHECKPOINT --data IMAGENET --output-dir results
@@ -41,7 +41,7 @@ EPOCHS, BATCH, MOMENTUM = 50, 256, 0.9
 HELD_OUT = 0.1
 ABOUT = {
     "cached-features": "Softmax on standardised, average-pooled features of one centre crop: SGD, cosine, 50 epochs;\n"
-    "learning rate x weight decay swept in one pass and chosen on a tenth of the training pictures."
+    "learning rate x weight decay swept in one pass and chosen on a tenth of the training images."
 }
 
 
@@ -86,7 +86,7 @@ def sweep(x: Tensor, labels: Tensor, classes: int, rates: Sequence[float], decay
 
 
 def held_out_rows(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """(N,) bool: `share` of each class, at least one picture of a class that has two or more; by the seed alone."""
+    """(N,) bool: `share` of each class, at least one image of a class that has two or more; by the seed alone."""
     generator, held = np.random.default_rng(seed), np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         rows = generator.permutation(np.flatnonzero(labels == label))
@@ -95,7 +95,7 @@ def held_out_rows(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def choose(x: Tensor, labels: np.ndarray, classes: int, seed: int) -> tuple[float, float, list[dict[str, float]]]:
-    """The pair of the best top-1 on held-out training pictures (of equals the smaller rate), and the whole curve."""
+    """The pair of the best top-1 on held-out training images (of equals the smaller rate), and the whole curve."""
     held = held_out_rows(labels, HELD_OUT, seed)
     y, inside = torch.from_numpy(labels).to(x.device), torch.from_numpy(~held).to(x.device)
     made = sweep(x[inside], y[inside], classes, LEARNING_RATES, WEIGHT_DECAYS, seed)
@@ -115,7 +115,7 @@ def standardiser(features: np.ndarray, device: torch.device):
 
 
 def probe(train: Split, val: Split, classes: int, seed: int, device: torch.device) -> tuple[dict, dict, dict]:
-    """-> scores in percent on val, the settings that led to them, and `top1`, `top5`: which of val's pictures hit."""
+    """-> scores in percent on val, the settings that led to them, and `top1`, `top5`: which of val's images hit."""
     rows = standardiser(train.features, device)
     x, y = rows(train.features), torch.from_numpy(train.labels).to(device)
     rate, decay, curve = choose(x, train.labels, classes, seed)
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(folders[0].classes) < 2:
         raise UserError(f"{folders[0].root}: one class only; a probe needs at least two class folders")
     found = labelled_features(job, args.data, folders, Feature(job.transform("center")))
-    begun = time.perf_counter()
+    start = time.perf_counter()
     scores, settings, hits = probe(found.train, found.val, len(found.classes), job.seed, job.reader.device)
     name = job.protocol("linear/cached-features")
     print(f"{'lr':>8} {'decay':>8} held-out top-1, %")
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if settings["lr_at_edge_of_grid"]:
         print(f"note: the chosen learning rate {settings['lr']:g} is at the edge of the grid")
     settings["pictures_computed"] = found.computed
-    seconds = found.seconds + time.perf_counter() - begun
+    seconds = found.seconds + time.perf_counter() - start
     keep = partial(write_hits, names=found.val.names, hits=hits)
     job.write_record("linear/cached-features", scores, found.data, settings, seconds, keep)
     return 0

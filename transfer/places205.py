@@ -23,14 +23,14 @@ from transfer.classifier.dataset import Labelled
 from transfer.classifier.protocols import PLACES205
 from transfer.cli import add_protocols, add_training, make_parser, require_paths
 from transfer.features.image_folder import fingerprint, read_folders
-from transfer.features.reading import Pictures
+from transfer.features.reading import ImageList
 
 IMAGES = Path("data/vision/torralba/deeplearning/images256")
 LISTS = Path("trainvalsplit_places205")
 
 
 def read_places(data: Path) -> tuple[Labelled, Labelled, str]:
-    """Training and validation pictures, and a fingerprint: the original layout, else train/CLASS and val/CLASS.
+    """Training and validation images, and a fingerprint: the original layout, else train/CLASS and val/CLASS.
 
     Raises UserError for a folder that is neither, and for a list's line that is not `PATH LABEL`.
     """
@@ -38,24 +38,24 @@ def read_places(data: Path) -> tuple[Labelled, Labelled, str]:
         digest = hashlib.sha256()
         parts = [_from_list(data, name, digest) for name in ("train", "val")]
         classes = tuple(str(label) for label in range(1 + max(int(part[1].max()) for part in parts)))
-        if strangers := sorted(set(parts[1][1].tolist()) - set(parts[0][1].tolist())):
+        if unexpected := sorted(set(parts[1][1].tolist()) - set(parts[0][1].tolist())):
             raise UserError(
-                f"{data / LISTS}: label {strangers[0]} is in val_places205.csv, but not in train_places205.csv"
+                f"{data / LISTS}: label {unexpected[0]} is in val_places205.csv, but not in train_places205.csv"
             )
-        train, val = (Labelled(pictures, labels, classes) for pictures, labels in parts)
+        train, val = (Labelled(images, labels, classes) for images, labels in parts)
         return train, val, digest.hexdigest()
     if not (data / "train").is_dir():
         raise UserError(f"{data}: no Places205 in it; expected {LISTS}/train_places205.csv and {IMAGES}, or "
                         "train/CLASS/IMAGE and val/CLASS/IMAGE")  # fmt: skip
     folders = read_folders(data)
     train, val = (
-        Labelled(Pictures(index.root, index.paths, name), np.array(index.labels), index.classes)
+        Labelled(ImageList(index.root, index.paths, name), np.array(index.labels), index.classes)
         for index, name in zip(folders, ("train", "val"), strict=True)
     )
     return train, val, fingerprint(folders)
 
 
-def _from_list(data: Path, name: str, digest) -> tuple[Pictures, np.ndarray]:
+def _from_list(data: Path, name: str, digest) -> tuple[ImageList, np.ndarray]:
     path = data / LISTS / f"{name}_places205.csv"
     try:
         content = path.read_bytes()
@@ -65,7 +65,7 @@ def _from_list(data: Path, name: str, digest) -> tuple[Pictures, np.ndarray]:
     paths, labels = places_list(path, content)
     if not os.path.isfile(data / IMAGES / paths[0]):
         raise UserError(f"{path}: lists {paths[0]}, but {data / IMAGES / paths[0]} does not exist")
-    return Pictures(data / IMAGES, tuple(paths), name), np.array(labels)
+    return ImageList(data / IMAGES, tuple(paths), name), np.array(labels)
 
 
 @command

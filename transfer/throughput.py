@@ -1,4 +1,4 @@
-"""How many pictures a second this machine reads and puts through a checkpoint's network: for plans, no benchmark.
+"""How many images a second this machine reads and puts through a checkpoint's network: for plans, no benchmark.
 
 python transfer/throughput.py --checkpoint CHECKPOINT --data FOLDER [--image-px 224]        prints one number
 """
@@ -23,7 +23,7 @@ from adco.utils.device import parse_workers, resolve_device, resolve_workers, se
 from adco.utils.errors import UserError, command
 from adco.weights.backbone import load_backbone
 from transfer.cli import Parser, usual_resize
-from transfer.features.reading import Pictures, read_batches
+from transfer.features.reading import ImageList, read_batches
 from transfer.features.transforms import CROP_PX, Transform
 
 SECONDS, MOST = 4.0, 4096
@@ -33,48 +33,48 @@ SECONDS, MOST = 4.0, 4096
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--data", type=Path, required=True, help="a folder with pictures anywhere below it")
+    parser.add_argument("--data", type=Path, required=True, help="a folder with images anywhere below it")
     parser.add_argument("--image-px", type=int, default=CROP_PX)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=parse_workers, default="auto")
     args = parser.parse_args(argv)
-    pictures = some_pictures(args.data)
+    images = some_pictures(args.data)
     transform = Transform("center", args.image_px, usual_resize(args.image_px))
     device = resolve_device(args.device)
     set_arithmetic(device)
     model, workers = load_backbone(args.checkpoint).module().to(device), resolve_workers(args.workers, device)
-    print(f"{rate(model, pictures, transform, device, workers):.4g}")
+    print(f"{rate(model, images, transform, device, workers):.4g}")
     return 0
 
 
-def some_pictures(root: Path) -> Pictures:
-    """The first few thousand pictures below a folder. Raises UserError when there is none."""
+def some_pictures(root: Path) -> ImageList:
+    """The first few thousand images below a folder. Raises UserError when there is none."""
     found: list[str] = []
     for folder, _, names in os.walk(root, followlinks=True):
         found += [os.path.relpath(Path(folder, n), root) for n in sorted(names) if n.lower().endswith(PICTURES)]
         if len(found) >= MOST:
             break
     if not found:
-        raise UserError(f"{root}: no pictures below it")
-    return Pictures(root, tuple(found[:MOST]), "rate")
+        raise UserError(f"{root}: no images below it")
+    return ImageList(root, tuple(found[:MOST]), "rate")
 
 
 @torch.inference_mode()
-def rate(model: torch.nn.Module, pictures: Pictures, transform: Transform, device: torch.device, workers: int) -> float:
-    """Pictures per second over a few seconds, from file to feature; a first batch of several is not counted."""
+def rate(model: torch.nn.Module, images: ImageList, transform: Transform, device: torch.device, workers: int) -> float:
+    """ImageList per second over a few seconds, from file to feature; a first batch of several is not counted."""
     size = 64 if device.type == "cuda" else 8
-    positions = range(len(pictures.paths))
-    begun, count = time.perf_counter(), 0
-    for number, batch in enumerate(read_batches(pictures, [transform], positions, size, workers, device)):
+    positions = range(len(images.paths))
+    start, count = time.perf_counter(), 0
+    for number, batch in enumerate(read_batches(images, [transform], positions, size, workers, device)):
         if batch.readable.any():
             model(from_uint8(upload(batch.images[transform], device))).sum().item()
         if number == 0 and len(positions) > size:
-            begun = time.perf_counter()
+            start = time.perf_counter()
             continue
         count += int(batch.readable.sum())
-        if time.perf_counter() - begun > SECONDS:
+        if time.perf_counter() - start > SECONDS:
             break
-    return count / (time.perf_counter() - begun)
+    return count / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

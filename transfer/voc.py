@@ -12,7 +12,7 @@ import numpy as np
 
 from adco.data.datasets.annotations import inside
 from adco.utils.errors import UserError
-from transfer.features.reading import Pictures
+from transfer.features.reading import ImageList
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -36,8 +36,8 @@ class Voc:
     labels: dict[str, np.ndarray]
     fingerprint: str
 
-    def pictures(self) -> Pictures:
-        return Pictures(self.root, tuple(f"JPEGImages/{name}.jpg" for name in self.ids), "voc07")
+    def images(self) -> ImageList:
+        return ImageList(self.root, tuple(f"JPEGImages/{name}.jpg" for name in self.ids), "voc07")
 
     def describe(self) -> dict[str, object]:
         """What a record says of the data; `official` only when classes and both counts are VOC2007's own."""
@@ -54,7 +54,7 @@ class Voc:
 def read_voc(data: Path, splits: Sequence[str] = ("trainval", "test")) -> Voc:
     """Read the per-class lists CLASS_SPLIT.txt of VOC2007 below `data` (VOC2007, VOCdevkit or its parent).
 
-    Raises UserError for an absent list, a line that is none, lists that disagree, and a picture that is not there.
+    Raises UserError for an absent list, a line that is none, lists that disagree, and an image that is not there.
     """
     root = find_voc(data)
     folder = root / "ImageSets" / "Main"

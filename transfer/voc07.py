@@ -132,7 +132,7 @@ def run_low_shot(
     job: BenchmarkRun, voc: Voc, protocol: Protocol, done: Extraction, rows: np.ndarray, solver: Solver
 ) -> None:
     """Draw, train, test, write the record and the draws."""
-    begun, few = time.perf_counter(), protocol.low_shot
+    start, few = time.perf_counter(), protocol.low_shot
     train, train_labels, test, test_labels = sides(voc, rows, done.kept)
     draws = low_shot.draw(train_labels, few, job.seed)
     kept = set(done.kept.tolist())
@@ -149,7 +149,7 @@ def run_low_shot(
         score = scores[f"mAP/k{k}"]
         spread = "" if score.std is None else f" +- {score.std:.2f}"
         print(f"{job.protocol(protocol.name)}: k = {k}: mAP {score:.2f}{spread} ({score.trials} draws)")
-    job.write_record(protocol.name, scores, data, settings, done.seconds + time.perf_counter() - begun)
+    job.write_record(protocol.name, scores, data, settings, done.seconds + time.perf_counter() - start)
 
 
 def table(voc: Voc, columns: dict[str, list[ClassScore]]) -> str:
@@ -206,18 +206,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_svms(job: BenchmarkRun, voc: Voc, protocols: Sequence[Protocol], solver: Solver) -> None:
-    """Every SVM protocol on the features of one pass over the pictures."""
+    """Every SVM protocol on the features of one pass over the images."""
     say_what_data(voc)
     features = {p.name: Feature(job.transform(p.fit), p.kind) for p in protocols}
-    done = job.extract(voc.pictures(), list(features.values()))
+    done = job.extract(voc.images(), list(features.values()))
     columns, notes = {}, []
     for protocol in protocols:
-        begun, rows = time.perf_counter(), done.rows[features[protocol.name]]
+        start, rows = time.perf_counter(), done.rows[features[protocol.name]]
         if protocol.low_shot:
             run_low_shot(job, voc, protocol, done, rows, solver)
             continue
         scores = judge(voc, rows, done.kept, protocol.rule, solver)
-        seconds = done.seconds + time.perf_counter() - begun
+        seconds = done.seconds + time.perf_counter() - start
         means = write_svm(job, voc, protocol, scores, done, solver, seconds)
         name = job.protocol(protocol.name)
         columns[name.partition("/")[2]] = scores

@@ -1,4 +1,4 @@
-"""Pictures in a fixed order: a folder of images, indexed once, and decoded one at a time. Other sources: sources.py."""
+"""Images in a fixed order: a folder of images, indexed once, and decoded one at a time. Other sources: sources.py."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM", "GIF")  # by cont
 MOST_PIXELS = 89_478_485  # Pillow's limit against decompression bombs, and the C kernel's (native/jpeg.c)
 MOST_BYTES = 1 << 30  # of a file: more than MOST_PIXELS of any depth take
 
-SIZED = 10_000  # pictures whose sizes tell that their content was replaced; of more, as many spread evenly
+SIZED = 10_000  # images whose sizes tell that their content was replaced; of more, as many spread evenly
 CACHED_FROM = 10_000  # images; a smaller folder is read faster than it is worth remembering
 HOT_NS = 2_000_000_000  # a folder changed this recently may change again within its clock's step: not remembered
 
-ImageFile.LOAD_TRUNCATED_IMAGES = False  # a truncated file is an unreadable one, never half a picture
+ImageFile.LOAD_TRUNCATED_IMAGES = False  # a truncated file is an unreadable one, never half an image
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `opened` refuses what this only warns of
 
 
@@ -45,9 +45,9 @@ class UnreadableImage(Exception):
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """Pictures in a fixed order: `paths[i]`, relative to `root`, shows `classes[labels[i]]`. Here, files of a folder.
+    """Images in a fixed order: `paths[i]`, relative to `root`, shows `classes[labels[i]]`. Here, files of a folder.
 
-    Other sources (adco/data/sources.py) are subclasses that read elsewhere; `paths` then names the picture in messages.
+    Other sources (adco/data/sources.py) are subclasses that read elsewhere; `paths` then names the image in messages.
     """
 
     root: Path
@@ -59,15 +59,15 @@ class ImageIndex:
         return len(self.paths)
 
     def read(self, i: int) -> bytes | np.ndarray:
-        """The content of picture i's file, or its (H, W, 3) uint8 pixels. Raises UnreadableImage."""
+        """The content of image i's file, or its (H, W, 3) uint8 pixels. Raises UnreadableImage."""
         return read_file(self.root / self.paths[i])
 
     def image(self, i: int) -> Image.Image:
-        """Picture i, RGB. Raises UnreadableImage."""
+        """Image i, RGB. Raises UnreadableImage."""
         return decode(self.read(i), self.root / self.paths[i])
 
     def size(self, i: int) -> int:
-        """Bytes of picture i's file; -1 where there is none."""
+        """Bytes of image i's file; -1 where there is none."""
         try:
             return os.stat(self.root / self.paths[i]).st_size
         except (OSError, ValueError):
@@ -75,7 +75,7 @@ class ImageIndex:
 
     @cached_property
     def sizes(self) -> str:
-        """A sha256 of the pictures' sizes in bytes, of SIZED of them where there are more: whether they were replaced
+        """A sha256 of the images' sizes in bytes, of SIZED of them where there are more: whether they were replaced
         under the same names. A copy on another disk has the same."""
         chosen = range(0, len(self), -(-len(self) // SIZED) or 1)
         return hashlib.sha256(np.array([self.size(i) for i in chosen], dtype=np.int64).tobytes()).hexdigest()
@@ -103,16 +103,16 @@ class ImageIndex:
 
 @dataclass(frozen=True)
 class ArrayIndex(ImageIndex):
-    """Pictures that already are pixels: (N, H, W, 3) uint8."""
+    """Images that already are pixels: (N, H, W, 3) uint8."""
 
     pixels: np.ndarray = field(default_factory=lambda: np.empty((0, 1, 1, 3), dtype=np.uint8), compare=False)
 
     def read(self, i: int) -> np.ndarray:
-        """Picture i, (H, W, 3) uint8."""
+        """Image i, (H, W, 3) uint8."""
         return self.pixels[i]
 
     def size(self, i: int) -> int:
-        """Bytes of picture i's pixels."""
+        """Bytes of image i's pixels."""
         return self.pixels[i].nbytes
 
 
@@ -138,7 +138,7 @@ def index_folder(root: Path | str) -> ImageIndex:
 
 
 def _scan(root: Path) -> ImageIndex:
-    begun = time.time_ns()
+    start = time.time_ns()
     folders: dict[str, int] = {".": os.stat(root).st_mtime_ns}
     classes = tuple(sorted(entry.name for entry in os.scandir(root) if os.path.isdir(entry.path))) or (".",)
     paths, labels = [], []
@@ -147,7 +147,7 @@ def _scan(root: Path) -> ImageIndex:
         paths += found
         labels += [label] * len(found)
     index = ImageIndex(root, tuple(paths), tuple(labels), classes)
-    if len(index) >= CACHED_FROM and max(folders.values()) < begun - HOT_NS:
+    if len(index) >= CACHED_FROM and max(folders.values()) < start - HOT_NS:
         index_cache.save_cached(
             f"folder {os.path.realpath(root)}",
             paths=index_cache.pack(paths),
@@ -177,7 +177,7 @@ def _recall(root: Path) -> ImageIndex | None:
 
 
 def read_file(path: Path | str) -> bytes:
-    """A picture's file as it is. Raises UnreadableImage, also for what is no file (a pipe would be waited for)."""
+    """An image's file as it is. Raises UnreadableImage, also for what is no file (a pipe would be waited for)."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             state = os.fstat(file.fileno())
@@ -191,14 +191,14 @@ def read_file(path: Path | str) -> bytes:
 
 
 def read_image(path: Path | str) -> Image.Image:
-    """Decode a file to an RGB picture. Raises UnreadableImage."""
+    """Decode a file to an RGB image. Raises UnreadableImage."""
     return decode(read_file(path), path)
 
 
 def decode(content: bytes | np.ndarray, path: Path | str) -> Image.Image:
-    """A file's content, or an (H, W, 3) uint8 array, as an RGB picture. Raises UnreadableImage that names `path`.
+    """A file's content, or an (H, W, 3) uint8 array, as an RGB image. Raises UnreadableImage that names `path`.
 
-    Of an animation the first picture; of 16 bits a level the upper 8.
+    Of an animation the first image; of 16 bits a level the upper 8.
     """
     if isinstance(content, np.ndarray):
         return Image.fromarray(content)
@@ -212,7 +212,7 @@ def decode(content: bytes | np.ndarray, path: Path | str) -> Image.Image:
 
 
 def opened(content: bytes) -> Image.Image:
-    """The picture of a file's content, its header read and its pixels not yet. Raises whatever Pillow does, and
+    """The image of a file's content, its header read and its pixels not yet. Raises whatever Pillow does, and
     ValueError for more than MOST_PIXELS."""
     if not content:
         raise ValueError("the file is empty")
@@ -227,7 +227,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         raise ValueError("floating-point pixels, whose range nobody knows; convert it to 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image.convert("RGB")
-    levels = np.asarray(image)  # Pillow would cut them off at 255: a white picture
+    levels = np.asarray(image)  # Pillow would cut them off at 255: a white image
     if levels.min() < 0 or levels.max() > 0xFFFF:
         raise ValueError("pixels of more than 16 bits; convert it to 8 or 16 bits")
     return Image.fromarray((levels >> 8).astype(np.uint8)).convert("RGB")

@@ -1,4 +1,4 @@
-"""Small pictures decoded once and kept in memory that all processes of a machine share (`data.in_memory`)."""
+"""Small images decoded once and kept in memory that all processes of a machine share (`data.in_memory`)."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from adco.utils.progress import progress
 
 SHARE_OF_MEMORY = 0.8  # of what is free now
 _MAGIC = 0x4144434F_00000001  # the last number is the layout's version
-_HEAD = 2  # words before the table: magic, number of pictures
+_HEAD = 2  # words before the table: magic, number of images
 
 
 @dataclass(frozen=True)
 class MemoryIndex(ImageIndex):
-    """Decoded pictures: `table[i]` = (offset, height, width) into `pixels`, 3 bytes a pixel; height 0: unreadable."""
+    """Decoded images: `table[i]` = (offset, height, width) into `pixels`, 3 bytes a pixel; height 0: unreadable."""
 
     table: np.ndarray = field(default_factory=lambda: np.empty((0, 3), dtype=np.int64), compare=False)
     pixels: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.uint8), compare=False)
 
     def read(self, i: int) -> np.ndarray:
-        """Picture i, (H, W, 3) uint8, read-only. Raises UnreadableImage for what could not be decoded."""
+        """Image i, (H, W, 3) uint8, read-only. Raises UnreadableImage for what could not be decoded."""
         first, height, width = self.table[i].tolist()
         if not height:
             raise UnreadableImage(self.root / self.paths[i], "could not be decoded when it was read into memory")
@@ -40,10 +40,10 @@ class MemoryIndex(ImageIndex):
 
 
 def in_memory(index: ImageIndex, workers: int) -> ImageIndex:
-    """Decode every picture of an index into shared memory, or find it there, put by another process of this machine.
+    """Decode every image of an index into shared memory, or find it there, put by another process of this machine.
 
-    Pictures that are pixels already (CIFAR) stay as they are. The memory is given back when the last process that uses
-    it ends. Raises UserError, before anything is decoded, when the pictures do not fit.
+    Images that are pixels already (CIFAR) stay as they are. The memory is given back when the last process that uses
+    it ends. Raises UserError, before anything is decoded, when the images do not fit.
     """
     if isinstance(index, ArrayIndex):
         return index
@@ -74,7 +74,7 @@ def in_memory(index: ImageIndex, workers: int) -> ImageIndex:
 
 
 def _fill(file: BinaryIO, index: ImageIndex, workers: int, folder: Path) -> None:
-    """Write pictures, then the table, then the magic word, so that half a file is none; nothing if it is whole."""
+    """Write images, then the table, then the magic word, so that half a file is none; nothing if it is whole."""
     if _table(file, len(index)) is not None:  # left by a process that was killed
         return
     with ThreadPoolExecutor(max(1, workers)) as pool:

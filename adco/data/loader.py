@@ -85,7 +85,7 @@ class ViewDataset:
     """Request -> Batch: decode each image once, make every view of it with the numbers that parameters.draw gives.
 
     An unreadable image is replaced by the next readable one of the index and named in `Batch.bad`; past `max_bad` of
-    them in a row the picture is black, and the trainer stops, because `bad` is then longer than it allows.
+    them in a row the image is black, and the trainer stops, because `bad` is then longer than it allows.
     """
 
     def __init__(self, index: ImageIndex, specs: Sequence[ViewConfig], seed: int, max_bad: int, backend: str = "auto"):
@@ -121,7 +121,7 @@ class ViewDataset:
         ]
 
     def image(self, sample: int, bad: dict[str, str]) -> Image.Image:
-        """The sample's RGB picture, or the one that stands in for it; notes unreadable files in `bad`."""
+        """The sample's RGB image, or the one that stands in for it; notes unreadable files in `bad`."""
         for step in range(min(self.max_bad + 1, len(self.index))):
             number = (sample + step) % len(self.index)
             try:

@@ -45,20 +45,20 @@ class Work:
     def batch(self, bad: Sequence[dict[str, str]]) -> Batch:
         """Decode and resize every crop, on the device. bad: what `rows` returned."""
         more: dict[str, str] = {}
-        pictures, specs = self._decoded(more), self.dataset.specs
-        shapes = [(len(pictures), 3, spec.px, spec.px) for spec in specs]
+        images, specs = self._decoded(more), self.dataset.specs
+        shapes = [(len(images), 3, spec.px, spec.px) for spec in specs]
         pixels = tuple(torch.empty(shape, dtype=torch.uint8, device=self.device) for shape in shapes)
-        for row, picture in enumerate(pictures):
-            height, width = picture.shape[-2:]
+        for row, image in enumerate(images):
+            height, width = image.shape[-2:]
             for spec, draw, out in zip(specs, self.draws, pixels, strict=True):
-                out[row] = cut(picture, spec.px, parameters.crop_box(width, height, spec.scale, draw.crops[row]))
+                out[row] = cut(image, spec.px, parameters.crop_box(width, height, spec.scale, draw.crops[row]))
         return Batch(pixels, tuple(draw.choices for draw in self.draws), merged([*bad, more]))
 
     def _decoded(self, bad: dict[str, str]) -> list[Tensor]:
-        """(3, H, W) uint8 pictures on the device."""
+        """(3, H, W) uint8 images on the device."""
         encoded = [row for row, file in enumerate(self.files) if isinstance(file, bytes)]
-        for row, picture in zip(encoded, self._decode(encoded, bad), strict=True):
-            self.files[row] = picture
+        for row, image in zip(encoded, self._decode(encoded, bad), strict=True):
+            self.files[row] = image
         return [torch.as_tensor(file).to(self.device, non_blocking=True) for file in self.files]
 
     def _decode(self, rows: Sequence[int], bad: dict[str, str]) -> list[Tensor | np.ndarray]:
@@ -68,7 +68,7 @@ class Work:
         except RuntimeError:  # one of them at least, and it is not said which
             if len(rows) == 1:
                 return [self._by_pillow(rows[0], bad)]
-            return [picture for row in rows for picture in self._decode([row], bad)]
+            return [image for row in rows for image in self._decode([row], bad)]
 
     def _by_pillow(self, row: int, bad: dict[str, str]) -> np.ndarray:
         return np.asarray(self.dataset.image(int(self.samples[row]), bad)).transpose(2, 0, 1).copy()
@@ -97,11 +97,11 @@ def _decoding_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def cut(picture: Tensor, px: int, box: tuple[int, int, int, int]) -> Tensor:
+def cut(image: Tensor, px: int, box: tuple[int, int, int, int]) -> Tensor:
     """Crop `box` (left, top, width, height) out of (3, H, W) uint8 and resize it, bilinear and antialiased as
     torchvision: (3, px, px), whole levels."""
     left, top, width, height = box
-    crop = picture[:, top : top + height, left : left + width].unsqueeze(0).float()
+    crop = image[:, top : top + height, left : left + width].unsqueeze(0).float()
     return F.interpolate(crop, (px, px), mode="bilinear", antialias=True, align_corners=False)[0].round_()
 
 

@@ -1,6 +1,6 @@
-"""Pictures in tar shards (webdataset's layout), on disk or behind a URL, read in any order.
+"""Images in tar shards (webdataset's layout), on disk or behind a URL, read in any order.
 
-Each shard is looked through once for where its pictures begin; after that a picture is one read at an offset, or one
+Each shard is looked through once for where its images begin; after that an image is one read at an offset, or one
 HTTP range request. So order, resumption and the number of ranks mean the same as for a folder: exact. What a URL cannot
 promise is that its content stays the same; a shard whose size has changed is looked through again, and the index's
 fingerprint then differs. The first look at a URL transfers the whole shard; copy shards to disk where you can.
@@ -38,7 +38,7 @@ class ShardIndex(ImageIndex):
     places: np.ndarray = field(default_factory=lambda: np.empty((0, 3), dtype=np.int64), compare=False)
 
     def read(self, i: int) -> bytes:
-        """The content of picture i's file. Raises UnreadableImage."""
+        """The content of image i's file. Raises UnreadableImage."""
         shard, offset, size = self.places[i].tolist()
         if size > MOST_BYTES:
             raise UnreadableImage(Path(self.paths[i]), f"{size} bytes, more than {MOST_BYTES}")
@@ -51,7 +51,7 @@ class ShardIndex(ImageIndex):
         return content
 
     def size(self, i: int) -> int:
-        """Bytes of picture i's file."""
+        """Bytes of image i's file."""
         return int(self.places[i, 2])
 
     def stamp(self) -> str:
@@ -63,7 +63,7 @@ class ShardIndex(ImageIndex):
 def index_shards(pattern: str) -> ShardIndex:
     """Index `PATH/{000..146}.tar` or `https://HOST/{000..146}.tar`, in the order of the pattern and of the tars.
 
-    A picture's class is its folder in the tar; of several pictures with one key (webdataset's `key.ext`) the first
+    An image's class is its folder in the tar; of several images with one key (webdataset's `key.ext`) the first
     counts. Raises UserError for a shard that is absent, is no tar, or has members that lead out of it.
     """
     shards = expand(pattern)
@@ -100,7 +100,7 @@ def expand(pattern: str) -> tuple[str, ...]:
 
 
 def _members(shard: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of a shard's pictures and their (offset, size), (N, 2) int64; from the cache if the shard is the same."""
+    """Names of a shard's images and their (offset, size), (N, 2) int64; from the cache if the shard is the same."""
     stamp = _stamp(shard)
     kept = index_cache.load_cached(f"tar {shard}")
     if kept is not None and kept["stamp"].tolist() == stamp:

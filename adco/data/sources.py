@@ -1,4 +1,4 @@
-"""What `data.root` may name, opened as one kind of thing: pictures in a fixed order (adco.data.images.ImageIndex)."""
+"""What `data.root` may name, opened as one kind of thing: images in a fixed order (adco.data.images.ImageIndex)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from adco.utils.errors import UserError
 
 
 def open_images(root: str, split: str = "train") -> ImageIndex:
-    """The `train` or `val` pictures of `root`. Raises UserError.
+    """The `train` or `val` images of `root`. Raises UserError.
 
-    root: FOLDER with `train/` and `val/` (ImageNet's layout), or for training any folder of pictures; tar shards
+    root: FOLDER with `train/` and `val/` (ImageNet's layout), or for training any folder of images; tar shards
     `PATH/{000..146}.tar` or `https://HOST/{000..146}.tar`; `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenette:FOLDER` as
     torchvision lays them out.
     """
@@ -32,9 +32,7 @@ def open_images(root: str, split: str = "train") -> ImageIndex:
         return _LAYOUTS[kind](Path(place).expanduser(), split)
     if root.endswith(".tar"):
         if split != "train":
-            raise UserError(
-                f"{root}: shards hold training pictures only; set probe.root to a folder with train and val"
-            )
+            raise UserError(f"{root}: shards hold training images only; set probe.root to a folder with train and val")
         return index_shards(root)
     folder = Path(root)
     inner = folder / split

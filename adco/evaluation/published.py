@@ -78,8 +78,8 @@ def _rows(name: str, table: object, where: str) -> Iterator[Published]:
             raise UserError(f"{place}: expected keys and values, found {row!r}")
         if not (cells := [key for key in row if key in columns]):
             raise UserError(f"{place}: has none of the columns {', '.join(columns)}")
-        if strangers := [key for key in row if key not in columns and key not in known]:
-            raise UserError(f"{place}: {strangers[0]!r} is neither a column ({', '.join(columns)}) nor known")
+        if unexpected := [key for key in row if key not in columns and key not in known]:
+            raise UserError(f"{place}: {unexpected[0]!r} is neither a column ({', '.join(columns)}) nor known")
         shared = {"table": name, "source": table["source"]} | {key: row[key] for key in row if key not in columns}
         for key in cells:
             cell = row[key] if isinstance(row[key], dict) else {"value": row[key]}

@@ -236,8 +236,8 @@ def _from_schema_1(content: Mapping[str, object], where: str) -> dict[str, objec
 
     Raises UserError that begins with `where` for a key that schema 1 did not have or a part of another type.
     """
-    if strangers := sorted(set(content) - _SCHEMA_1_KEYS):
-        raise UserError(f"{where}: unknown key {strangers[0]!r} in a record of schema 1")
+    if unexpected := sorted(set(content) - _SCHEMA_1_KEYS):
+        raise UserError(f"{where}: unknown key {unexpected[0]!r} in a record of schema 1")
     for key in ("scores", "checkpoint", "data", "settings"):
         if not isinstance(content.get(key, {} if key == "settings" else None), Mapping):
             raise UserError(f"{where}: {key}: expected keys and values, found {content.get(key)!r}")

@@ -73,7 +73,7 @@ class Running:
     process: subprocess.Popen
     log: Path
     devices: tuple[str, ...]
-    begun: float
+    start: float
 
 
 def run_jobs(
@@ -120,7 +120,7 @@ class _Run:
     def __init__(self, jobs, folder: Path, at_once: int, devices: list[str], budget: float | None, shown: LiveTable):
         self.jobs, self.folder, self.at_once, self.shown = jobs, folder, at_once, shown
         self.all_devices, self.free, self.budget = tuple(devices), devices, budget
-        self.begun = time.monotonic()
+        self.start = time.monotonic()
         self.running: dict[str, Running] = {}
         self.outcomes: dict[str, Outcome] = {}
 
@@ -128,7 +128,7 @@ class _Run:
         return len(self.outcomes) < len(self.jobs)
 
     def over_budget(self) -> bool:
-        return self.budget is not None and time.monotonic() - self.begun > 60 * self.budget
+        return self.budget is not None and time.monotonic() - self.start > 60 * self.budget
 
     def step(self) -> None:
         """Take in what has ended, settle what need not run, start what can."""
@@ -149,7 +149,7 @@ class _Run:
         elif not missing and (reason := _nothing_to_do(job)):
             self._settle(job, Outcome("reused", reason))
         elif not missing and self._has_room(job):
-            late = (time.monotonic() - self.begun) / 60 + (job.minutes or 0)
+            late = (time.monotonic() - self.start) / 60 + (job.minutes or 0)
             if self.budget is not None and late > self.budget:
                 self._settle(job, Outcome("left", f"expected to end after the {self.budget:g} minutes there are"))
             else:
@@ -190,7 +190,7 @@ class _Run:
             status, why = "failed", f"ended without writing {missing[0]}"
         else:
             status, why = "ended", ""
-        self._settle(running.job, Outcome(status, why, round(time.monotonic() - running.begun, 1)))
+        self._settle(running.job, Outcome(status, why, round(time.monotonic() - running.start, 1)))
 
     def _settle(self, job: Job, outcome: Outcome) -> None:
         self.outcomes[job.name] = outcome

@@ -23,7 +23,7 @@ class LiveTable:
     def __init__(self, jobs: Sequence):
         self.expected = {job.name: job.minutes for job in jobs}
         self.status = dict.fromkeys(self.expected, "waiting")
-        self.begun: dict[str, float] = {}
+        self.start: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self.says = dict.fromkeys(self.expected, "")
         self.console = Console(file=sys.stdout)
@@ -42,7 +42,7 @@ class LiveTable:
 
     def started(self, name: str, log: Path) -> None:
         """A job has begun."""
-        self.status[name], self.begun[name] = "running", time.monotonic()
+        self.status[name], self.start[name] = "running", time.monotonic()
         self._line(f"{name}: started; log {log}")
 
     def finished(self, name: str, outcome) -> None:
@@ -90,7 +90,7 @@ class LiveTable:
         table.caption = ", ".join(f"{count} {status}" for status, count in others.items()) or None
         table.caption_justify = "left"
         for name, status in shown.items():
-            seconds = time.monotonic() - self.begun[name] if status == "running" else self.seconds.get(name)
+            seconds = time.monotonic() - self.start[name] if status == "running" else self.seconds.get(name)
             minutes = self.expected[name]
             table.add_row(
                 name,

@@ -22,13 +22,13 @@ def build(
     lead: str = "",
     with_papers: bool = True,
     detections: Mapping[str, Sequence[tuple[str, bytes]]] | None = None,
-    told: str = "",
+    reported: str = "",
 ) -> Report:
     """The report of a study.
 
     out: the folder it will be written to, which links to records start from
     with_papers: with the published tables and the cost of the published recipes; without, only what was measured
-    detections: test image -> (whose boxes, PNG) pictures of it; told: what they show
+    detections: test image -> (whose boxes, PNG) images of it; told: what they show
     """
     found: list[Section | None] = [
         result_tables.section(study, out),
@@ -38,7 +38,7 @@ def build(
         figures.bank_section(study, with_papers),
         paper_tables.section(study, out) if with_papers else None,
         costs.section(study, out, paper_tables.gpu_hours()) if with_papers else None,
-        _detection_section(study, detections or {}, told),
+        _detection_section(study, detections or {}, reported),
         appendix.speed_section(study, out),
         appendix.records_section(study, out),
     ]
@@ -49,8 +49,8 @@ def build(
     return Report(title, lead, _facts(study), [section for section in found if section and section.blocks])
 
 
-def _detection_section(study: Study, detections: Mapping, told: str) -> Section:
-    drawn = [figures.detection_figure(detections, told)] if detections else []
+def _detection_section(study: Study, detections: Mapping, reported: str) -> Section:
+    drawn = [figures.detection_figure(detections, reported)] if detections else []
     blocks = [*drawn, *figures.class_figures(study)]
     return Section("classes", "Detections and classes", [], blocks)
 

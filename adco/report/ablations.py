@@ -73,17 +73,17 @@ def times_table(item: Item, runs: Runs, out: Path, papers: bool) -> Table:
     judged = {_pretrained(ofs): ofs for ofs in runs.values()}
     entries = sorted({*timed, *judged}, key=lambda e: (METHOD_STYLES[e.method][1], e.symmetric, -e.negatives))
     protocols = sorted({protocol for ofs in runs.values() for protocol in ofs}) or list(PROBES)
-    told = ["seconds", "to MoCo v2", "bank's share", *(["step, MiB"] if _scores(item, "step_mib") else [])]
+    reported = ["seconds", "to MoCo v2", "bank's share", *(["step, MiB"] if _scores(item, "step_mib") else [])]
     rows, notes = [], Notes()
     for entry in entries:
         negatives = Cell(f"{entry.negatives:,}", value=entry.negatives) if entry.negatives else Cell("–")
         cells = [Cell(METHOD_STYLES[entry.method][0]), negatives, Cell("yes" if entry.symmetric else "no")]
-        cells += _times(item, timed.get(entry), link(item.path, out))[: len(told)]
+        cells += _times(item, timed.get(entry), link(item.path, out))[: len(reported)]
         ofs = judged.get(entry, {})
         cells += [score_cell(ofs[p], "top1", out) if p in ofs else MISSING for p in protocols]
         rows.append((*cells, *(_paper(entry, notes) if papers else ())))
     columns = [Column("method", numeric=False), Column("negatives"), Column("symmetric", numeric=False)]
-    columns += [Column(name, "an epoch, timed here") for name in told]
+    columns += [Column(name, "an epoch, timed here") for name in reported]
     columns += [Column(name_of(p), code=p.partition("/")[2]) for p in protocols]
     if papers:
         columns += [Column(name, "an epoch, the paper") for name in ("GPU hours", "to MoCo v2")]

@@ -109,7 +109,7 @@ def mean_curve(curves: Sequence[Mapping[float, float]]) -> list[Point]:
     return points
 
 
-def figure(groups: Sequence[Group], protocol: str, told: str) -> Figure:
+def figure(groups: Sequence[Group], protocol: str, reported: str) -> Figure:
     """Figure 1 under one protocol. told: what was measured, on what."""
     having = [group for group in groups if group.curves.get(protocol)]
     series = [Series(g.name, mean_curve(g.curves[protocol]), g.slot, g.symmetric) for g in having]
@@ -121,7 +121,7 @@ def figure(groups: Sequence[Group], protocol: str, told: str) -> Figure:
     )
     charts = [line_chart(series, size, "epoch", f"{name_of(protocol)} (%)", size == WIDE) for size in (WIDE, NARROW)]
     seeds = ", ".join(f"{group.name} {len(group.curves[protocol])}" for group in having)
-    caption = f"{told} Line: mean over seeds; band: from the lowest to the highest seed. Seeds: {seeds}."
+    caption = f"{reported} Line: mean over seeds; band: from the lowest to the highest seed. Seeds: {seeds}."
     panel = Panel(f"{name_of(protocol)} over epochs. {alt}.", *charts)
     legend = [(one.name, one.slot, "dashed" if one.dashed else "line") for one in series]
     return Figure(

@@ -1,4 +1,4 @@
-"""Figure 2 of the AdCo paper: the bank's rows among the queries of training images, as a picture and as numbers."""
+"""Figure 2 of the AdCo paper: the bank's rows among the queries of training images, as an image and as numbers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ QUERIES, NEAR, FAR = "#9db4d3", "#e08e2b", "#b3123f"
 
 @dataclass(frozen=True)
 class Run:
-    """What a checkpoint holds for the picture. rows: (K, D) unit rows of the bank; encoder: the query encoder."""
+    """What a checkpoint holds for the image. rows: (K, D) unit rows of the bank; encoder: the query encoder."""
 
     name: str
     step: int
@@ -75,9 +75,9 @@ def load_run(path: Path) -> Run:
 
 @torch.no_grad()
 def queries_of(run: Run, index: ImageIndex, images: int, seed: int, device: torch.device, workers: int) -> Tensor:
-    """(M, D) unit embeddings, on the CPU, of `images` evenly spaced pictures through the run's first view, a query's.
+    """(M, D) unit embeddings, on the CPU, of `images` evenly spaced images through the run's first view, a query's.
 
-    BatchNorm uses its running statistics; pictures that cannot be read are left out. Raises UserError if fewer than 10
+    BatchNorm uses its running statistics; images that cannot be read are left out. Raises UserError if fewer than 10
     are left.
     """
     chosen = np.linspace(0, len(index) - 1, min(images, len(index))).round().astype(int)
@@ -91,7 +91,7 @@ def queries_of(run: Run, index: ImageIndex, images: int, seed: int, device: torc
         found.append(F.normalize(rows, dim=1)[readable])
     found = torch.cat(found)
     if len(found) < 10:
-        raise UserError(f"{index.root}: only {len(found)} pictures can be read; at least 10 are needed")
+        raise UserError(f"{index.root}: only {len(found)} images can be read; at least 10 are needed")
     return found
 
 
@@ -147,7 +147,7 @@ def outliers(queries: Tensor, rows: Tensor, percentile: float = PERCENTILE) -> O
 
 
 def numbers(queries: Tensor, rows: Tensor, found: Outliers) -> dict[str, float | int]:
-    """What the JSON beside the picture says of one checkpoint."""
+    """What the JSON beside the image says of one checkpoint."""
     return {
         "outlier_share": found.share,
         "outlier_below_cosine": found.floor,
@@ -169,7 +169,7 @@ def lay_out(queries: Tensor, rows: Tensor, seed: int) -> tuple[np.ndarray, np.nd
 
 @dataclass(frozen=True)
 class Panel:
-    """One checkpoint's part of the picture. queries (M, 2), rows (R, 2) in the plane; far: (R,) which are outliers."""
+    """One checkpoint's part of the image. queries (M, 2), rows (R, 2) in the plane; far: (R,) which are outliers."""
 
     title: str
     queries: np.ndarray
@@ -191,8 +191,8 @@ def draw(panels: Sequence[Panel]) -> bytes:
         )
         about = panel.about
         axis.set_title(panel.title, fontsize=14, fontweight="bold", loc="left", pad=26)
-        told = f"{about['outlier_share']:.1%} of {about['bank_rows']:,} negatives are outliers"
-        axis.text(0, 1.015, told, transform=axis.transAxes, fontsize=12, color="#4b5563")
+        reported = f"{about['outlier_share']:.1%} of {about['bank_rows']:,} negatives are outliers"
+        axis.text(0, 1.015, reported, transform=axis.transAxes, fontsize=12, color="#4b5563")
         axis.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
         axis.margins(0.04)
         for side in axis.spines.values():

@@ -183,9 +183,9 @@ def _bar(p: Point, x: Axis, top: float, thick: float, one: Series, number: int) 
     return parts
 
 
-def _marker(x: float, y: float, slot: int, told: str = "") -> str:
+def _marker(x: float, y: float, slot: int, reported: str = "") -> str:
     """The palette's marker of a slot, so that lines are told apart without colour."""
-    title = f"<title>{escape(told)}</title>" if told else ""
+    title = f"<title>{escape(reported)}</title>" if reported else ""
     shape = MARKERS[(slot - 1) % len(MARKERS)]
     if shape == "circle":
         return f'<circle class="mark s{slot}" cx="{x}" cy="{y}" r="3.4">{title}</circle>'

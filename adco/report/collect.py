@@ -1,4 +1,4 @@
-"""What a report is made of: records, pretraining runs and pictures below some folders; broken files are listed."""
+"""What a report is made of: records, pretraining runs and images below some folders; broken files are listed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adco.train.logger import read_metrics
 from adco.utils.errors import UserError
 
 RECORD_KEYS = {"protocol", "scores"}  # a JSON file with one of them means to be a record
-PASSED_OVER = {"features", "inference", "tensorboard", "world"}  # caches, predictions, logs, generated pictures
+PASSED_OVER = {"features", "inference", "tensorboard", "world"}  # caches, predictions, logs, generated images
 
 
 @dataclass(frozen=True)

@@ -128,11 +128,11 @@ class Speed:
 
 def speed_of(rows: Sequence[Mapping[str, float]]) -> Speed | None:
     """None where the rows tell no speed."""
-    told = [row for row in rows if "images_per_second" in row]
-    told = told[len(told) // 10 :]
-    if not told:
+    reported = [row for row in rows if "images_per_second" in row]
+    reported = reported[len(reported) // 10 :]
+    if not reported:
         return None
-    waits = [row["loader_wait_share"] for row in told if "loader_wait_share" in row]
-    memory = [row["gpu_memory_gib"] for row in told if "gpu_memory_gib" in row]
-    rate = statistics.median(row["images_per_second"] for row in told)
-    return Speed(rate, len(told), statistics.median(waits) if waits else None, max(memory) if memory else None)
+    waits = [row["loader_wait_share"] for row in reported if "loader_wait_share" in row]
+    memory = [row["gpu_memory_gib"] for row in reported if "gpu_memory_gib" in row]
+    rate = statistics.median(row["images_per_second"] for row in reported)
+    return Speed(rate, len(reported), statistics.median(waits) if waits else None, max(memory) if memory else None)

@@ -135,8 +135,8 @@ def run_table(runs: Sequence[Run], out: Path) -> Table:
         Column("hardware", numeric=False),
     ]
     rows = [_run_row(run, out) for run in runs]
-    told = [i for i, cells in enumerate(zip(*rows, strict=True)) if any(cell.text != "–" for cell in cells)]
-    columns, rows = [columns[i] for i in told], [tuple(row[i] for i in told) for row in rows]
+    reported = [i for i, cells in enumerate(zip(*rows, strict=True)) if any(cell.text != "–" for cell in cells)]
+    columns, rows = [columns[i] for i in reported], [tuple(row[i] for i in reported) for row in rows]
     caption = (
         "GPU hours: the whole run's, with its probes. images/s: median over the run's metrics after its first tenth, "
         "where they were kept; other work on the machine is not taken out."

@@ -1,4 +1,4 @@
-"""Figures that are pictures or bars: the bank's map (figure 2), detections side by side, AP by class."""
+"""Figures that are images or bars: the bank's map (figure 2), detections side by side, AP by class."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def bank_section(study: Study, papers: bool = True) -> Section:
 
     papers: beside the paper's figures, so that it is said when there is none
     """
-    told = [(path, json.loads(path.read_text())) for path in study.maps]
-    told += [(item.path, item.record.settings) for item in study.items if item.record.protocol == OUTLIERS]
-    blocks = [block for path, numbers in told for block in _bank_map(path, numbers)]
+    reported = [(path, json.loads(path.read_text())) for path in study.maps]
+    reported += [(item.path, item.record.settings) for item in study.items if item.record.protocol == OUTLIERS]
+    blocks = [block for path, numbers in reported for block in _bank_map(path, numbers)]
     if papers and not blocks:
-        missing = "No picture of the bank is among the results; tools/draw_bank.py draws it from checkpoints."
+        missing = "No image of the bank is among the results; tools/draw_bank.py draws it from checkpoints."
         blocks = [Figure("figure-2", "Figure 2: the bank among the queries", "", missing=missing)]
     return Section("bank", "The bank, drawn", [], blocks)
 
 
-def _bank_map(path: Path, told: Mapping) -> list[Figure | Table]:
-    runs, picture, key = told["runs"], path.with_suffix(".png"), slug(f"{path.parent.name}-{path.stem}")
+def _bank_map(path: Path, reported: Mapping) -> list[Figure | Table]:
+    runs, image, key = reported["runs"], path.with_suffix(".png"), slug(f"{path.parent.name}-{path.stem}")
     columns = [Column("run", numeric=False), Column("outliers"), Column("rows"), Column("queries")]
     columns += [Column("median nearest cosine"), Column("effective rank of bank"), Column("of queries")]
     rows = [
@@ -52,34 +52,35 @@ def _bank_map(path: Path, told: Mapping) -> list[Figure | Table]:
     ]
     caption = (
         "A negative is an outlier if its largest cosine to any query is below the "
-        f"{told['settings'].get('outlier_percentile', 5):g}th percentile of what queries have to their nearest other."
+        f"{reported['settings'].get('outlier_percentile', 5):g}th percentile of what queries have to their "
+        "nearest other."
     )
     blocks: list[Figure | Table] = []
-    if picture.is_file():
+    if image.is_file():
         alt = "t-SNE of bank rows among queries: " + "; ".join(
             f"{run['name']}: {run['outlier_share']:.1%} of {run['bank_rows']} negatives are outliers" for run in runs
         )
-        shown = told["settings"].get("rows", "some")
+        shown = reported["settings"].get("rows", "some")
         blocks.append(
             Figure(
                 f"figure-2-{key}",
                 "Figure 2: the bank among the queries",
-                f"t-SNE of {shown} bank rows among queries of {told['settings'].get('images', 'as many')} images.",
-                [Panel(alt, png=picture.read_bytes())],
+                f"t-SNE of {shown} bank rows among queries of {reported['settings'].get('images', 'as many')} images.",
+                [Panel(alt, png=image.read_bytes())],
             )
         )
     return [*blocks, Table(f"outliers-{key}", "Outlier negatives", columns, rows, caption)]
 
 
-def detection_figure(pictures: Mapping[str, Sequence[tuple[str, bytes]]], told: str) -> Figure:
-    """Test images drawn on by several detectors, side by side. pictures: image -> (whose boxes, PNG) from the left."""
+def detection_figure(images: Mapping[str, Sequence[tuple[str, bytes]]], reported: str) -> Figure:
+    """Test images drawn on by several detectors, side by side. images: image -> (whose boxes, PNG) from the left."""
     panels = [
         Panel(f"{name} with boxes: {whose}", png=image, title=f"{name}, {whose}")
-        for name, drawn in pictures.items()
+        for name, drawn in images.items()
         for whose, image in drawn
     ]
-    columns = max((len(drawn) for drawn in pictures.values()), default=1)
-    return Figure("detections", "Detections, side by side", told, panels, columns=columns)
+    columns = max((len(drawn) for drawn in images.values()), default=1)
+    return Figure("detections", "Detections, side by side", reported, panels, columns=columns)
 
 
 def class_figures(study: Study) -> list[Figure]:

@@ -26,23 +26,25 @@ def published_figure(rows: Sequence[Published]) -> Figure:
         same = [n for n in rows if n.method == method and n.table in PRINTED and not (n.multicrop or n.symmetric)]
         values = sorted({(n.epochs, n.value) for n in same if n.metric == "top1" and n.negatives in (None, 65536)})
         series.append(Series(method, [Point(x, y, y, y) for x, y in values], slot, lone=True))
-    told = "; ".join(f"{one.name}: " + ", ".join(f"{p.y:g} at {p.x:g} epochs" for p in one.points) for one in series)
+    reported = "; ".join(
+        f"{one.name}: " + ", ".join(f"{p.y:g} at {p.x:g} epochs" for p in one.points) for one in series
+    )
     charts = [line_chart(series, size, "epochs of pretraining", "linear top-1 (%)", size == LOW[0]) for size in LOW]
     caption = (
-        f"{told}. ResNet-50, ImageNet, single crop, K = 65536. AdCo's under imagenet-linear/adco, MoCo v2's quoted "
+        f"{reported}. ResNet-50, ImageNet, single crop, K = 65536. AdCo's under imagenet-linear/adco, MoCo v2's quoted "
         "from elsewhere, under its own protocol; at 10 epochs the text puts MoCo v2 “almost 5%” below."
     )
     legend = [(one.name, one.slot, "line") for one in series]
     title = "Figure 1 as published: the points that are given as numbers"
     return Figure(
-        "figure-1-published", title, caption, [Panel(f"Published points. {told}.", *charts)], legend, named=True
+        "figure-1-published", title, caption, [Panel(f"Published points. {reported}.", *charts)], legend, named=True
     )
 
 
 def section(study: Study, out: Path, papers: bool = True) -> Section:
     """Figure 1 for each protocol with its table; nothing of it is on the scale of the paper's own figure."""
     curves = curves_of(study)
-    groups, told, blocks = groups_of(curves), recorded_lead(study, out), []
+    groups, reported, blocks = groups_of(curves), recorded_lead(study, out), []
     for protocol in sorted({protocol for group in groups for protocol in group.curves}, reverse=True):
         data = "; ".join(sorted({c.data for c in curves if c.protocol == protocol and c.data})) or "data not recorded"
         archs = sorted(
@@ -50,11 +52,11 @@ def section(study: Study, out: Path, papers: bool = True) -> Section:
         )
         what = "The runs' own kNN probe" if protocol == OWN else protocol
         blocks.append(figure(groups, protocol, f"{what} on {data}; {', '.join(archs)}."))
-        blocks.append(None if told else lead_table(groups, protocol))
+        blocks.append(None if reported else lead_table(groups, protocol))
     if papers and not blocks:
         missing = "No run with an accuracy over epochs is among the results: a metrics.jsonl whose rows have knn_top1."
         blocks = [Figure("figure-1", "Figure 1: accuracy over epochs", "", missing=missing)]
-    blocks += [*told, published_figure(load_published()) if papers else None]
+    blocks += [*reported, published_figure(load_published()) if papers else None]
     return Section("epochs", "Accuracy over epochs", [], [block for block in blocks if block])
 
 
@@ -87,7 +89,7 @@ def _difference(theirs: Score, ours: Score, seeds: str) -> tuple[Cell, Cell, Cel
 
 
 def recorded_lead(study: Study, out: Path) -> list[Table]:
-    """The same from records of experiments/lead.py, which resample the test pictures, the same for both methods.
+    """The same from records of experiments/lead.py, which resample the test images, the same for both methods.
 
     Of several of one pair of methods on the same data the one with the most seeds.
     """

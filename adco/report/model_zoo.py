@@ -89,7 +89,7 @@ README_COLUMNS = {  # protocol, metric -> header
     ("knn/k20-t0.07@64px", "top1"): "kNN",
     ("linear/cached-features@64px", "top1"): "linear",
     ("imagenet-semi/swav-10pct-batch64@64px", "top1"): "10% of the labels",
-    ("voc07-svm/vissl@96px", "mAP"): "VOC07 SVM, 600 pictures",
+    ("voc07-svm/vissl@96px", "mAP"): "VOC07 SVM, 600 images",
 }
 
 

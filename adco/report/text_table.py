@@ -45,7 +45,7 @@ def as_text(rows: Sequence[Row], models: Sequence[str]) -> str:
 
 def _cells(row: Row, models: Sequence[str]) -> tuple[str, ...]:
     values = [row.values.get(model) for model in models]
-    told = [row.protocol, row.score, *("not run" if value is None else f"{value:.2f}" for value in values)]
+    reported = [row.protocol, row.score, *("not run" if value is None else f"{value:.2f}" for value in values)]
     if len(models) > 1:
-        told.append("" if None in (values[0], values[-1]) else f"{values[-1] - values[0]:+.2f}")
-    return tuple(told)
+        reported.append("" if None in (values[0], values[-1]) else f"{values[-1] - values[0]:+.2f}")
+    return tuple(reported)

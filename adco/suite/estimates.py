@@ -22,7 +22,7 @@ RATE = Path(__file__).resolve().parent.parent.parent / "transfer" / "rate.py"
 
 
 class Rates:
-    """Pictures per second by network, image size and data set, each measured for a few seconds when first asked for.
+    """Images per second by network, image size and data set, each measured for a few seconds when first asked for.
 
     allowed: False measures nothing: every rate is None, as one is that cannot be measured
     """
@@ -66,25 +66,23 @@ def expected(
     past: Sequence[Record],
     rates: Rates,
 ) -> Expected:
-    """How long a stage will take: a record of the same protocol, network and machine first, else pictures by rate.
+    """How long a stage will take: a record of the same protocol, network and machine first, else images by rate.
 
-    data: where the pictures are; counts: split -> images; devices: how many GPUs it will have
+    data: where the images are; counts: split -> images; devices: how many GPUs it will have
     past: records of this output folder
     """
     alike = [r for r in past if r.protocol in protocols and r.checkpoint.arch == arch and _kind(r.hardware) == _here()]
     times = [_as_then(stage, record, counts, trials, devices) for record in alike]
     if known := [minutes for minutes in times if minutes is not None]:
         return Expected(max(known), "as this machine's records say")
-    pictures = stage.pictures(counts)
-    if not pictures:
+    images = stage.images(counts)
+    if not images:
         return Expected(None, "no record of this machine yet")
     speed = rates(arch, stage.image_px, data)
     if speed is None:
         return Expected(None, "no rate was measured")
     speed *= devices if stage.ranks and devices else 1
-    return Expected(
-        pictures / speed / 60, f"{pictures:,} pictures at {speed:.3g}/s, measured now, without what follows"
-    )
+    return Expected(images / speed / 60, f"{images:,} images at {speed:.3g}/s, measured now, without what follows")
 
 
 def disk_bytes(stage: Stage, arch: str, counts: Mapping[str, int], trials: int) -> int:
@@ -107,16 +105,16 @@ def records_below(folder: Path) -> list[Record]:
 
 
 def _as_then(stage: Stage, record: Record, counts: Mapping[str, int], trials: int, devices: int) -> float | None:
-    """Minutes, when the work takes as long a picture, or a trial, as it did for the record."""
+    """Minutes, when the work takes as long an image, or a trial, as it did for the record."""
     minutes = record.duration_seconds / 60
     if stage.config:
         same = record.settings.get("gpus", 0) == devices
         return minutes / int(record.settings.get("trials", 1)) * trials if same else None
-    then = stage.pictures({key.removesuffix("_images"): n for key, n in record.data.counts.items()})
+    then = stage.images({key.removesuffix("_images"): n for key, n in record.data.counts.items()})
     from_cache = record.settings.get("pictures_computed", 1) == 0
     if from_cache or not then or record.settings.get("ranks", 1) != (max(devices, 1) if stage.ranks else 1):
         return None
-    return minutes * stage.pictures(counts) / then
+    return minutes * stage.images(counts) / then
 
 
 def _kind(machine: str) -> str:

@@ -195,8 +195,8 @@ def _fate(task: Task) -> str:
         return f"reused: {task.reused}"
     minutes = task.expected.minutes
     time = "time not known" if minutes is None else f"about {duration(60 * minutes)}"
-    begun = "; goes on from where it was" if task.folder.is_dir() and any(task.folder.iterdir()) else ""
-    return f"{time} ({task.expected.source}); up to {gib(task.disk)}{begun}"
+    start = "; goes on from where it was" if task.folder.is_dir() and any(task.folder.iterdir()) else ""
+    return f"{time} ({task.expected.source}); up to {gib(task.disk)}{start}"
 
 
 def gib(size: float) -> str:

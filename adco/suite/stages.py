@@ -28,7 +28,7 @@ class Stage:
         the name, {depth} the ResNet's; a setting without its place here is refused
     config: of a detector; trials: seeds of it; saves: detectors that stay on the disk
     standard: the protocol's settings; settings: what is not the protocol's: image_px, epochs, iterations
-    passes: split -> how often its pictures go through the network (a number, or `epochs`); vectors: features kept of
+    passes: split -> how often its images go through the network (a number, or `epochs`); vectors: features kept of
         each, in units of the network's width; ranks: whether it can use every GPU at once
     """
 
@@ -65,8 +65,8 @@ class Stage:
         words = {key: SETTINGS[key].format(self.changed[key]) if key in self.changed else "" for key in SETTINGS}
         return tuple(name.format(depth=depth, **words) for name in self.records)
 
-    def pictures(self, counts: Mapping[str, int]) -> int:
-        """How many pictures go through the network, of data with so many images a split."""
+    def images(self, counts: Mapping[str, int]) -> int:
+        """How many images go through the network, of data with so many images a split."""
         epochs = self.settings.get("epochs", self.standard.get("epochs", 1))
         return sum(counts.get(split, 0) * (epochs if n == "epochs" else n) for split, n in self.passes.items())
 

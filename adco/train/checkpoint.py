@@ -29,7 +29,7 @@ class State:
 
     recipe: the recipe as plain containers; method: encoders, whole bank or queue; optimizer, scaler: state dicts
     data: fingerprint of the index of images; bad_images: path -> reason
-    sizes: of the pictures (ImageIndex.sizes); empty in checkpoints that were written before it was kept
+    sizes: of the images (ImageIndex.sizes); empty in checkpoints that were written before it was kept
     """
 
     step: int

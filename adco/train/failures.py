@@ -73,7 +73,7 @@ def diverged(
 ) -> Failure:
     """Write `diverged_STEP.json` and `.pth` for study; returns the error to raise.
 
-    state: when it was noticed; step: the first whose loss is no number; losses: from there on; files: its pictures
+    state: when it was noticed; step: the first whose loss is no number; losses: from there on; files: its images
     """
     path, kept = output / f"diverged_{step:08d}.json", checkpoint.newest_intact(output)
     content = {
@@ -87,7 +87,7 @@ def diverged(
     write_text(path, json.dumps(content, indent=1) + "\n")
     checkpoint.write(path.with_suffix(".pth"), state)
     return Failure(
-        f"{output}: the loss is {losses[0]} at step {step}; its pictures are named in {path.name}, the state is in "
+        f"{output}: the loss is {losses[0]} at step {step}; its images are named in {path.name}, the state is in "
         f"{path.stem}.pth, {kept.name if kept else 'no checkpoint'} is the last good one: lower optimizer.lr or raise "
         "contrast.tau, then --resume --force-recipe-change"
     )

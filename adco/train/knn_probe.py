@@ -1,4 +1,4 @@
-"""Pictures as a frozen network is judged on them: centre crops in a fixed order, embedded by all ranks together."""
+"""EvalDataset as a frozen network is judged on them: centre crops in a fixed order, embedded by all ranks together."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from adco.utils.device import upload
 from adco.utils.errors import UserError
 from adco.utils.threads import host_memory, in_threads
 
-NOTHING = -1  # the label where there is no picture
+NOTHING = -1  # the label where there is no image
 BATCH = 256
 
 
 def center_crop(image: Image.Image, px: int, resize_px: int) -> Tensor:
-    """RGB picture -> (3, px, px) uint8: shorter side to resize_px (bilinear, antialiased), then the central square."""
+    """RGB image -> (3, px, px) uint8: shorter side to resize_px (bilinear, antialiased), then the central square."""
     return pixels.pil_to_tensor(pixels.center_crop(pixels.resize(image, resize_px, antialias=True), [px, px]))
 
 
-class Pictures:
+class EvalDataset:
     """At most `most` of an index, evenly spaced: i -> (3, px, px) uint8 and its label.
 
-    Black and NOTHING where the picture cannot be read, and beyond the last one. The shorter side is px * 256 / 224.
+    Black and NOTHING where the image cannot be read, and beyond the last one. The shorter side is px * 256 / 224.
     """
 
     def __init__(self, index: ImageIndex, px: int, most: int):
@@ -56,30 +56,30 @@ class Pictures:
         return torch.zeros(3, self.px, self.px, dtype=torch.uint8), NOTHING
 
 
-def _crops(pictures: Pictures, device: torch.device, request: Request) -> RowByRow:
+def _crops(dataset: EvalDataset, device: torch.device, request: Request) -> RowByRow:
     """A batch of them in the making: (B, 3, px, px) uint8 and labels (B,)."""
-    shape = len(request.samples), 3, pictures.px, pictures.px
+    shape = len(request.samples), 3, dataset.px, dataset.px
     images, labels = host_memory(shape, torch.uint8, device), torch.empty(shape[0], dtype=torch.int64)
 
     def fill(row: int, i: int, bad: dict[str, str]) -> None:
-        images.numpy()[row], labels.numpy()[row] = pictures[i]
+        images.numpy()[row], labels.numpy()[row] = dataset[i]
 
     return RowByRow(request.samples, fill, lambda bad: (images, labels))
 
 
 @torch.no_grad()
 def embed(
-    network: Callable[[Tensor], Tensor], pictures: Pictures, device: torch.device, workers: int
+    network: Callable[[Tensor], Tensor], dataset: EvalDataset, device: torch.device, workers: int
 ) -> tuple[Tensor, Tensor]:
-    """This rank's share of the pictures, every ranks-th one, through `network`: rows (M, C) on the device, labels (M,).
+    """This rank's share of the dataset, every ranks-th one, through `network`: rows (M, C) on the device, labels (M,).
 
-    M is the same on every rank; where there is no picture the label is NOTHING and the row is a black picture's.
+    M is the same on every rank; where there is no image the label is NOTHING and the row is a black image's.
     """
     step = distributed.world_size()
-    share = np.arange(distributed.rank(), -(-len(pictures) // step) * step, step)
+    share = np.arange(distributed.rank(), -(-len(dataset) // step) * step, step)
     wanted = (Request(0, share[first : first + BATCH]) for first in range(0, len(share), BATCH))
     rows, labels = [], []
-    for images, found in in_threads(partial(_crops, pictures, device), wanted, workers):
+    for images, found in in_threads(partial(_crops, dataset, device), wanted, workers):
         images = from_uint8(upload(images, device)).contiguous(memory_format=torch.channels_last)
         rows.append(network(images))
         labels.append(found)
@@ -118,12 +118,12 @@ class KnnProbe:
     """Weighted kNN top-1 on frozen features of `root/train` against `root/val`, at most max_images of each.
 
     root: as `data.root`, with both splits. Images: shorter side to px * 256 / 224, centre crop of px; unreadable ones
-    are left out. Every rank calls it: each embeds its share of the pictures, meets all training features, and votes for
+    are left out. Every rank calls it: each embeds its share of the dataset, meets all training features, and votes for
     its own share of the validation.
     """
 
     def __init__(self, root: Path | str, px: int, k: int, temperature: float, max_images: int, workers: int):
-        self.sets = [Pictures(open_images(str(root), split), px, max_images) for split in ("train", "val")]
+        self.sets = [EvalDataset(open_images(str(root), split), px, max_images) for split in ("train", "val")]
         self.root, self.k, self.temperature, self.workers = root, k, temperature, workers
         if self.sets[0].index.classes != self.sets[1].index.classes:
             raise UserError(
@@ -140,7 +140,7 @@ class KnnProbe:
         val, truth = F.normalize(val[truth != NOTHING], dim=1), truth[truth != NOTHING].cpu()
         hits, count = 0, distributed.all_reduce_sum(torch.tensor(len(truth), device=device))
         if not len(train) or not count:
-            raise UserError(f"{self.root}: kNN probe: none of the pictures of train or of val can be read")
+            raise UserError(f"{self.root}: kNN probe: none of the images of train or of val can be read")
         if len(truth):
             classes = len(self.sets[0].index.classes)
             votes = knn_predict(train, labels, val, min(self.k, len(train)), self.temperature, classes)

@@ -41,7 +41,7 @@ class Throughput:
         """
         batches = iter(batches)
         while True:
-            begun, before = time.perf_counter(), self._event()
+            start, before = time.perf_counter(), self._event()
             try:
                 batch = next(batches)
             except StopIteration:
@@ -49,7 +49,7 @@ class Throughput:
             if self.cuda:
                 self.waits.append((before, self._event()))
             else:
-                self.waited += time.perf_counter() - begun
+                self.waited += time.perf_counter() - start
             yield batch
 
     def _event(self) -> torch.cuda.Event | None:

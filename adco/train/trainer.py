@@ -88,7 +88,7 @@ class Trainer:
         if self.main:
             header = f"# commit: {self.commit}\n# command: {command_line()}\n"
             write_text(self.output / "recipe.yaml", header + self.recipe.to_yaml())
-        begun, before, batch_images = time.perf_counter(), self.seconds, self.recipe.batch
+        start, before, batch_images = time.perf_counter(), self.seconds, self.recipe.batch
         with (
             self.stops,
             closing(Logger(self.output, self.step, self.recipe.monitor.wandb, asdict(self.recipe))) as self.log,
@@ -106,7 +106,7 @@ class Trainer:
                     self._note_bad(batch.bad)
                     step = self.train_step(batch)
                     bar.update(batch_images)
-                    self.seconds = before + time.perf_counter() - begun
+                    self.seconds = before + time.perf_counter() - start
                     self._report(step, bar, rate)
                     self._between_steps()
         return self._finish()

@@ -72,9 +72,9 @@ def load_backbone(path: str | Path, source: str | None = None) -> Backbone:
     given, path = str(path), resolve(path)
     content = read_weights(path)
     layout, tensors = _recognise(path, content, source)
-    names, dropped, strangers = layout.split(tensors)
-    if strangers:
-        raise UserError(f"{path}: tensors that the {layout.name} layout does not have: {', '.join(strangers[:6])}")
+    names, dropped, unexpected = layout.split(tensors)
+    if unexpected:
+        raise UserError(f"{path}: tensors that the {layout.name} layout does not have: {', '.join(unexpected[:6])}")
     state = {new: tensors[old] for old, new in names.items() if not new.endswith("num_batches_tracked")}
     arch, stem = identify(state)
     check_state(path, state, arch, stem)

@@ -73,11 +73,11 @@ def rounded(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def features_differ(first: Backbone, second: Backbone) -> float:
-    """The largest |a - b| / |a| of a picture's map after any stage, both networks in float32, on smooth noise."""
+    """The largest |a - b| / |a| of an image's map after any stage, both networks in float32, on smooth noise."""
     noise = torch.Generator().manual_seed(0)
     coarse = torch.randn(PICTURES, 3, 8, 8, generator=noise)
-    pictures = F.interpolate(coarse, size=(PICTURE_PX, PICTURE_PX), mode="bilinear")
-    a, b = (stage_features(backbone.module(), pictures) for backbone in (first, second))
+    images = F.interpolate(coarse, size=(PICTURE_PX, PICTURE_PX), mode="bilinear")
+    a, b = (stage_features(backbone.module(), images) for backbone in (first, second))
     return max(float(((a[k] - b[k]).flatten(1).norm(dim=1) / a[k].flatten(1).norm(dim=1)).max()) for k in a)
 
 

@@ -66,7 +66,7 @@ class Layout:
 
     def split(self, tensors: Mapping[str, object]) -> tuple[dict[str, str], dict[str, str], list[str]]:
         """Sort names into (name -> torchvision's name, dropped name -> reason, names that the layout does not have)."""
-        backbone, dropped, strangers = {}, {}, []
+        backbone, dropped, unexpected = {}, {}, []
         wrapper = wrapper_of(tensors)
         for name in tensors:
             bare = name[len(wrapper) :]
@@ -75,10 +75,10 @@ class Layout:
             if reason is not None:
                 dropped[name] = reason
             elif match is None:
-                strangers.append(name)
+                unexpected.append(name)
             else:
                 backbone[name] = self.rename(bare[match.end() :])
-        return backbone, dropped, strangers
+        return backbone, dropped, unexpected
 
     def has_probe(self, tensors: Mapping[str, object]) -> bool:
         """Whether a ResNet's first convolution stands where this layout has it."""

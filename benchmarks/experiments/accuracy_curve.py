@@ -3,8 +3,8 @@
     python benchmarks/experiments/accuracy_curve.py --run FOLDER --data IMAGENETTE --image-px 64 \
         --epochs 1 2 5 10 20 --output-dir OUT
 
-Each epoch's hits, picture by picture, are kept in OUT/epoch_N.npz, so that two methods are compared on the same
-pictures (lead.py) and a second call does only what is missing. OUT/knn.json and OUT/linear.json are records.
+Each epoch's hits, image by image, are kept in OUT/epoch_N.npz, so that two methods are compared on the same
+images (lead.py) and a second call does only what is missing. OUT/knn.json and OUT/linear.json are records.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def checkpoint_at(folder: Path, run: Record, epoch: int) -> Path:
 
 
 def _judge(args: argparse.Namespace, checkpoint: Path, linear: bool, path: Path) -> None:
-    begun, args.checkpoint = time.perf_counter(), str(checkpoint)
+    start, args.checkpoint = time.perf_counter(), str(checkpoint)
     job = make_job(args)
     cache = job.cache_dir / path.stem
     job, folders = replace(job, cache_dir=cache), read_folders(args.data)
@@ -85,13 +85,13 @@ def _judge(args: argparse.Namespace, checkpoint: Path, linear: bool, path: Path)
     if linear:
         hits["linear"] = linear_hits(found, job)
     with atomic_write(path) as file:
-        np.savez(file, seconds=time.perf_counter() - begun, fingerprint=found.data["fingerprint"], **hits)
+        np.savez(file, seconds=time.perf_counter() - start, fingerprint=found.data["fingerprint"], **hits)
     shutil.rmtree(cache)
     print(f"{checkpoint.name}: " + ", ".join(f"{kind} {100 * hit.mean():.2f} %" for kind, hit in hits.items()))
 
 
 def knn_hits(found: Labelled, device: torch.device) -> np.ndarray:
-    """(N,) bool: which val pictures the 20 nearest training pictures put in the right class."""
+    """(N,) bool: which val images the 20 nearest training images put in the right class."""
     train, val = (normalize(torch.from_numpy(split.features).to(device)) for split in (found.train, found.val))
     labels, k = torch.from_numpy(found.train.labels), min(K, len(train))
     votes = knn_predict(train, labels, val, k, TEMPERATURE, len(found.classes)).numpy()
@@ -99,7 +99,7 @@ def knn_hits(found: Labelled, device: torch.device) -> np.ndarray:
 
 
 def linear_hits(found: Labelled, job: BenchmarkRun) -> np.ndarray:
-    """(N,) bool: the same of transfer/linear.py's probe, its rate and decay chosen on training pictures."""
+    """(N,) bool: the same of transfer/linear.py's probe, its rate and decay chosen on training images."""
     rows, classes = standardiser(found.train.features, job.reader.device), len(found.classes)
     x, y = rows(found.train.features), torch.from_numpy(found.train.labels).to(job.reader.device)
     rate, decay, _ = choose(x, found.train.labels, classes, job.seed)
@@ -108,7 +108,7 @@ def linear_hits(found: Labelled, job: BenchmarkRun) -> np.ndarray:
 
 
 def write_curve(args: argparse.Namespace, run: Record, kind: str, epochs: Sequence[int]) -> Path:
-    """A record of one probe over the epochs, each value with its 95% interval over the val pictures."""
+    """A record of one probe over the epochs, each value with its 95% interval over the val images."""
     parts = {epoch: np.load(args.output_dir / f"epoch_{epoch}.npz") for epoch in epochs}
     rows = [{"epoch": e, "top1": 100 * float(p[kind].mean()), "interval95": hits_interval(p[kind])}
             for e, p in parts.items()]  # fmt: skip
@@ -120,7 +120,7 @@ def write_curve(args: argparse.Namespace, run: Record, kind: str, epochs: Sequen
         checkpoint=run.checkpoint,
         data={"name": Path(args.data).resolve().name, "fingerprint": str(parts[epochs[-1]]["fingerprint"]),
               "train_images": run.data.counts["images"], "val_images": len(parts[epochs[-1]][kind])},
-        settings={"curve": rows, "interval": "95%, bootstrap over the val pictures", "image_px": args.image_px or 224,
+        settings={"curve": rows, "interval": "95%, bootstrap over the val images", "image_px": args.image_px or 224,
                   **what_ran(run)},
         duration_seconds=round(sum(float(part["seconds"]) for part in parts.values()), 1),
     )  # fmt: skip

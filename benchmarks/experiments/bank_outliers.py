@@ -1,4 +1,4 @@
-"""Figure 2 in small: the bank among the queries as a picture (tools/draw_bank.py), its shares of outliers as a record.
+"""Figure 2 in small: the bank among the queries as an image (tools/draw_bank.py), its shares of outliers as a record.
 
 python benchmarks/experiments/bank_outliers.py CHECKPOINT ... --data IMAGENETTE \
     --output FOLDER/bank.png [draw_bank.py's options]
@@ -21,20 +21,20 @@ from adco.utils.errors import command
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    words, begun = list(sys.argv[1:] if argv is None else argv), time.perf_counter()
+    words, start = list(sys.argv[1:] if argv is None else argv), time.perf_counter()
     done = subprocess.run([sys.executable, "tools/draw_bank.py", *words])
     if done.returncode == 0:
-        picture, data = (Path(words[words.index(option) + 1]) for option in ("--output", "--data"))
-        told = json.loads(picture.with_suffix(".json").read_text())
-        record = as_record(told, data.resolve().name, round(time.perf_counter() - begun, 1))
-        print(f"wrote {record.write(picture.with_name('record.json'))}")
+        image, data = (Path(words[words.index(option) + 1]) for option in ("--output", "--data"))
+        reported = json.loads(image.with_suffix(".json").read_text())
+        record = as_record(reported, data.resolve().name, round(time.perf_counter() - start, 1))
+        print(f"wrote {record.write(image.with_name('record.json'))}")
     return done.returncode
 
 
-def as_record(told: dict, data: str, seconds: float) -> Record:
-    """What draw_bank.py wrote beside the picture, as a record: percent of each bank that are outliers."""
-    scores = {f"outlier_percent/{run['name']}": 100 * run["outlier_share"] for run in told["runs"]}
-    settings = told | {"interval": "none: every row of the bank is counted, for one view of the pictures"}
+def as_record(reported: dict, data: str, seconds: float) -> Record:
+    """What draw_bank.py wrote beside the image, as a record: percent of each bank that are outliers."""
+    scores = {f"outlier_percent/{run['name']}": 100 * run["outlier_share"] for run in reported["runs"]}
+    settings = reported | {"interval": "none: every row of the bank is counted, for one view of the images"}
     return Record("pretraining/bank-outliers", scores, {}, {"name": data}, settings, seconds)
 
 

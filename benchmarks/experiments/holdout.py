@@ -1,6 +1,6 @@
-"""A part of the training pictures held out to choose hyper-parameters on, so that the test pictures choose nothing.
+"""A part of the training images held out to choose hyper-parameters on, so that the test images choose nothing.
 
-A picture is held out by the sha256 of its own name, so the split depends on no seed, order or machine, and a folder
+An image is held out by the sha256 of its own name, so the split depends on no seed, order or machine, and a folder
 that grows keeps it. The two parts are folders of links in ImageNet's layout: `train` to learn from, `val` to judge on.
 """
 
@@ -17,12 +17,12 @@ ONE_IN = 5  # a fifth of train is held out
 
 
 def is_held_out(name: str, one_in: int = ONE_IN) -> bool:
-    """Whether the picture CLASS/FILE is held out: its sha256 is divisible by one_in."""
+    """Whether the image CLASS/FILE is held out: its sha256 is divisible by one_in."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % one_in == 0
 
 
 def held_out_split(data: Path, folder: Path, one_in: int = ONE_IN) -> Path:
-    """Make `folder/train` and `folder/val`, links to the pictures of `data/train` alone, and return `folder`.
+    """Make `folder/train` and `folder/val`, links to the images of `data/train` alone, and return `folder`.
 
     Raises UserError where data/train is absent or a class would have nothing on one side.
     """
@@ -38,5 +38,5 @@ def held_out_split(data: Path, folder: Path, one_in: int = ONE_IN) -> Path:
             link.unlink(missing_ok=True)
             link.symlink_to(target)
     if len(sides["train"]) != len(source.classes) or sides["train"] != sides["val"]:
-        raise UserError(f"{data}/train: too few pictures to hold out one in {one_in} of every class; use a larger set")
+        raise UserError(f"{data}/train: too few images to hold out one in {one_in} of every class; use a larger set")
     return folder

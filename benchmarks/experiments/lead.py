@@ -1,9 +1,9 @@
-"""By how much one method leads another at some epochs, on the same pictures, with 95% intervals.
+"""By how much one method leads another at some epochs, on the same images, with 95% intervals.
 
     python benchmarks/experiments/lead.py --first CURVE ... --second CURVE ... --epochs 5 10 20 --output lead.json
 
 A CURVE is an output folder of accuracy_curve.py, one a seed. The difference is of the means over seeds; its interval
-resamples the test pictures, the same for both methods; where there are several seeds, Student's interval over them too.
+resamples the test images, the same for both methods; where there are several seeds, Student's interval over them too.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def lead(kind: str, epoch: int, first: Sequence[Path], second: Sequence[Path]) -
     """One comparison, in points of top-1: the mean over seeds of `first` minus that of `second`."""
     ours, theirs = (np.stack([hits(folder, epoch, kind) for folder in folders]) for folders in (first, second))
     if ours.shape != theirs.shape:
-        raise UserError(f"{first[0]} and {second[0]}: judged on {ours.shape[1]} and {theirs.shape[1]} pictures")
-    difference = 100 * (ours.mean(axis=0) - theirs.mean(axis=0))  # (N,) of each picture
+        raise UserError(f"{first[0]} and {second[0]}: judged on {ours.shape[1]} and {theirs.shape[1]} images")
+    difference = 100 * (ours.mean(axis=0) - theirs.mean(axis=0))  # (N,) of each image
     low, high = interval(lambda weights: weights @ difference / weights.sum(axis=1), len(difference))
     row = {"probe": kind, "epoch": epoch, "first": 100 * float(ours.mean()), "second": 100 * float(theirs.mean()),
            "lead": float(difference.mean()), "interval95_images": (low, high), "seeds": len(first)}  # fmt: skip
@@ -57,7 +57,7 @@ def lead(kind: str, epoch: int, first: Sequence[Path], second: Sequence[Path]) -
 
 
 def hits(folder: Path, epoch: int, kind: str) -> np.ndarray:
-    """(N,) float, 1 where the test picture was classified rightly. Raises UserError."""
+    """(N,) float, 1 where the test image was classified rightly. Raises UserError."""
     path = folder / f"epoch_{epoch}.npz"
     try:
         return np.load(path)[kind].astype(float)

@@ -47,7 +47,7 @@ def tables(plan: Mapping, records: Mapping[str, Record]) -> str:
     """All tables as Markdown. records: name below the results folder, without suffix -> record."""
     parts = []
     for title, header, rows in (
-        ("Grid, on held-out training pictures", ["method", "trial", "kNN top-1", "minutes"], grid(plan, records)),
+        ("Grid, on held-out training images", ["method", "trial", "kNN top-1", "minutes"], grid(plan, records)),
         ("Figure 1 in small", ["run", *_epochs(records), "minutes"], figure1(plan, records)),
         ("Does AdCo lead MoCo v2?", ["seeds", "probe", "epoch", "AdCo", "MoCo v2", "difference"], leads(records)),
         ("Time of an epoch, side by side", ["method", "seconds", "bank's share"], seconds(records)),

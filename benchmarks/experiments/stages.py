@@ -11,7 +11,7 @@ from pathlib import Path
 from adco.config.loading import load_recipe
 from adco.launch.jobs import Job
 
-PROBE_COST = 1 / 4  # a picture embedded once costs a quarter of one trained on: two views forward, one backward
+PROBE_COST = 1 / 4  # an image embedded once costs a quarter of one trained on: two views forward, one backward
 VOC_MINUTES, DETECTION_MINUTES = {"cpu": 2, "cuda": 1}, {"cpu": 12, "cuda": 3}
 
 
@@ -28,7 +28,7 @@ class EvidenceStage:
 @dataclass(frozen=True)
 class ExperimentDirs:
     """Where and on what the plan runs. device: `cpu` or `cuda`; data: folder with imagenette160, voc07_subset,
-    coco_mini, each optional; output: where jobs write; images: pictures of imagenette160/train."""
+    coco_mini, each optional; output: where jobs write; images: images of imagenette160/train."""
 
     device: str
     data: Path

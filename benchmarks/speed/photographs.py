@@ -1,4 +1,4 @@
-"""Pictures with a photograph's statistics, made from numbers: power falling with frequency, related colours, edges."""
+"""Images with a photograph's statistics, made from numbers: power falling with frequency, related colours, edges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def photograph(seed: int, width: int = 160, height: int = 120) -> np.ndarray:
     frequency[0, 0] = 1
     layers = [np.fft.ifft2(np.fft.fft2(rng.normal(size=(height, width))) / frequency).real for _ in range(4)]
     common, *colored = (layer / layer.std() for layer in layers)
-    picture = 120 + 45 * common[..., None] + 18 * np.stack(colored, axis=-1) + rng.uniform(-40, 40, 3)
+    image = 120 + 45 * common[..., None] + 18 * np.stack(colored, axis=-1) + rng.uniform(-40, 40, 3)
     for _ in range(2):
         cx, cy, rx, ry = (
             rng.uniform(0.2, 0.8) * width,
@@ -25,12 +25,12 @@ def photograph(seed: int, width: int = 160, height: int = 120) -> np.ndarray:
             *rng.uniform(0.1, 0.3, 2) * width,
         )
         inside = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1
-        picture[inside] = (0.3 * picture + rng.uniform(0, 255, 3) * (0.5 + x / width)[..., None])[inside]
-    return (picture + rng.normal(0, 3, picture.shape)).clip(0, 255).astype(np.uint8)
+        image[inside] = (0.3 * image + rng.uniform(0, 255, 3) * (0.5 + x / width)[..., None])[inside]
+    return (image + rng.normal(0, 3, image.shape)).clip(0, 255).astype(np.uint8)
 
 
 def jpeg(pixels: np.ndarray, **options: object) -> bytes:
-    """The picture as a JPEG file's content; options are Pillow's (quality, subsampling, progressive)."""
+    """The image as a JPEG file's content; options are Pillow's (quality, subsampling, progressive)."""
     with io.BytesIO() as file:
         Image.fromarray(pixels).save(file, "JPEG", **{"quality": 90, **options})
         return file.getvalue()

@@ -37,14 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     args = parser.parse_args(argv)
-    device, begun = resolve_device(args.device), time.perf_counter()
+    device, start = resolve_device(args.device), time.perf_counter()
     others = ("bf16", "tf32") if device.type == "cuda" else ("bf16",)
     losses = {precision: run(precision, args.data, args.steps, device) for precision in ("float32", *others)}
     scores = compared(losses["float32"], losses["bf16"])
     for other in others[1:]:
         scores |= {f"{other}/{name}": value for name, value in compared(losses["float32"], losses[other]).items()}
     settings = {"steps": args.steps, "logged_every": 10, "losses": losses, "device": str(device)}
-    seconds = round(time.perf_counter() - begun, 1)
+    seconds = round(time.perf_counter() - start, 1)
     record = Record("benchmark/bf16-against-float32", scores, {}, {"name": Path(args.data).name}, settings, seconds)
     print(f"{scores}; wrote {record.write(args.output)}")
     return 0

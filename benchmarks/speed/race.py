@@ -211,9 +211,9 @@ def regressions(outcome: Outcome, committed: Path) -> list[str]:
 
 def _timed(work: Callable[[], object], device: torch.device | None) -> float:
     if device is None or device.type != "cuda":
-        begun = time.perf_counter()
+        start = time.perf_counter()
         result = work()
-        return result if isinstance(result, float) else time.perf_counter() - begun
+        return result if isinstance(result, float) else time.perf_counter() - start
     before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     _synchronize(device)
     before.record()

@@ -39,9 +39,9 @@ def run(options: Options) -> Outcome:
         checkpoint.save(Path(folder), state(1), keep=1)
 
         def ours() -> float:
-            begun = time.perf_counter()
+            start = time.perf_counter()
             writer.save(state(1))
-            stood = time.perf_counter() - begun
+            stood = time.perf_counter() - start
             writer.wait()  # the next checkpoint is a long way off in a real run
             return stood
 

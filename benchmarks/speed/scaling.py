@@ -102,14 +102,14 @@ def bank_step(job: Job, rounds: int, sharded: bool) -> float:
     for _ in range(rounds + 1):
         queries = {0: q.clone().requires_grad_()}
         distributed.any_rank(False)  # all start together
-        begun = time.perf_counter()
+        start = time.perf_counter()
         result = adversarial_contrast(
             queries, {1: k}, make_pairs(2, False), bank.rows, 0.12, 0.02, True, sharded=bank.sharded
         )
         result.loss.backward()
         bank.sgd_ascent_step(result.bank_gradient, 3.0)
         distributed.any_rank(False)
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.perf_counter() - start)
     return statistics.median(taken[1:])
 
 
@@ -117,9 +117,9 @@ def reduce_seconds(numbers: int, rounds: int) -> float:
     """Median seconds to sum so many floats over the ranks."""
     tensor, taken = torch.randn(numbers), []
     for _ in range(rounds + 1):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         distributed.all_reduce_sum(tensor)
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.perf_counter() - start)
     return statistics.median(taken[1:])
 
 

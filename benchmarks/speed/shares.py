@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each part, in turn (%(default)s)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     args = parser.parse_args(argv)
-    device, begun = resolve_device(args.device), time.perf_counter()
+    device, start = resolve_device(args.device), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         big = device.type == "cuda"
         change = ["bank.init=random"] if big else []
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = made.recipe
     settings = {"arch": recipe.encoder.arch, "px": recipe.views[0].px, "batch": recipe.batch, "bank": recipe.bank.size,
                 "precision": recipe.compute.precision, "workers": args.workers, "rounds": args.rounds}  # fmt: skip
-    seconds = round(time.perf_counter() - begun, 1)
+    seconds = round(time.perf_counter() - start, 1)
     record = Record("benchmark/step-profile", scores, {}, {"name": "random pixels"}, settings, seconds)
     print("\n".join(f"{name:12} {value:8.1f} ms" for name, value in milliseconds.items()))
     print(f"wrote {record.write(args.output)}")

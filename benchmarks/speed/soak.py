@@ -82,14 +82,14 @@ def growth(samples: Sequence[Sample]) -> Growth:
 
 def soak(folder: Path, steps: int, ranks: int = 1) -> list[Growth]:
     """Train the toy for so many steps, each rank in a process of its own; what each grew by, rank 0's first."""
-    pictures, recipe = write_pictures(folder / "pictures" / "train", 3, 16).parent, folder / "toy.yaml"
-    write_pictures(pictures / "val", 3, 6)
+    images, recipe = write_pictures(folder / "images" / "train", 3, 16).parent, folder / "toy.yaml"
+    write_pictures(images / "val", 3, 6)
     recipe.write_text(toy.RECIPE)
     with socket.socket() as opened:
         opened.bind(("127.0.0.1", 0))
         port = opened.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    arguments = [(rank, ranks, port, str(recipe), str(folder), f"data.root={pictures}", steps) for rank in range(ranks)]
+    arguments = [(rank, ranks, port, str(recipe), str(folder), f"data.root={images}", steps) for rank in range(ranks)]
     processes = [context.Process(target=_train, args=each) for each in arguments]
     for process in processes:
         process.start()
@@ -136,14 +136,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: expected a positive number")
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.monotonic()
+        start = time.monotonic()
         found = soak(Path(folder), args.steps, args.ranks)
     for rank, grown in enumerate(found):
         print(f"rank {rank}: {grown}")
     if args.output:
         worst = max(found, key=lambda grown: grown.mib_a_day)
         settings = {"ranks": args.ranks, "steps_a_day": DAY_STEPS}
-        seconds, data = time.monotonic() - begun, {"name": "generated"}
+        seconds, data = time.monotonic() - start, {"name": "generated"}
         Record("benchmark/soak", asdict(worst), {}, data, settings, seconds).write(args.output)
     return 0
 

@@ -87,9 +87,9 @@ def agreement(ours: Sequence[ClassScore], theirs: Sequence[ClassScore]) -> dict[
 
 def timed(work: Callable[[], None]) -> float:
     """Seconds of one call."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def main(argv: Sequence[str] | None = None) -> int:

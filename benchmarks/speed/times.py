@@ -42,14 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="steps of each, in turn (%(default)s)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     args = parser.parse_args(argv)
-    device, begun = resolve_device(args.device), time.perf_counter()
+    device, start = resolve_device(args.device), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         trainers = {name: trainer(recipe, change, device, Path(folder)) for name, recipe, change in contestants()}
         steps = {name: whole_step(made, device) for name, made in trainers.items()}
         banks = {f"bank/{name}": bank_step(made) for name, made in trainers.items() if name.startswith("adco")}
         timings = race(steps | banks, args.rounds, trainers["adco"].recipe.batch, device)
         memory = {name: peak_mib(step) for name, step in steps.items()} if device.type == "cuda" else {}
-    record = as_record(timings, memory, trainers["adco"], time.perf_counter() - begun)
+    record = as_record(timings, memory, trainers["adco"], time.perf_counter() - start)
     for name in steps:
         print(f"{name:16} {record.scores[f'seconds_per_epoch/{name}']:8.1f} s an epoch")
     print(f"wrote {record.write(args.output)}")

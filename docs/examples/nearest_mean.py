@@ -1,4 +1,4 @@
-"""A new frozen-feature protocol: each picture gets the class whose mean feature is nearest by cosine.
+"""A new frozen-feature protocol: each image gets the class whose mean feature is nearest by cosine.
 
 python docs/examples/nearest_mean.py --checkpoint CHECKPOINT --data IMAGENET --output-dir output/nearest-mean
 """

@@ -29,7 +29,7 @@ PLAN = yaml.safe_load(evidence.PLAN.read_text())
 
 @pytest.fixture
 def data(tmp_path) -> Path:
-    """imagenette160 with 40 pictures of each of 3 classes in train and 4 in val."""
+    """imagenette160 with 40 images of each of 3 classes in train and 4 in val."""
     root = tmp_path / "data" / "imagenette160"
     for split, count in (("train", 40), ("val", 4)):
         for number, name in enumerate(("apple", "boat", "cat")):
@@ -74,7 +74,7 @@ def test_a_class_too_small_to_split_is_an_error(data, tmp_path):
     folder = data / "imagenette160" / "train" / "dog"
     folder.mkdir()
     Image.new("RGB", (8, 8)).save(folder / "one.png")
-    with pytest.raises(UserError, match="too few pictures"):
+    with pytest.raises(UserError, match="too few images"):
         held_out_split(data / "imagenette160", tmp_path / "split")
 
 
@@ -181,17 +181,17 @@ def test_what_the_budget_leaves_is_told_with_its_minutes_and_goes_on_the_next_ti
     stages = [job("short", 0.0), job("long", 90.0), job("later", 1.0, ("long",))]
     stages.append(EvidenceStage("gpu", Job("card", ("true",)), not_run="not run: no GPU"))
     outcomes = run_jobs(runnable(stages), tmp_path / "logs", budget_minutes=1)
-    told = evidence.told(stages, outcomes)
-    assert told[:2] == ["left: long, expected 90 min", "left: later, expected 1 min"]
-    assert told[2] == "card: not run: no GPU"
-    assert "about 91 min" in told[3]
+    reported = evidence.reported(stages, outcomes)
+    assert reported[:2] == ["left: long, expected 90 min", "left: later, expected 1 min"]
+    assert reported[2] == "card: not run: no GPU"
+    assert "about 91 min" in reported[3]
     assert evidence.collect(stages, tmp_path / "results") == 1
     outcomes = run_jobs(runnable(stages), tmp_path / "logs")
     assert [outcomes[name].status for name in ("short", "long", "later")] == ["reused", "ended", "ended"]
-    assert evidence.told(stages[:3], outcomes) == ["everything was run"]
+    assert evidence.reported(stages[:3], outcomes) == ["everything was run"]
     assert (tmp_path / "results" / "x" / "later.json").is_file() is False
     assert evidence.collect(stages, tmp_path / "results") == 3
-    assert evidence.told(stages[:1], {"short": Outcome("failed", "exit code 1: no")}) == [
+    assert evidence.reported(stages[:1], {"short": Outcome("failed", "exit code 1: no")}) == [
         "short: failed: exit code 1: no"
     ]
 
@@ -270,8 +270,8 @@ def test_differences_of_losses_are_relative_and_signless():
 
 
 def test_the_record_of_outliers_is_in_percent():
-    told = {"runs": [{"name": "adco-s0", "outlier_share": 0.25}], "settings": {"rows": 10}}
-    assert bank_outliers.as_record(told, "imagenette160", 1.0).scores == {"outlier_percent/adco-s0": 25.0}
+    reported = {"runs": [{"name": "adco-s0", "outlier_share": 0.25}], "settings": {"rows": 10}}
+    assert bank_outliers.as_record(reported, "imagenette160", 1.0).scores == {"outlier_percent/adco-s0": 25.0}
 
 
 def test_the_list_names_jobs_and_minutes_and_writes_nothing(data, tmp_path, capsys, monkeypatch):

@@ -16,7 +16,7 @@ from transfer.classifier.command import hits
 from transfer.classifier.engine import Network, TrainingSetup, one_step, optimiser_for, train
 from transfer.classifier.protocols import IMAGENET, PLACES205, VOC_ADCO
 from transfer.features.extract import Feature, Reader, extract
-from transfer.features.reading import Pictures
+from transfer.features.reading import ImageList
 from transfer.features.transforms import Transform
 from transfer.imagenet import labelled
 
@@ -40,10 +40,10 @@ def splits(folder):
 def test_features_are_those_of_the_cpu(folder, backbone, tmp_path, gpu):
     set_arithmetic(gpu)
     index = index_folder(folder / "train")
-    pictures = Pictures(index.root, index.paths, "train")
+    images = ImageList(index.root, index.paths, "train")
     features = [Feature(Transform("center", 64, 72)), Feature(Transform("squash", 64, 72), "res5")]
     there, here = (
-        extract(backbone, pictures, features, tmp_path / str(device), Reader(device, 2, 8)) for device in (gpu, CPU)
+        extract(backbone, images, features, tmp_path / str(device), Reader(device, 2, 8)) for device in (gpu, CPU)
     )
     for feature in features:
         np.testing.assert_allclose(there.rows[feature], here.rows[feature], rtol=1e-4, atol=1e-5)
@@ -72,10 +72,10 @@ def test_a_step_never_waits_for_the_gpu(backbone, tmp_path, monkeypatch, gpu, re
 def test_what_the_network_sees_is_what_it_sees_on_the_cpu(folder, recipe, gpu):
     data, request = splits(folder)[0], Request(2, np.arange(12))
     recipe = replace(recipe, jitter=(0.4, 0.4, 0.4, 0.0), lighting=True)
-    pictures = dataset.TrainingPictures(data, recipe, 64, 0)
+    images = dataset.TrainingPictures(data, recipe, 64, 0)
     seen = []
     for device in (gpu, CPU):
-        work = pictures.begin(request, device)
+        work = images.begin(request, device)
         _, crops, labels, _ = work.batch([work.rows(0, 12)])
         assert crops.is_pinned() is (device == gpu)
         seen.append(dataset.to_network(crops, request, recipe, 64, 0, device).cpu())

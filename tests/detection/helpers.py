@@ -19,7 +19,7 @@ Thing = tuple[str, tuple[int, int, int, int]]
 
 
 def draw(path: Path, seed: int, classes: Sequence[str] = tuple(CLASSES)) -> list[Thing]:
-    """Write a picture of two rectangles and return what is where, as (class, (x0, y0, x1, y1))."""
+    """Write an image of two rectangles and return what is where, as (class, (x0, y0, x1, y1))."""
     rng = random.Random(seed)
     image = Image.new("RGB", SIZE, (230, 230, 220))
     things = []

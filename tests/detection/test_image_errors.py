@@ -1,4 +1,4 @@
-"""A picture that cannot be read is named in one line, wherever detectron2 meets it."""
+"""An image that cannot be read is named in one line, wherever detectron2 meets it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def mapper(training=True):
 @pytest.mark.parametrize(("how", "reason"), [(CUT, "truncated"), (EMPTY, "cannot identify"), (TEXT, "cannot identify")])
 def test_training_and_evaluation_name_the_file(entries, how, reason, training):
     spoil(entries[2], how)
-    with pytest.raises(UserError, match=f"800002.jpg: this picture cannot be decoded .*{reason}.*--decode all"):
+    with pytest.raises(UserError, match=f"800002.jpg: this image cannot be decoded .*{reason}.*--decode all"):
         mapper(training)(entries[2])
     assert mapper(training)(entries[3])["image"].shape[0] == 3
 
@@ -61,7 +61,7 @@ def test_a_loaders_process_tells_it_in_one_line(entries, capfd):
     loader = build_detection_test_loader(entries, mapper=mapper(), num_workers=1)
     assert command(lambda argv: [None for _ in loader] and 0)([]) == 2
     lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith(f"error: {entries[2]['file_name']}: this picture cannot be decoded")
+    assert len(lines) == 1 and lines[0].startswith(f"error: {entries[2]['file_name']}: this image cannot be decoded")
 
 
 def test_what_is_told_in_one_line_has_no_traceback_in_the_log(entries, caplog):

@@ -1,4 +1,4 @@
-"""The scripts as a user runs them, on a VOC of a few pictures: ours, and detectron2's stock one with the hook."""
+"""The scripts as a user runs them, on a VOC of a few images: ours, and detectron2's stock one with the hook."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_broken_picture_ends_the_run_with_one_line(tmp_path, weights, split):
         path.write_bytes(path.read_bytes()[:-100])
     run = train(OURS, root, tmp_path / "out", weights, "--num-gpus=0", "DATALOADER.NUM_WORKERS", "1")
     assert run.returncode == 2, run.stderr[-3000:]
-    assert "this picture cannot be decoded" in run.stderr.strip().splitlines()[-1]
+    assert "this image cannot be decoded" in run.stderr.strip().splitlines()[-1]
     assert "Traceback" not in run.stdout + run.stderr
     assert not (tmp_path / "out" / "record.json").exists()
 

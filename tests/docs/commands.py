@@ -137,12 +137,12 @@ def check_script(script: str, argv: list[str]) -> None:
         if word.startswith(tuple(f"{room}/" for room in ROOMS)):
             need_file(word)
         if SCHEME.match(word):
-            told(find, word)
+            reported(find, word)
     if not re.search(r"parse_(intermixed_)?args\(", (ROOT / script).read_text()):
         return
     args = parsed(importlib.import_module(script.removesuffix(".py").replace("/", ".")).main, argv)
     if args is not None and script in MORE:
-        told(MORE[script], args)
+        reported(MORE[script], args)
 
 
 def parsed(main: Callable, argv: list[str]) -> argparse.Namespace | None:
@@ -179,7 +179,7 @@ def quietly(call: Callable, argv: list[str]) -> object:
     return result
 
 
-def told(ask: Callable, *arguments: object) -> None:
+def reported(ask: Callable, *arguments: object) -> None:
     """Call, and let a UserError be a Wrong."""
     try:
         ask(*arguments)

@@ -1,6 +1,6 @@
 """How a command of the documents is made small enough to be run: the reader's places, and shorter runs.
 
-Each command runs alone, in an empty folder, on a generated world of 240 pictures, with a run of one epoch in the place
+Each command runs alone, in an empty folder, on a generated world of 240 images, with a run of one epoch in the place
 of every checkpoint that a document speaks of. What cannot be run is in NOT_RUN with its reason.
 """
 

@@ -214,12 +214,12 @@ def test_the_example_objective_is_the_papers(barlow):
 
 
 def test_the_example_objective_can_be_descended(barlow):
-    """On one batch, two noisy views of 16 pictures: the loss falls by more than a half in twelve steps."""
+    """On one batch, two noisy views of 16 images: the loss falls by more than a half in twelve steps."""
     recipe = load_recipe(ROOT / "docs/examples/barlow_twins.yaml", ["encoder.dim=16", "encoder.head_width=64"])
     torch.manual_seed(0)
     method = barlow.BarlowTwins(recipe)
-    pictures = torch.randn(16, 3, 32, 32)
-    views = [pictures + 0.5 * torch.randn_like(pictures) for _ in range(2)]
+    images = torch.randn(16, 3, 32, 32)
+    views = [images + 0.5 * torch.randn_like(images) for _ in range(2)]
     optimizer, losses = torch.optim.SGD(method.encoder.parameters(), 0.03, momentum=0.9), []
     for _ in range(12):
         loss = method.compute_loss(dict(enumerate(method.encoder(views))), {}, None).loss
@@ -230,15 +230,15 @@ def test_the_example_objective_can_be_descended(barlow):
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_the_example_objective_runs_by_its_recipe_and_converts(barlow, pictures, tmp_path, capsys):
+def test_the_example_objective_runs_by_its_recipe_and_converts(barlow, images, tmp_path, capsys):
     small = ["views.0.px=32", "views.1.px=32", "batch=16", "epochs=1", "data.workers=0", "probe.every_epochs=0"]
-    words = ["--config-file", str(ROOT / "docs/examples/barlow_twins.yaml"), f"data.root={pictures}", *small]
+    words = ["--config-file", str(ROOT / "docs/examples/barlow_twins.yaml"), f"data.root={images}", *small]
     assert barlow.train_adco.main([*words, "encoder.dim=32", "--device", "cpu", "--output-dir", str(tmp_path)]) == 0
     assert {"loss", "off_diagonal"} < read_metrics(tmp_path / "metrics.jsonl")[-1].keys()
     assert load_backbone(next(tmp_path.glob("checkpoint_*.pth"))).source == "adco-suite"
 
 
-def test_the_example_protocol_is_what_it_says(pictures, tmp_path, capsys):
+def test_the_example_protocol_is_what_it_says(images, tmp_path, capsys):
     module = example("nearest_mean")
     rng = np.random.default_rng(0)
     train, val, labels = rng.normal(size=(12, 4)), rng.normal(size=(5, 4)), np.arange(12) % 3
@@ -250,7 +250,7 @@ def test_the_example_protocol_is_what_it_says(pictures, tmp_path, capsys):
             )
             expected = row @ mean / np.linalg.norm(row) / np.linalg.norm(mean)
             assert float(cosines[m, c]) == pytest.approx(expected, rel=1e-6)
-    words = ["--checkpoint", "random:resnet18", "--data", str(pictures), "--output-dir", str(tmp_path)]
+    words = ["--checkpoint", "random:resnet18", "--data", str(images), "--output-dir", str(tmp_path)]
     assert module.main([*words, "--image-px", "64", "--workers", "0"]) == 0
     record = load_record(tmp_path / "nearest-mean-cosine@64px.json")
     score = record.scores["top1"]
@@ -295,15 +295,15 @@ def test_a_command_of_the_documents_runs(line, place, tmp_path):
     assert done.returncode == 0, f"{LINES[line]}\n{done.stderr[-2000:]}"
 
 
-def test_the_first_steps_run(pictures, tmp_path, monkeypatch, capsys):
+def test_the_first_steps_run(images, tmp_path, monkeypatch, capsys):
     """Pretrain, convert, classify, in this process; and what only prints."""
     monkeypatch.setenv("ADCO_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
-    train = ["--config-file", "adco_r18_sample", f"data.root={pictures}", "--device", "cpu", "--output-dir", str(out)]
+    train = ["--config-file", "adco_r18_sample", f"data.root={images}", "--device", "cpu", "--output-dir", str(out)]
     assert train_adco.main([*train, *TRAIN, "batch=16"]) == 0
     checkpoint = capsys.readouterr().out.split()[-1]
     assert convert_to_d2.main([checkpoint, str(tmp_path / "adco.safetensors")]) == 0
-    words = ["--data", str(pictures), "--output-dir", str(tmp_path / "knn"), "--k", "5", *SMALL_PX]
+    words = ["--data", str(images), "--output-dir", str(tmp_path / "knn"), "--k", "5", *SMALL_PX]
     assert knn.main(["--checkpoint", str(tmp_path / "adco.safetensors"), *words]) == 0
     assert "knn/k5-t0.07@64px: top1" in capsys.readouterr().out
     assert train_adco.main([*train, *TRAIN, "batch=16", "--resume"]) == 0

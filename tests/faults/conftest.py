@@ -30,9 +30,9 @@ def recipe(tmp_path) -> str:
 
 
 @pytest.fixture
-def data(pictures) -> str:
-    """The override that points a recipe at the pictures."""
-    return f"data.root={pictures}"
+def data(images) -> str:
+    """The override that points a recipe at the images."""
+    return f"data.root={images}"
 
 
 @pytest.hookimpl(wrapper=True)

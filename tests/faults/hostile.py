@@ -1,4 +1,4 @@
-"""Pictures as the world has them, the broken ones too; and what a test needs to meet them: no root rights, a bound."""
+"""Images as the world has them, the broken ones too; and what a test needs to meet them: no root rights, a bound."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def frames() -> list[Image.Image]:
     return [photo(seed) for seed in (1, 2, 3)]
 
 
-# name -> content; of these every reader makes a picture
+# name -> content; of these every reader makes an image
 SOUND: dict[str, Callable[[], bytes]] = {
     "plain.jpg": lambda: encoded(photo(0), "JPEG"),
     "progressive.jpg": lambda: encoded(photo(0), "JPEG", progressive=True),

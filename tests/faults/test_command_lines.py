@@ -59,11 +59,11 @@ MISTAKES = {
         (RECIPE + " data.root={file}", "no such image folder"),
         (RECIPE + " data.root={tmp}/absent.tar", "no such shard"),
         (RECIPE + " data.root={locked}", "locked"),
-        (RECIPE + " data.root={pictures} --device warp", "warp"),
-        (RECIPE + " data.root={pictures} --seed -1", "seed"),
-        (RECIPE + " data.root={pictures} batch=999999", "999999"),
-        ("--config-file adco_r18_sample data.root={pictures} batch=8 --output-dir {locked}/out", "locked"),
-        ("--config-file adco_r18_sample data.root={pictures} batch=8 --output-dir {file}", "text.txt"),
+        (RECIPE + " data.root={images} --device warp", "warp"),
+        (RECIPE + " data.root={images} --seed -1", "seed"),
+        (RECIPE + " data.root={images} batch=999999", "999999"),
+        ("--config-file adco_r18_sample data.root={images} batch=8 --output-dir {locked}/out", "locked"),
+        ("--config-file adco_r18_sample data.root={images} batch=8 --output-dir {file}", "text.txt"),
     ],
     "tools.check_data": [
         ("", "FOLDER"),
@@ -71,7 +71,7 @@ MISTAKES = {
         ("{empty}", "none of VOC2007"),
         ("{file}", "no such folder"),
         ("{locked}", "Permission denied"),
-        ("{pictures} --decode some", "expected a number"),
+        ("{images} --decode some", "expected a number"),
     ],
     "tools.convert_to_d2": [
         ("", "OUT"),
@@ -89,19 +89,19 @@ MISTAKES = {
     ],
     "tools.draw_bank": [
         ("", "CHECKPOINT"),
-        ("{tmp}/absent.pth --data {pictures} --output {out}.png", "no such checkpoint"),
-        ("{file} --data {pictures} --output {out}.png", "not readable"),
-        ("{ckpt} --data {pictures} --output {out}.png", "not a checkpoint of"),
+        ("{tmp}/absent.pth --data {images} --output {out}.png", "no such checkpoint"),
+        ("{file} --data {images} --output {out}.png", "not readable"),
+        ("{ckpt} --data {images} --output {out}.png", "not a checkpoint of"),
         ("{ckpt} --data {tmp}/absent --output {out}.png", "no such image folder"),
-        ("{ckpt} --data {pictures} --output {out}.jpg", ".png"),
-        ("{ckpt} --data {pictures} --output {out}.png --rows 1", "--rows"),
-        ("{ckpt} --data {pictures} --output {locked}/x.png", "locked"),
+        ("{ckpt} --data {images} --output {out}.jpg", ".png"),
+        ("{ckpt} --data {images} --output {out}.png --rows 1", "--rows"),
+        ("{ckpt} --data {images} --output {locked}/x.png", "locked"),
     ],
     "tools.make_sample": [
         ("", "--seed"),
         ("{out} --seed x", "--seed"),
         ("{out} --seed 0 --images 3", "images"),
-        ("{pictures} --seed 0", "pictures"),
+        ("{images} --seed 0", "images"),
         ("{locked}/x --seed 0 --images 100", "locked"),
         ("{file} --seed 0", "text.txt"),
     ],
@@ -124,12 +124,12 @@ MISTAKES = {
     "tools.report": [("--results {empty} --zoo {file}", ""), ("--results {tmp}/absent --zoo {file}", "")],
     "tools.demo": [("--output-dir {file} --images 100", "text.txt"), ("--images x", "--images")],
     "tools.benchmark": [],
-    "transfer.throughput": [("", "--checkpoint"), ("--checkpoint random:resnet7 --data {pictures}", "resnet7")],
+    "transfer.throughput": [("", "--checkpoint"), ("--checkpoint random:resnet7 --data {images}", "resnet7")],
     "transfer.knn": [("--k 0", "--k"), ("--k 5 --temperature 0", "--temperature")],
     "transfer.linear": [],
     "transfer.imagenet": [
         ("--labels-list {tmp}/absent --protocol semi1", "list"),
-        ("--labels-list {file} --protocol semi1", "not a picture"),
+        ("--labels-list {file} --protocol semi1", "not an image"),
     ],
     "transfer.places205": [],
     "transfer.voc07": [("--shots 3 --protocol lowshot-pcl", "--shots")],
@@ -157,8 +157,8 @@ MISTAKES = {
         ("svm --device warp", "warp"),
     ],
 }
-DATA = {"transfer.voc07": "{voc}", "transfer.knn": "{pictures}", "transfer.linear": "{pictures}",
-        "transfer.imagenet": "{pictures}", "transfer.places205": "{pictures}"}  # fmt: skip
+DATA = {"transfer.voc07": "{voc}", "transfer.knn": "{images}", "transfer.linear": "{images}",
+        "transfer.imagenet": "{images}", "transfer.places205": "{images}"}  # fmt: skip
 
 
 def lines_of(tool: str) -> list[tuple[str, str]]:
@@ -205,7 +205,7 @@ def places(tmp_path_factory) -> dict[str, str]:
         "locked": tmp / "locked",
         "out": tmp / "out",
     }
-    found |= {"pictures": make_folder(tmp / "pictures"), "voc": make_voc(tmp / "voc"), "ckpt": tmp / "other.pth"}
+    found |= {"images": make_folder(tmp / "images"), "voc": make_voc(tmp / "voc"), "ckpt": tmp / "other.pth"}
     yield {name: str(path) for name, path in found.items()}
     (tmp / "locked").chmod(0o700)
 
@@ -228,12 +228,12 @@ def test_a_mistake_is_one_line_and_writes_nothing(tool, places, tmp_path, capfd,
                 code = main(words)
         except SystemExit as stopped:  # argparse's own
             code = stopped.code
-        told = capfd.readouterr().err
-        *usage, last = told.splitlines() or [""]
+        reported = capfd.readouterr().err
+        *usage, last = reported.splitlines() or [""]
         ours = not usage and last.startswith("error: ")
         theirs = bool(usage) and usage[0].startswith("usage: ") and ": error: " in last
-        if code != 2 or not (ours or theirs) or "Traceback" in told or word not in last:
-            wrong.append(f"{line}: exit code {code}, {told[-400:]!r}, expected {word!r}")
+        if code != 2 or not (ours or theirs) or "Traceback" in reported or word not in last:
+            wrong.append(f"{line}: exit code {code}, {reported[-400:]!r}, expected {word!r}")
         if (left := files_below(Path(places["tmp"]))) != before:
             wrong.append(f"{line}: wrote {sorted(set(left) ^ set(before))}")
             before = left
@@ -269,10 +269,10 @@ def test_what_nobody_foresaw_is_one_line_and_a_file_with_the_details(home, place
     monkeypatch.setenv("ADCO_CACHE", str(tmp_path) if home == "writable" else places["locked"])
     monkeypatch.setattr(check_data, "check_folder", lambda *_: {}["no\nsuch"])
     with hostile.without_root():
-        assert check_data.main([places["pictures"]]) == 1
-    told = capsys.readouterr().err
-    assert len(told.splitlines()) == 1 and told.startswith("failed: KeyError: ")
-    details = Path(told.partition("the details are in ")[2].partition(", please")[0])
+        assert check_data.main([places["images"]]) == 1
+    reported = capsys.readouterr().err
+    assert len(reported.splitlines()) == 1 and reported.startswith("failed: KeyError: ")
+    details = Path(reported.partition("the details are in ")[2].partition(", please")[0])
     assert "Traceback" in details.read_text() and "check_folder" in details.read_text()
     details.unlink()
 
@@ -328,17 +328,17 @@ def interrupted(tool: str, words: list[str], environment: dict[str, str], second
         time.sleep(seconds)
         assert child.poll() is None, f"over before it could be interrupted: {child.stderr.read()[-500:]}"
         os.killpg(child.pid, signal.SIGINT)
-        _, told = child.communicate(timeout=120)
+        _, reported = child.communicate(timeout=120)
     finally:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
-    return child.returncode, told
+    return child.returncode, reported
 
 
 def test_ctrl_c_in_short(tmp_path):
     words = shlex.split(LONG["tools.make_sample"].format(out=tmp_path / "out"))
-    code, told = interrupted("tools.make_sample", words, {}, 1.0)
-    assert code == 130 and "Traceback" not in told and told.rstrip().endswith("interrupted"), told
+    code, reported = interrupted("tools.make_sample", words, {}, 1.0)
+    assert code == 130 and "Traceback" not in reported and reported.rstrip().endswith("interrupted"), reported
 
 
 @CTRL_C
@@ -363,8 +363,11 @@ def test_ctrl_c(tool, seconds, world, tmp_path, seen):
             f"schema: 1\nmodels:\n  slow: {{mirrors: ['http://127.0.0.1:{silent.getsockname()[1]}/x.pth']}}\n"
         )
         words = shlex.split(LONG[tool].format(out=tmp_path / "out", world=world))
-        code, told = interrupted(tool, words, environment, seconds)
-    assert code == 130 and "Traceback" not in told and told.rstrip().endswith("interrupted"), (code, told[-3000:])
+        code, reported = interrupted(tool, words, environment, seconds)
+    assert code == 130 and "Traceback" not in reported and reported.rstrip().endswith("interrupted"), (
+        code,
+        reported[-3000:],
+    )
 
 
 # Supply chain

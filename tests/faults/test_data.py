@@ -1,4 +1,4 @@
-"""Broken, odd and hostile data: a picture is a picture or counted and named; a list is right or one clear line."""
+"""Broken, odd and hostile data: an image is an image or counted and named; a list is right or one clear line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.faults.table import fault
 from tests.transfer.data import COLOURS, make_folder
 from transfer.classifier.dataset import Labelled, Request, TrainingPictures
 from transfer.classifier.protocols import PLACES205
-from transfer.features.extract import Feature, Pictures, Reader, extract
+from transfer.features.extract import Feature, ImageList, Reader, extract
 from transfer.features.transforms import Transform
 from transfer.places205 import read_places
 from transfer.voc import read_voc
@@ -38,7 +38,7 @@ ODD = fault(
 )  # fmt: skip
 BROKEN = fault(
     "broken-pictures", "Data",
-    "empty, truncated, damaged, no picture, a program (EPS), 20,000 x 20,000, text bomb, pipe, device, dangling and "
+    "empty, truncated, damaged, no image, a program (EPS), 20,000 x 20,000, text bomb, pipe, device, dangling and "
     "circular link, no permission, a terabyte",
     "counted and named with the reason, never waited for, by every reader alike",
 )  # fmt: skip
@@ -56,7 +56,7 @@ LISTS = fault(
 
 
 def read_by(reader: str, folder: Path, tmp_path: Path) -> tuple[int, dict[str, str]]:
-    """How many pictures there are, and path -> reason of those that one of the readers does not make."""
+    """How many images there are, and path -> reason of those that one of the readers does not make."""
     index = index_folder(folder)
     if reader in ("native", "reference", "memory"):
         source = in_memory(index, 2) if reader == "memory" else index
@@ -65,14 +65,14 @@ def read_by(reader: str, folder: Path, tmp_path: Path) -> tuple[int, dict[str, s
         assert [pixels.shape[0] for pixels in made[0].pixels] == [len(index), len(index)]
         return len(index), made[0].bad
     if reader == "features":
-        pictures = Pictures(index.root, index.paths, "x")
+        images = ImageList(index.root, index.paths, "x")
         feature, plan = Feature(Transform("center", 32, 36)), Reader(CPU, 0, 16, 1.0)
-        done = extract(load_backbone("random:resnet18"), pictures, [feature], tmp_path / "cache", plan)
+        done = extract(load_backbone("random:resnet18"), images, [feature], tmp_path / "cache", plan)
         assert len(done.rows[feature]) == len(done.kept) == len(index) - len(done.unreadable)
         return len(index), done.unreadable
     lines = broken((index.root / path for path in index.paths), None, present=True)
-    told = (line.removeprefix(f"{index.root}/").partition(": cannot be decoded ") for line in lines)
-    return len(index), {name: reason for name, _, reason in told}
+    reported = (line.removeprefix(f"{index.root}/").partition(": cannot be decoded ") for line in lines)
+    return len(index), {name: reason for name, _, reason in reported}
 
 
 READERS = ("native", "reference", "memory", "features", "check_data")
@@ -165,7 +165,7 @@ def test_five_percent_corrupt_keep_everybody_elses_label(tmp_path, seen):
     for path in (root / "bird" / "3.png", root / "cat" / "7.png", root / "dog" / "19.png"):
         path.write_bytes(path.read_bytes()[:100])
     index = index_folder(root)
-    data = Labelled(Pictures(root, index.paths, "train"), np.array(index.labels), index.classes)
+    data = Labelled(ImageList(root, index.paths, "train"), np.array(index.labels), index.classes)
     recipe = next(iter(PLACES205.values()))
     _, crops, labels, bad = TrainingPictures(data, recipe, 48, 0)[Request(0, np.arange(len(index)))]
     assert sorted(bad) == ["bird/3.png", "cat/7.png", "dog/19.png"]
@@ -182,8 +182,8 @@ def test_five_percent_corrupt_keep_everybody_elses_label(tmp_path, seen):
 @LABELS
 def test_a_training_set_of_which_nothing_can_be_read_ends(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
-    data = Labelled(Pictures(tmp_path, ("a.jpg",), "train"), np.array([0]), ("x",))
-    with pytest.raises(UserError, match="none of the 1 train pictures"):
+    data = Labelled(ImageList(tmp_path, ("a.jpg",), "train"), np.array([0]), ("x",))
+    with pytest.raises(UserError, match="none of the 1 train images"):
         TrainingPictures(data, next(iter(PLACES205.values())), 48, 0)[Request(0, np.arange(1))]
 
 

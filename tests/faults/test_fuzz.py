@@ -48,7 +48,7 @@ SHORT, LONG = 40, 750  # inputs of each target
 FUZZ = fault(
     "fuzz", "Untrusted files",
     "random and mutated input: weight files as .pth, .pkl, .safetensors (converter, unpickler), recipes, overrides, "
-    "manifests, COCO, VOC, Places205, pictures (Pillow and the C kernel), tar shards",
+    "manifests, COCO, VOC, Places205, images (Pillow and the C kernel), tar shards",
     "a clean result or the project's own error",
 )  # fmt: skip
 GUIDED = fault(
@@ -89,7 +89,7 @@ def arrays(data: bytes) -> None:
         assert not isinstance(error, (SystemExit, KeyboardInterrupt))
 
 
-def picture(data: bytes) -> None:
+def image(data: bytes) -> None:
     try:
         assert decode(data, "x").mode == "RGB"
     except UnreadableImage as error:
@@ -171,7 +171,7 @@ def seeds(kind: str) -> list[bytes]:
         "voc": lambda: [f"<a>{OBJECT}</a>".encode(), b"<!DOCTYPE a [<!ENTITY x 'y'>]><a>&x;</a>"],
         "voc-list": lambda: [b"000001 1\n000002 -1\n000003  0\n"],
         "places": lambda: [b"a/b.jpg 3\nc/d e.jpg 204\n"],
-        "picture": lambda: [content() for name, content in hostile.SOUND.items() if not name.startswith("one-")],
+        "image": lambda: [content() for name, content in hostile.SOUND.items() if not name.startswith("one-")],
         "jpeg": lambda: [hostile.SOUND[name]() for name in JPEGS],
         "tar": lambda: [tar_of("a/b.jpg", "a/c.jpg"), tar_of("x.jpg", path="é")],
     }
@@ -191,7 +191,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "voc": on_file("x.xml", voc_objects),
     "voc-list": on_file("VOC2007/ImageSets/Main/cat_trainval.txt", voc_lists),
     "places": on_file("x.csv", places),
-    "picture": picture,
+    "image": image,
     "jpeg": jpeg,
     "tar": on_file("x.tar", lambda path: index_shards(str(path))),
 }
@@ -264,7 +264,7 @@ def test_many_inputs(kind, seen):
 
 @GUIDED
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in TARGETS if kind not in ("jpeg", "picture")])
+@pytest.mark.parametrize("kind", [kind for kind in TARGETS if kind not in ("jpeg", "image")])
 def test_inputs_chosen_by_the_branches_they_reach(kind, seen, tmp_path):
     pytest.importorskip("atheris", reason="atheris is not installed (it has wheels for few versions of Python)")
     for number, data in enumerate(seeds(kind)):

@@ -28,13 +28,13 @@ def mib() -> float:
 
 def start_up(root: str, answer: str) -> None:
     """Open a folder of images and take the first batch's samples, as a run does when it starts."""
-    before, begun, cpu = mib(), time.perf_counter(), time.process_time()
+    before, start, cpu = mib(), time.perf_counter(), time.process_time()
     index = open_images(root)
-    opened, opened_cpu = time.perf_counter() - begun, time.process_time() - cpu
+    opened, opened_cpu = time.perf_counter() - start, time.process_time() - cpu
     samples = next(requests(0, len(index), 256, 0, 1)).samples
     found = {"count": len(index), "seconds": opened, "cpu_seconds": opened_cpu, "mib": mib() - before}
     found |= {"first": [index.paths[sample] for sample in samples[:4]], "fingerprint": index.fingerprint}
-    found |= {"to_first_batch": time.perf_counter() - begun}
+    found |= {"to_first_batch": time.perf_counter() - start}
     Path(answer).write_text(json.dumps(found))
 
 
@@ -47,7 +47,7 @@ def start_up(root: str, answer: str) -> None:
 )
 def test_a_large_folder_starts_quickly_the_second_time(tmp_path, monkeypatch, count, seen):
     monkeypatch.setenv("ADCO_CACHE", str(tmp_path / "cache"))
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     try:
         for label in range(count // 1000):
             folder = root / f"class{label:04d}"
@@ -85,7 +85,7 @@ def test_a_large_folder_starts_quickly_the_second_time(tmp_path, monkeypatch, co
 @fault(
     "many-workers",
     "Load",
-    "64 data workers, threads of the native and of the reference backend, for 48 pictures on few cores",
+    "64 data workers, threads of the native and of the reference backend, for 48 images on few cores",
     "the same batches as without workers, none is left at the end",
 )
 def test_sixty_four_workers_make_the_same_batches(recipe, data, tmp_path, backend, workers, seen):
@@ -96,9 +96,9 @@ def test_sixty_four_workers_make_the_same_batches(recipe, data, tmp_path, backen
         wanted = requests(0, len(run.index), 12, 0, 12)
         return [view for batch in batches(dataset, wanted, count, toy.CPU) for view in batch.to_views(toy.CPU)]
 
-    begun = time.perf_counter()
+    start = time.perf_counter()
     many = made(workers)
-    seen.figures[f"{backend}: seconds for 12 batches"] = round(time.perf_counter() - begun, 2)
+    seen.figures[f"{backend}: seconds for 12 batches"] = round(time.perf_counter() - start, 2)
     for a, b in zip(many, made(0), strict=True):
         assert torch.equal(a, b)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("views")]
@@ -111,9 +111,9 @@ def million_adversaries(recipe: str, output: str, answer: str, *overrides: str) 
     step, seconds = whole.train_step, []
 
     def timed(batch):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         done = step(batch)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
         return done
 
     whole.train_step = timed

@@ -63,10 +63,10 @@ def test_a_lost_rank_is_named_and_ends_the_others(recipe, data, tmp_path, sent, 
     try:
         wait_for_step(run, 3, lambda: all(process.is_alive() for process in processes))
         os.kill(processes[victim].pid, sent)
-        begun, other = time.monotonic(), processes[1 - victim]
+        start, other = time.monotonic(), processes[1 - victim]
         other.join(60)
         assert other.exitcode == 1, "it hangs, or ended otherwise"
-        seen.figures["seconds until the other ended"] = round(time.monotonic() - begun, 1)
+        seen.figures["seconds until the other ended"] = round(time.monotonic() - start, 1)
     finally:
         for process in processes:
             process.kill()
@@ -83,11 +83,11 @@ WORDS = {"optimiser.lr=3": "unknown key", "batch=7": "batch=7 does not divide", 
 @fault(
     "told-once",
     "Training",
-    "a mistake that all ranks see, before or after they meet, or that one meets while it trains (a broken picture)",
+    "a mistake that all ranks see, before or after they meet, or that one meets while it trains (a broken image)",
     "one line for all ranks, exit code 2 from the one that tells it, no hang",
 )
-def test_an_error_is_told_once(recipe, data, tmp_path, pictures, mistake):
-    root = shutil.copytree(pictures / "train", tmp_path / "pictures")
+def test_an_error_is_told_once(recipe, data, tmp_path, images, mistake):
+    root = shutil.copytree(images / "train", tmp_path / "images")
     if mistake == "data.max_bad_share=0":
         (root / "class1" / "004.png").write_bytes(b"")
     arguments = "--config-file", recipe, "--output-dir", str(tmp_path / "run"), f"data.root={root}", mistake
@@ -166,9 +166,9 @@ def test_torchrun_without_restarts_ends(recipe, data, tmp_path, seen):
     wait_for_step(run, 3, lambda: process.poll() is None)
     workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
     os.kill(int(workers.split()[1]), signal.SIGKILL)
-    begun = time.monotonic()
+    start = time.monotonic()
     assert process.wait(60) == 1
-    seen.figures["seconds until torchrun ended"] = round(time.monotonic() - begun, 1)
+    seen.figures["seconds until torchrun ended"] = round(time.monotonic() - start, 1)
     assert len([line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("failed: ")]) <= 1
     assert "adco/train/trainer.py" not in (tmp_path / "log").read_text()
     assert checkpoint.newest_intact(run)

@@ -1,4 +1,4 @@
-"""What stops a run from within: killed, an error in a thread, no number, other pictures. It goes on, or says why."""
+"""What stops a run from within: killed, an error in a thread, no number, other images. It goes on, or says why."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_an_error_in_a_data_thread_is_not_swallowed(recipe, data, tmp_path, back
     "stops with 1, keeps the last good checkpoint, names the batch's files and saves the state",
 )
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_the_run(recipe, data, tmp_path, pictures, value):
+def test_a_loss_that_is_no_number_stops_the_run(recipe, data, tmp_path, images, value):
     descend, wanted = Trainer._descend, []
 
     def poisoned(self, method, parts, moment):
@@ -195,10 +195,10 @@ def test_a_checkpoint_with_an_infinity_is_never_written(recipe, data, tmp_path):
 @fault(
     "data-changed",
     "Training",
-    "pictures added, removed, renamed, moved to another class or replaced under their names between stop and resume",
+    "images added, removed, renamed, moved to another class or replaced under their names between stop and resume",
     "noticed, one line, exit code 2; --force-recipe-change goes on",
 )
-def test_a_data_set_that_changed_is_noticed(recipe, tmp_path, pictures, seen):
+def test_a_data_set_that_changed_is_noticed(recipe, tmp_path, images, seen):
     changes = {
         "added": lambda root: shutil.copy(root / "class0" / "000.png", root / "class0" / "zzz.png"),
         "removed": lambda root: (root / "class1" / "003.png").unlink(),
@@ -208,7 +208,7 @@ def test_a_data_set_that_changed_is_noticed(recipe, tmp_path, pictures, seen):
     }
     seen.tries = len(changes)
     for name, change in changes.items():
-        root = shutil.copytree(pictures / "train", tmp_path / name / "pictures")
+        root = shutil.copytree(images / "train", tmp_path / name / "images")
         arguments = recipe, tmp_path / name / "run", f"data.root={root}", "epochs=1"
         assert toy.tool(*arguments)[0] == 0
         change(root)
@@ -217,8 +217,8 @@ def test_a_data_set_that_changed_is_noticed(recipe, tmp_path, pictures, seen):
         assert toy.tool(*arguments, "--resume", "--force-recipe-change")[0] == 0
 
 
-def test_a_checkpoint_from_before_sizes_were_kept_goes_on(recipe, tmp_path, pictures):
-    root = shutil.copytree(pictures / "train", tmp_path / "pictures")
+def test_a_checkpoint_from_before_sizes_were_kept_goes_on(recipe, tmp_path, images):
+    root = shutil.copytree(images / "train", tmp_path / "images")
     arguments = recipe, tmp_path / "run", f"data.root={root}", "epochs=1"
     assert toy.tool(*arguments)[0] == 0
     path = checkpoint.newest_intact(tmp_path / "run")
@@ -230,8 +230,8 @@ def test_a_checkpoint_from_before_sizes_were_kept_goes_on(recipe, tmp_path, pict
     assert toy.tool(*arguments, "--resume")[0] == 0
 
 
-def test_sizes_are_of_the_files_wherever_they_lie(tmp_path, pictures, monkeypatch):
-    root = pictures / "train"
+def test_sizes_are_of_the_files_wherever_they_lie(tmp_path, images, monkeypatch):
+    root = images / "train"
     copied = shutil.copytree(root, tmp_path / "copy")
     os.utime(copied / "class0" / "000.png", (1, 1))
     assert index_folder(copied).sizes == index_folder(root).sizes

@@ -107,17 +107,17 @@ ALL = ["a random:resnet18:0", "a random:resnet18:1", "b random:resnet18:0", "b r
 def test_a_failure_stops_nothing_else_and_the_same_command_does_only_what_is_missing(world, capsys):
     (world / "fail-b").touch()
     assert benchmark.main(words(world)) == 1
-    told = capsys.readouterr()
+    reported = capsys.readouterr()
     assert ran(world) == ALL
     assert results(world) == ["random-resnet18-0/fake-a.json", "random-resnet18-1/fake-a.json"]
-    assert "random-resnet18-0--b: failed: exit code 1: error: as the test wants it" in told.err
-    assert f"not run: no coco below {world / 'data'}, expected coco/annotations" in told.out
+    assert "random-resnet18-0--b: failed: exit code 1: error: as the test wants it" in reported.err
+    assert f"not run: no coco below {world / 'data'}, expected coco/annotations" in reported.out
     (world / "fail-b").unlink()
     assert benchmark.main(words(world)) == 0
-    told = capsys.readouterr()
+    reported = capsys.readouterr()
     assert ran(world) == ["b random:resnet18:0", "b random:resnet18:1"]
-    assert told.out.count("reused: same checkpoint, protocol, data and code, measured 20") >= 2
-    rows = [line.split() for line in told.out.splitlines() if re.match(r"fake/[ab] ", line)]
+    assert reported.out.count("reused: same checkpoint, protocol, data and code, measured 20") >= 2
+    rows = [line.split() for line in reported.out.splitlines() if re.match(r"fake/[ab] ", line)]
     assert [row[:4] for row in rows] == [[f"fake/{s}", "top1", "17.50", "17.50"] for s in "ab"]
     assert benchmark.main(words(world)) == 0
     assert ran(world) == []
@@ -198,10 +198,10 @@ def test_a_damaged_record_and_one_of_another_protocol_do_not_count(world, capsys
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(world, capsys):
     assert benchmark.main(words(world, "--dry-run")) == 0
-    told = capsys.readouterr().out
-    assert "random-resnet18-1: resnet18, random weights" in told
-    assert "fake/a\n" in told and "time not known (no rate was measured)" in told
-    assert "4 to run, 2 not run; time not known; up to" in told
+    reported = capsys.readouterr().out
+    assert "random-resnet18-1: resnet18, random weights" in reported
+    assert "fake/a\n" in reported and "time not known (no rate was measured)" in reported
+    assert "4 to run, 2 not run; time not known; up to" in reported
     assert not (world / "out").exists() and ran(world) == []
 
 
@@ -218,10 +218,10 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(world, capsys):
         (["--gpus", "99"], "--gpus 99: 0 can be used here"),
     ],
 )
-def test_mistakes_are_one_line_and_nothing_is_written(change, told, world, capsys):
+def test_mistakes_are_one_line_and_nothing_is_written(change, reported, world, capsys):
     assert benchmark.main(words(world, *change)) == 2
     errors = capsys.readouterr().err.strip().splitlines()
-    assert len(errors) == 1 and told in errors[0]
+    assert len(errors) == 1 and reported in errors[0]
     assert not (world / "out").exists()
 
 

@@ -40,10 +40,10 @@ def test_every_tool_explains_itself_and_refuses_unknown_words(tool, capsys):
         with pytest.raises(SystemExit) as stopped:
             tool.main([words])
         assert stopped.value.code == code
-    told = capsys.readouterr()
-    assert "usage:" in told.out
-    assert len(told.out.splitlines()) > 5
-    assert "error:" in told.err
+    reported = capsys.readouterr()
+    assert "usage:" in reported.out
+    assert len(reported.out.splitlines()) > 5
+    assert "error:" in reported.err
 
 
 @pytest.mark.slow

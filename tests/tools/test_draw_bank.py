@@ -58,40 +58,40 @@ def checkpoint(folder, method: str, bank: str | None = "rows"):
     return path
 
 
-def run(pictures, output, *checkpoints, **options) -> int:
-    options = {"data": pictures, "output": output, "rows": 30, "images": 40, "workers": 0, "device": "cpu"} | options
+def run(images, output, *checkpoints, **options) -> int:
+    options = {"data": images, "output": output, "rows": 30, "images": 40, "workers": 0, "device": "cpu"} | options
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return draw_bank.main([*map(str, checkpoints), *words])
 
 
-def test_adco_beside_moco(pictures, tmp_path, capsys):
+def test_adco_beside_moco(images, tmp_path, capsys):
     paths = [checkpoint(tmp_path / method, method) for method in ("adco", "moco")]
     output = tmp_path / "new" / "figure.png"
-    assert run(pictures, output, *paths) == 0
-    with Image.open(output) as picture:
-        width, height = picture.size
-        colors = {color for _, color in picture.convert("RGB").getcolors(1 << 20)}
+    assert run(images, output, *paths) == 0
+    with Image.open(output) as image:
+        width, height = image.size
+        colors = {color for _, color in image.convert("RGB").getcolors(1 << 20)}
     assert width > 1.5 * height
     assert tuple(bytes.fromhex(bank_tsne.FAR[1:])) in colors  # random rows are far from the queries
-    told = json.loads(output.with_suffix(".json").read_text())
-    assert [(row["name"], row["method"], row["step"]) for row in told["runs"]] == [
+    reported = json.loads(output.with_suffix(".json").read_text())
+    assert [(row["name"], row["method"], row["step"]) for row in reported["runs"]] == [
         ("adco", "adco", 12),
         ("moco",) * 2 + (12,),
     ]
-    for row in told["runs"]:
+    for row in reported["runs"]:
         assert row["outlier_share"] == 1
         assert (row["bank_rows"], row["queries"]) == (64, 40)
-    assert told["settings"] == {
+    assert reported["settings"] == {
         "rows": 30, "images": 40, "seed": 0, "outlier_percentile": 5.0, "precision": "float32",
     }  # fmt: skip
     assert "100.0% of 64 rows are outliers" in capsys.readouterr().out
 
 
 def test_the_queries_are_those_of_the_checkpoints_encoder_and_unreadable_pictures_are_left_out(
-    pictures, tmp_path, monkeypatch
+    images, tmp_path, monkeypatch
 ):
-    shutil.copytree(pictures / "train", tmp_path / "data")
-    (tmp_path / "data" / "class1" / "003.png").write_bytes(b"not a picture")
+    shutil.copytree(images / "train", tmp_path / "data")
+    (tmp_path / "data" / "class1" / "003.png").write_bytes(b"not an image")
     loaded, index = bank_tsne.load_run(checkpoint(tmp_path / "adco", "adco")), index_folder(tmp_path / "data")
     queries = bank_tsne.queries_of(loaded, index, 1000, 0, torch.device("cpu"), 0)
     assert queries.shape == (47, 16)
@@ -118,7 +118,7 @@ def test_the_queries_are_those_of_the_checkpoints_encoder_and_unreadable_picture
         ("workers", "--workers many: expected auto or a number of threads"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_nothing_is_written(fault, words, pictures, tmp_path, capsys):
+def test_what_is_wrong_is_one_line_and_nothing_is_written(fault, words, images, tmp_path, capsys):
     path, output, options = tmp_path / "run" / "checkpoint_00000012.pth", tmp_path / "figure.png", {}
     if fault != "absent":
         path = checkpoint(tmp_path / "run", "adco", None if fault == "no bank" else "rows")
@@ -132,7 +132,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(fault, words, pictures
         torch.save(content, path)
     output = tmp_path / "figure.pdf" if fault == "output" else output
     options = {"rows": {"rows": 1}, "workers": {"workers": "many"}}.get(fault, options)
-    assert run(tmp_path / "absent" if fault == "data" else pictures, output, path, **options) == 2
+    assert run(tmp_path / "absent" if fault == "data" else images, output, path, **options) == 2
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1
     assert errors[0].startswith("error: ")

@@ -100,7 +100,7 @@ def test_a_dry_run_says_what_would_be_submitted_and_needs_no_submitit(tmp_path, 
         submit.main(["--dry-run", "--nodes", "2", "--partition", "gpu", "--", *RECIPE, "--output-dir", str(output)])
         == 0
     )
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     for line in (
         "nodes: 2",
         "tasks_per_node: 8",
@@ -108,8 +108,8 @@ def test_a_dry_run_says_what_would_be_submitted_and_needs_no_submitit(tmp_path, 
         "slurm_partition: gpu",
         "slurm_signal_delay_s: 120",
     ):
-        assert line in told.splitlines()
-    assert re.search(rf"each rank: \S+ \S+train_adco.py --config-file .* --output-dir {output} --resume\n", told)
+        assert line in reported.splitlines()
+    assert re.search(rf"each rank: \S+ \S+train_adco.py --config-file .* --output-dir {output} --resume\n", reported)
     assert not output.exists()
 
 
@@ -122,11 +122,11 @@ def test_a_dry_run_says_what_would_be_submitted_and_needs_no_submitit(tmp_path, 
         (("--gpus-per-node", "7", "--", *RECIPE), "batch=256 does not divide into 7 parts"),
     ],
 )
-def test_mistakes_show_before_anything_is_queued(words, told, tmp_path, capsys):
+def test_mistakes_show_before_anything_is_queued(words, reported, tmp_path, capsys):
     assert submit.main([*words, "--output-dir", str(tmp_path / "out")]) == 2
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1
-    assert told in errors[0]
+    assert reported in errors[0]
     assert not (tmp_path / "out").exists()
 
 

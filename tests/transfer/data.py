@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 COLOURS = {"bird": (220, 40, 40), "cat": (40, 200, 60), "dog": (50, 70, 230)}
 
 
-def picture(seed: int, colours: list[tuple[int, int, int]], size: tuple[int, int] = (80, 64)) -> Image.Image:
+def draw_image(seed: int, colours: list[tuple[int, int, int]], size: tuple[int, int] = (80, 64)) -> Image.Image:
     """Grey noise with one filled shape per colour."""
     generator = np.random.default_rng(seed)
     image = Image.fromarray(generator.integers(90, 160, (size[1], size[0], 3), dtype=np.uint8))
@@ -31,7 +31,7 @@ def make_voc(parent: Path, trainval: int = 24, test: int = 12) -> Path:
         lines = {name: [] for name in names}
         for i in range(first, first + count):
             present = [names[i % 3]] + ([names[(i + 1) % 3]] if i % 4 == 0 else [])
-            picture(i, [COLOURS[name] for name in present]).save(root / "JPEGImages" / f"{i:06d}.jpg")
+            draw_image(i, [COLOURS[name] for name in present]).save(root / "JPEGImages" / f"{i:06d}.jpg")
             for name in names:
                 absent = 0 if i % 6 == 5 and name == names[(i + 1) % 3] else -1
                 lines[name].append(f"{i:06d} {1 if name in present else absent:2d}\n")
@@ -45,13 +45,13 @@ def make_voc(parent: Path, trainval: int = 24, test: int = 12) -> Path:
 
 
 def make_folder(root: Path, train: int = 8, val: int = 4) -> Path:
-    """root/{train,val}/CLASS/N.png, that many pictures of each of three classes."""
+    """root/{train,val}/CLASS/N.png, that many images of each of three classes."""
     for split, count, offset in (("train", train, 0), ("val", val, 1000)):
         for c, (name, colour) in enumerate(COLOURS.items()):
             folder = root / split / name
             folder.mkdir(parents=True)
             for i in range(count):
-                picture(offset + 100 * c + i, [colour]).save(folder / f"{i}.png")
+                draw_image(offset + 100 * c + i, [colour]).save(folder / f"{i}.png")
     return root
 
 

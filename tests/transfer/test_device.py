@@ -165,7 +165,7 @@ def test_blurred_views_are_those_of_augment(monkeypatch):
     view = dataset._view
     monkeypatch.setattr(dataset, "_view", lambda recipe, px: replace(view(recipe, px), blur_p=1.0))
     crops, request = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8), Request(1, np.arange(4))
-    choices = dataset.parameters.draw(dataset._view(IMAGENET["moco"], 32), 0, 1, np.arange(4), 0).choices
+    choices = dataset.parameters.sample_params(dataset._view(IMAGENET["moco"], 32), 0, 1, np.arange(4), 0).choices
     assert (choices.sigma_px > 0).all()
     made = dataset.to_network(crops, request, IMAGENET["moco"], 32, 0, CPU)
     assert torch.equal(made, functional.augment(crops, choices))

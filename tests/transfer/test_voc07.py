@@ -155,7 +155,7 @@ def test_both_protocols_in_one_pass(voc, tmp_path, capsys, monkeypatch):
 
 
 def test_both_solvers_and_every_stage_on_one_pass(voc, tmp_path, monkeypatch):
-    """The same mAP within 0.05 points by either solver; res2 ... res5 and GAP from one reading of each picture."""
+    """The same mAP within 0.05 points by either solver; res2 ... res5 and GAP from one reading of each image."""
     reads, read = [], transfer.features.reading.read_image
     monkeypatch.setattr(transfer.features.reading, "read_image", lambda path: (reads.append(path), read(path))[1])
     wanted = ["--protocol", "pcl", "--protocol", "openselfsup", "--stage", "all"]
@@ -216,7 +216,7 @@ def test_skipped_pictures_are_in_the_record(voc, tmp_path, capsys):
     record = load_record(out / "voc07-svm-pcl@64px.json")
     assert record.data.details["unreadable"]["count"] == 1
     assert list(record.data.details["unreadable"]["files"]) == ["JPEGImages/000004.jpg"]
-    assert "1 unreadable pictures skipped: JPEGImages/000004.jpg" in capsys.readouterr().out
+    assert "1 unreadable images skipped: JPEGImages/000004.jpg" in capsys.readouterr().out
 
 
 def test_skipped_pictures_do_not_shift_the_labels(voc):
@@ -247,7 +247,7 @@ def rewrite(path, change):
 
 CAT = "ImageSets/Main/cat_test.txt"
 FAULTS = {
-    "listed picture absent": (remove("JPEGImages/000030.jpg"), [], ["bird_test.txt", "000030.jpg"]),
+    "listed image absent": (remove("JPEGImages/000030.jpg"), [], ["bird_test.txt", "000030.jpg"]),
     "list absent": (remove(CAT), [], ["cat_test.txt", "both splits"]),
     "list empty": (rewrite(CAT, lambda text: ""), [], ["cat_test.txt", "empty"]),
     "label unknown": (rewrite(CAT, lambda text: text.replace("-1", "-2", 1)), [], ["cat_test.txt:"]),

@@ -1,4 +1,4 @@
-"""What the command lines that train on labelled pictures share: from a recipe and two lists of pictures to a record."""
+"""What the command lines that train on labelled images share: from a recipe and two lists of images to a record."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def run_recipe(
 
     about: what the record says of the data; more: further settings.
     """
-    begun, job = time.perf_counter(), make_job(args)
+    start, job = time.perf_counter(), make_job(args)
     recipe = recipe.shortened(args.epochs, args.train_batch)
     if args.bf16:
         recipe = replace(recipe, name=f"{recipe.name}-bf16")
     if len(data.classes) < 2:
-        raise UserError(f"{data.pictures.root}: one class only; a classifier needs at least two class folders")
+        raise UserError(f"{data.images.root}: one class only; a classifier needs at least two class folders")
     with distributed.started(job.reader.device) as device:
         if recipe.batch % distributed.world_size():
             raise UserError(
@@ -70,7 +70,7 @@ def run_recipe(
         with enough_memory(f"{share}: choose a smaller --train-batch or --image-px, more ranks, or --bf16"):
             trained = train(recipe, job.backbone, data, val, plan, hits)
         if distributed.rank() == 0:
-            report(job, recipe, trained, val, about, more, time.perf_counter() - begun)
+            report(job, recipe, trained, val, about, more, time.perf_counter() - start)
 
 
 def report(
@@ -114,5 +114,5 @@ def report(
         "pixel_std": recipe.std,
         "precision": "float32" if trained.network.precision is None else "bf16",
     }
-    keep = partial(write_hits, names=val.pictures.paths, hits=found)
+    keep = partial(write_hits, names=val.images.paths, hits=found)
     job.write_record(recipe.name, scores, about, settings | more, seconds, keep)

@@ -1,4 +1,4 @@
-"""Pictures with labels for training a classifier: a function of (seed, epoch, sample), so that a stopped run goes on
+"""ImageList with labels for training a classifier: a function of (seed, epoch, sample), so that a stopped run goes on
 with the same ones."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from adco.utils.device import constant, upload
 from adco.utils.errors import UserError
 from adco.utils.threads import at_once, host_memory
 from transfer.classifier.protocols import ClassifierProtocol
-from transfer.features.reading import Pictures
+from transfer.features.reading import ImageList
 
 VOC_PX = 300
 VOC_DEGREES = 25
@@ -33,9 +33,9 @@ PCA_DEVIATION = 0.1
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures and their labels: (N,) class numbers, or (N, C) of 1 and 0 for several labels a picture."""
+    """ImageList and their labels: (N,) class numbers, or (N, C) of 1 and 0 for several labels an image."""
 
-    pictures: Pictures
+    images: ImageList
     labels: np.ndarray
     classes: tuple[str, ...]
 
@@ -58,9 +58,9 @@ def requests(seed: int, count: int, batch: int, first_step: int, last_step: int)
 
 
 class TrainingPictures:
-    """Request -> (request, uint8 crops (B, 3, S, S), labels, reasons by path of unreadable pictures).
+    """Request -> (request, uint8 crops (B, 3, S, S), labels, reasons by path of unreadable images).
 
-    An unreadable picture gives its place to the next readable one, with that one's label.
+    An unreadable image gives its place to the next readable one, with that one's label.
     """
 
     def __init__(self, data: Labelled, recipe: ClassifierProtocol, crop_px: int, seed: int):
@@ -73,7 +73,7 @@ class TrainingPictures:
         """The same in the making, in memory that a copy to the device is fast from."""
         size, uniform = len(request.samples), _uniforms(self.recipe, self.seed, request, self.crop_px)
         crops = host_memory((size, 3, self.crop_px, self.crop_px), torch.uint8, device)
-        taken = np.empty(size, dtype=np.int64)  # which picture each row shows
+        taken = np.empty(size, dtype=np.int64)  # which image each row shows
 
         def fill(row: int, sample: int, bad: dict[str, str]) -> None:
             image, taken[row] = self._decode(sample, bad)
@@ -91,14 +91,14 @@ class TrainingPictures:
         return parameters.resized_crop(image, self.crop_px, parameters.crop_box(*image.size, scale, uniform))
 
     def _decode(self, sample: int, bad: dict[str, str]) -> tuple[Image.Image, int]:
-        pictures = self.data.pictures
+        images = self.data.images
         for step in range(len(self.data)):
             found = (sample + step) % len(self.data)
             try:
-                return read_image(pictures.root / pictures.paths[found]), found
+                return read_image(images.root / images.paths[found]), found
             except UnreadableImage as error:
-                bad[pictures.paths[found]] = error.reason
-        raise UserError(f"{pictures.root}: none of the {len(self.data)} {pictures.name} pictures can be read")
+                bad[images.paths[found]] = error.reason
+        raise UserError(f"{images.root}: none of the {len(self.data)} {images.name} images can be read")
 
 
 def to_network(

@@ -1,6 +1,6 @@
 """One engine for every protocol that trains: classifiers on a frozen backbone, or the whole network with few labels.
 
-Ranks share a batch's pictures. On a frozen backbone they gather the features and train the same classifiers on all of
+Ranks share a batch's images. On a frozen backbone they gather the features and train the same classifiers on all of
 them, so that ranks, their number and BatchNorm do not move the result; a tuned network averages its gradients.
 """
 
@@ -42,7 +42,7 @@ from transfer.features.transforms import Transform
 LARC_TRUST = 0.001
 EVALUATION_BATCH = 64
 LOSS_EVERY = 10  # steps; to read it is to wait for the GPU
-Summary = Callable[[Tensor, Tensor], dict[str, Tensor]]  # logits (B, C), labels -> per-picture values by name
+Summary = Callable[[Tensor, Tensor], dict[str, Tensor]]  # logits (B, C), labels -> per-image values by name
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class TrainingSetup:
 
 @dataclass
 class Trained:
-    """history: one dictionary per look at val; final: head -> per-picture values on val; unmoved: the backbone's sha256
+    """history: one dictionary per look at val; final: head -> per-image values on val; unmoved: the backbone's sha256
     when it is the same before and after, else the empty string; best: state dicts at the best look, for `keep_best`."""
 
     network: Network
@@ -136,7 +136,7 @@ def optimiser_for(network: Network, recipe: ClassifierProtocol) -> torch.optim.O
 
 
 def loss_of(logits: dict[str, Tensor], labels: Tensor, loss: str) -> Tensor:
-    """The sum over heads of the mean cross-entropy, or of the BCE summed over pictures and classes."""
+    """The sum over heads of the mean cross-entropy, or of the BCE summed over images and classes."""
     if loss == "bce":
         return sum(F.binary_cross_entropy_with_logits(x, labels.float(), reduction="sum") for x in logits.values())
     return sum(F.cross_entropy(x, labels) for x in logits.values())
@@ -154,7 +154,7 @@ def train(
     """Train from the start or from where `plan.folder` has got to, look at val on the way, prove the backbone still.
 
     keep_best: `HEAD/VALUE` whose mean on val decides which weights are remembered in `Trained.best`.
-    Raises UserError for too many unreadable pictures and for a folder that holds another run.
+    Raises UserError for too many unreadable images and for a folder that holds another run.
     """
     torch.manual_seed(plan.seed)
     network = Network(backbone, recipe, len(data.classes), plan.crop_px, torch.bfloat16 if plan.bf16 else None)
@@ -166,7 +166,7 @@ def train(
     first = resume(state_file, key, network, optimiser, run)
     per_epoch, total = recipe.steps(len(data))
     looks = looks_at(per_epoch, total, plan.evaluations)
-    bad = BadImages(data.pictures.root, len(data), plan.max_bad_share, "--max-bad-share")
+    bad = BadImages(data.images.root, len(data), plan.max_bad_share, "--max-bad-share")
     bad.reasons.update(run.bad)
     wrapped = distributed.parallel(network) if recipe.backbone == "tuned" else network
     begin = partial(TrainingPictures(data, recipe, plan.crop_px, plan.seed).begin, device=plan.device)
@@ -206,7 +206,7 @@ def looks_at(per_epoch: int, total: int, evaluations: int) -> set[int]:
 def one_step(
     wrapped, network: Network, optimiser, item, recipe: ClassifierProtocol, plan: TrainingSetup, rate: float
 ) -> Tensor:
-    """One optimiser step on this rank's pictures; returns the loss, on the device."""
+    """One optimiser step on this rank's images; returns the loss, on the device."""
     request, crops, labels, _ = item
     images = to_network(crops, request, recipe, plan.crop_px, plan.seed, plan.device)
     labels = upload(labels, plan.device)
@@ -229,18 +229,18 @@ def one_step(
 
 @torch.inference_mode()
 def evaluate(network: Network, val: Labelled, plan: TrainingSetup, summary: Summary, fit: str = "") -> dict[str, dict]:
-    """head -> name -> (N, ...) values of `summary` for val's pictures in their order, on every rank. Raises UserError.
+    """head -> name -> (N, ...) values of `summary` for val's images in their order, on every rank. Raises UserError.
 
-    With several crops a picture (fit `five`) their logits are averaged.
+    With several crops an image (fit `five`) their logits are averaged.
     """
     network.eval()
     transform = Transform(fit or network.recipe.fit, plan.crop_px, plan.resize_px)
     own = range(distributed.rank(), len(val), distributed.world_size())
     found: dict[str, dict[str, list]] = {kind: {} for kind in network.heads}
-    for batch in read_batches(val.pictures, [transform], own, EVALUATION_BATCH, plan.workers, plan.device):
+    for batch in read_batches(val.images, [transform], own, EVALUATION_BATCH, plan.workers, plan.device):
         for path, reason in batch.bad.items():
-            raise UserError(f"{val.pictures.root / path}: cannot be read ({reason}); "
-                            "every picture that is tested on is needed: mend the file or take it out")  # fmt: skip
+            raise UserError(f"{val.images.root / path}: cannot be read ({reason}); "
+                            "every image that is tested on is needed: mend the file or take it out")  # fmt: skip
         images, crops = upload(batch.images[transform], plan.device), 1
         if images.ndim == 5:
             crops, images = images.shape[1], images.flatten(0, 1)
@@ -261,7 +261,7 @@ def evaluate(network: Network, val: Labelled, plan: TrainingSetup, summary: Summ
 
 def run_key(recipe: ClassifierProtocol, backbone: Backbone, data: Labelled, plan: TrainingSetup) -> str:
     """sha256 of all that a run's state depends on."""
-    content = {**asdict(recipe), "about": "", "checkpoint": backbone.sha256, "data": data.pictures.fingerprint()}
+    content = {**asdict(recipe), "about": "", "checkpoint": backbone.sha256, "data": data.images.fingerprint()}
     content |= {"labels": hashlib.sha256(np.ascontiguousarray(data.labels)).hexdigest(), "seed": plan.seed}
     content |= {"px": [plan.crop_px, plan.resize_px], "bf16": plan.bf16}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -15,14 +15,14 @@ STAGES = ("res2", "res3", "res4", "res5")
 class ClassifierProtocol:
     """One protocol.
 
-    lr: at `batch` pictures a step over all ranks. epochs, or iterations where those are what was published.
+    lr: at `batch` images a step over all ranks. epochs, or iterations where those are what was published.
     schedule: `step` (x gamma at each of `milestones`, in `unit`s), `cosine` (to final_lr over period_epochs, all of
         them when 0; past its period it rises again, as torch's CosineAnnealingLR does), stepped by `unit`.
     optimizer: `sgd`, or `larc` (each tensor's step scaled to 0.001 |w| / |g|), both with momentum 0.9.
     heads: `gap` or VISSL-pooled stages, each with a classifier of its own, all trained at once; norm: BatchNorm before
         it, `none`, `plain` or `affine`.
     backbone: `frozen` (eval mode, proved unmoved), `statistics` (frozen weights, BatchNorm in training mode), `tuned`
-        with lr_backbone. loss: `softmax`, or `bce` summed over pictures and classes.
+        with lr_backbone. loss: `softmax`, or `bce` summed over images and classes.
     view: `crop` (RandomResizedCrop 0.08-1 and flip) with jitter and PCA lighting, or `voc` (the released AdCo code's).
     fit: the test transform (transfer/features/transforms.py).
     """
@@ -65,9 +65,9 @@ class ClassifierProtocol:
         low = self.final_lr / self.lr
         return low + 0.5 * (1 - low) * (1 + math.cos(math.pi * place / (self.period_epochs or self.epochs)))
 
-    def steps(self, pictures: int) -> tuple[int, int]:
+    def steps(self, images: int) -> tuple[int, int]:
         """Steps an epoch (the last, smaller batch counts), and in all."""
-        per_epoch = -(-pictures // self.batch)
+        per_epoch = -(-images // self.batch)
         return per_epoch, self.iterations or self.epochs * per_epoch
 
     def shortened(self, epochs: int | None, batch: int | None) -> ClassifierProtocol:

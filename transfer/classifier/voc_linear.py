@@ -30,7 +30,7 @@ from transfer.classifier.engine import TrainingSetup, evaluate, train, with_weig
 from transfer.classifier.protocols import VOC_ADCO
 from transfer.cli import BenchmarkRun, usual_resize
 from transfer.features.extract import enough_memory
-from transfer.features.reading import Pictures
+from transfer.features.reading import ImageList
 from transfer.features.transforms import CROP_PX
 from transfer.voc import Voc, say_what_data
 
@@ -39,9 +39,9 @@ STANDARD = (VOC_PX, 330)
 
 
 def split(voc: Voc, name: str) -> Labelled:
-    """One split's pictures with (N, C) labels of 1 and 0; a difficult class is a 0, as in the released code."""
+    """One split's images with (N, C) labels of 1 and 0; a difficult class is a 0, as in the released code."""
     paths = tuple(f"JPEGImages/{voc.ids[row]}.jpg" for row in voc.rows[name])
-    return Labelled(Pictures(voc.root, paths, name), (voc.labels[name] == 1).astype(np.int64), voc.classes)
+    return Labelled(ImageList(voc.root, paths, name), (voc.labels[name] == 1).astype(np.int64), voc.classes)
 
 
 def by_image(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -51,7 +51,7 @@ def by_image(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 def run(job: BenchmarkRun, voc: Voc, epochs: int | None) -> None:
     """Train on train, keep the epoch that is best on val, test with five crops, write the record."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     px = VOC_PX if job.crop_px == CROP_PX else job.crop_px  # --image-px, when it is not the other protocols' own
     job = replace(job, crop_px=px, resize_px=usual_resize(px, STANDARD), standard=STANDARD)
     recipe = VOC_ADCO.shortened(epochs, None)
@@ -86,8 +86,8 @@ def run(job: BenchmarkRun, voc: Voc, epochs: int | None) -> None:
         "pixel_std": recipe.std,
     }
     test, logits = parts["test"], found["gap"]["logits"]
-    keep = partial(write_ranks, names=test.pictures.paths, scores=logits, targets=test.labels == 1, by_image=True)
-    job.write_record(recipe.name, scores | per_class, voc.describe(), settings, time.perf_counter() - begun, keep)
+    keep = partial(write_ranks, names=test.images.paths, scores=logits, targets=test.labels == 1, by_image=True)
+    job.write_record(recipe.name, scores | per_class, voc.describe(), settings, time.perf_counter() - start, keep)
 
 
 def both_metrics(logits: np.ndarray, positive: np.ndarray, seed: int) -> dict[str, Score]:

@@ -28,8 +28,8 @@ SCHEMA = 1
 class Entry:
     """One array of the cache.
 
-    key: all that can move the numbers (weights, pictures, transform, feature kind, library versions); a change of any
-    of them is another entry. root: where the pictures are, to look again at those that could not be read.
+    key: all that can move the numbers (weights, images, transform, feature kind, library versions); a change of any
+    of them is another entry. root: where the images are, to look again at those that could not be read.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class Entry:
         return self.array_path.with_suffix(".json")
 
     def load(self) -> tuple[np.ndarray, dict[str, str]] | None:
-        """The (N, D) float32 rows, memory-mapped, NaN where a picture could not be read, and the reasons by path.
+        """The (N, D) float32 rows, memory-mapped, NaN where an image could not be read, and the reasons by path.
 
         None when there is nothing usable: absent, or damaged or out of date, which is said on stderr.
         """
@@ -72,7 +72,7 @@ class Entry:
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             return f"the cache is damaged ({type(error).__name__}: {error})", None, {}
         if any(_readable(self.root / path) for path in bad):
-            return "a picture that could not be read before can be read now", None, {}
+            return "an image that could not be read before can be read now", None, {}
         return "", rows, bad
 
     def finish(self, writer: RowsWriter, bad: dict[str, str]) -> None:
@@ -90,7 +90,7 @@ class Entry:
 class RowsWriter:
     """Appends float32 rows to an array under construction, hashing what it writes.
 
-    written: rows in the file; bad: reasons by path of the unreadable pictures among them. What an earlier writer of the
+    written: rows in the file; bad: reasons by path of the unreadable images among them. What an earlier writer of the
     same array left is taken over when it is what its progress file says, else it is started anew.
     """
 
@@ -119,7 +119,7 @@ class RowsWriter:
         return self.digest
 
     def append(self, rows: np.ndarray, bad: Mapping[str, str] = {}) -> None:  # noqa: B006
-        """Add (B, width) rows; bad: the unreadable pictures among them, reason by path."""
+        """Add (B, width) rows; bad: the unreadable images among them, reason by path."""
         if rows.ndim != 2 or rows.shape[1] != self.width:
             raise ValueError(f"expected rows of {self.width} numbers, found {rows.shape}")
         data = np.ascontiguousarray(rows, dtype="<f4").tobytes()

@@ -1,4 +1,4 @@
-"""Frozen features of pictures, extracted once and cached: what every benchmark of this folder starts from."""
+"""Frozen features of images, extracted once and cached: what every benchmark of this folder starts from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from adco.utils.errors import UserError
 from adco.utils.progress import progress
 from adco.weights.backbone import Backbone
 from transfer.features.cache import Entry, RowsWriter
-from transfer.features.reading import Pictures, read_batches
+from transfer.features.reading import ImageList, read_batches
 from transfer.features.transforms import Transform
 
 # VISSL's AvgPool2d(kernel, stride) for the map of each stage at 224 px, about 9,000 numbers each for a ResNet-50:
@@ -37,7 +37,7 @@ NOTE_SECONDS = 30  # between two notes of how far an extraction is
 
 @dataclass(frozen=True)
 class Feature:
-    """What is computed of a picture: a transform, and `gap` or the VISSL-pooled map of a stage, `res2` to `res5`."""
+    """What is computed of an image: a transform, and `gap` or the VISSL-pooled map of a stage, `res2` to `res5`."""
 
     transform: Transform
     kind: str = "gap"
@@ -49,9 +49,9 @@ class Feature:
 
 @dataclass(frozen=True)
 class Extraction:
-    """Rows (N, D) float32 per feature for the pictures `kept` (N,) (positions in `Pictures.paths`), in their order.
+    """Rows (N, D) float32 per feature for the images `kept` (N,) (positions in `ImageList.paths`), in their order.
 
-    unreadable: reason by path, of all that are not kept. computed: pictures that went through the network this time.
+    unreadable: reason by path, of all that are not kept. computed: images that went through the network this time.
     """
 
     rows: dict[Feature, np.ndarray]
@@ -63,7 +63,7 @@ class Extraction:
 
 @dataclass(frozen=True)
 class Reader:
-    """How pictures are read and batched. max_bad_share: unreadable pictures beyond this share are an error."""
+    """How images are read and batched. max_bad_share: unreadable images beyond this share are an error."""
 
     device: torch.device
     workers: int = 1
@@ -72,20 +72,20 @@ class Reader:
 
 
 def extract(
-    backbone: Backbone, pictures: Pictures, features: Sequence[Feature], cache: Path, reader: Reader
+    backbone: Backbone, dataset: ImageList, features: Sequence[Feature], cache: Path, reader: Reader
 ) -> Extraction:
-    """All `features` of all `pictures` by the frozen backbone, from the cache where it has them, else in ONE pass.
+    """All `features` of all `images` by the frozen backbone, from the cache where it has them, else in ONE pass.
 
     The network is in eval mode without gradients, and its weights are hashed before and after: they cannot have moved.
-    Raises UserError for too many unreadable pictures, naming the first.
+    Raises UserError for too many unreadable images, naming the first.
     """
-    begun = time.perf_counter()
+    start = time.perf_counter()
     model = backbone.module().requires_grad_(False).to(reader.device)
     weights = weights_sha256(model)
-    data = pictures.fingerprint()
-    entries = {f: Entry(cache, f"{pictures.name}-{f.name}", _key(backbone, weights, data, f), pictures.root)
+    data = dataset.fingerprint()
+    entries = {f: Entry(cache, f"{dataset.name}-{f.name}", _key(backbone, weights, data, f), dataset.root)
                for f in dict.fromkeys(features)}  # fmt: skip
-    bad = BadImages(pictures.root, len(pictures.paths), reader.max_bad_share, "--max-bad-share")
+    bad = BadImages(dataset.root, len(dataset.paths), reader.max_bad_share, "--max-bad-share")
     loaded = {feature: entry.load() for feature, entry in entries.items()}
     missing = {feature: entry for feature, entry in entries.items() if loaded[feature] is None}
     for found in loaded.values():
@@ -93,15 +93,15 @@ def extract(
     computed = 0
     if missing:
         with enough_memory("choose a smaller --batch-size"):
-            computed = _one_pass(model, weights, pictures, missing, reader, bad)
+            computed = _one_pass(model, weights, dataset, missing, reader, bad)
         loaded.update({feature: entry.load() for feature, entry in missing.items()})
-    kept = np.array([i for i, path in enumerate(pictures.paths) if path not in bad.reasons], dtype=np.int64)
+    kept = np.array([i for i, path in enumerate(dataset.paths) if path not in bad.reasons], dtype=np.int64)
     if not len(kept):
-        raise UserError(f"{pictures.root}: none of the {len(pictures.paths)} {pictures.name} pictures can be read")
+        raise UserError(f"{dataset.root}: none of the {len(dataset.paths)} {dataset.name} images can be read")
     rows = {feature: found[0] if len(kept) == len(found[0]) else found[0][kept] for feature, found in loaded.items()}
     if not all(np.isfinite(array).all() for array in rows.values()):
         raise UserError(f"{backbone.name}: its features hold NaN or infinity; the checkpoint's weights are broken")
-    return Extraction(rows, kept, bad.reasons, computed, time.perf_counter() - begun)
+    return Extraction(rows, kept, bad.reasons, computed, time.perf_counter() - start)
 
 
 def pooled(stages: dict[str, Tensor], kind: str) -> Tensor:
@@ -152,25 +152,25 @@ def enough_memory(advice: str) -> Iterator[None]:
 def _one_pass(
     model: nn.Module,
     weights: str,
-    pictures: Pictures,
+    dataset: ImageList,
     missing: dict[Feature, Entry],
     reader: Reader,
     bad: BadImages,
 ) -> int:
-    """Read every picture once and write all the missing arrays, rows of unreadable pictures as NaN.
+    """Read every image once and write all the missing arrays, rows of unreadable images as NaN.
 
-    Goes on where an earlier pass for the same arrays stopped. Returns how many pictures were computed.
+    Goes on where an earlier pass for the same arrays stopped. Returns how many images were computed.
     """
     widths = {f: _forward(model, torch.zeros(1, 3, f.transform.crop_px, f.transform.crop_px, dtype=torch.uint8), [f],
                           reader.device)[f].shape[1] for f in missing}  # fmt: skip
-    count, transforms = len(pictures.paths), dict.fromkeys(feature.transform for feature in missing)
+    count, transforms = len(dataset.paths), dict.fromkeys(feature.transform for feature in missing)
     _announce(count, widths, missing)
     with _writers(missing, count, widths, lambda: weights_sha256(model) == weights) as writers:
         first = _common_start(writers, bad)
         left, device = range(first, count), reader.device
-        made = read_batches(pictures, transforms, left, reader.batch_size, reader.workers, device)
+        made = read_batches(dataset, transforms, left, reader.batch_size, reader.workers, device)
         computed, noted = 0, time.monotonic()
-        with progress(count, f"features of {pictures.name}", "images", first) as bar, closing(made) as batches:
+        with progress(count, f"features of {dataset.name}", "images", first) as bar, closing(made) as batches:
             for batch in batches:
                 bad.update(batch.bad)
                 found = {}

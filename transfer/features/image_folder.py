@@ -13,12 +13,12 @@ from adco.data.images import ImageIndex, index_folder
 from adco.utils.errors import UserError
 from transfer.cli import BenchmarkRun, skipped
 from transfer.features.extract import Feature
-from transfer.features.reading import Pictures
+from transfer.features.reading import ImageList
 
 
 @dataclass(frozen=True)
 class Split:
-    """features: (N, D) float32; labels: (N,) integers; names: (N,) paths; of the pictures that could be read."""
+    """features: (N, D) float32; labels: (N,) integers; names: (N,) paths; of the images that could be read."""
 
     features: np.ndarray
     labels: np.ndarray
@@ -29,7 +29,7 @@ class Split:
 class Labelled:
     """Both splits under the training split's class numbers, and what a record says of the data.
 
-    computed: pictures that went through the network for this, 0 when all features came from the cache.
+    computed: images that went through the network for this, 0 when all features came from the cache.
     """
 
     train: Split
@@ -47,8 +47,8 @@ def read_folders(data: Path) -> tuple[ImageIndex, ImageIndex]:
         raise UserError(
             f"{train.root}: its images are in no class folder; expected train/CLASS/IMAGE and val/CLASS/IMAGE"
         )
-    if strangers := [name for name in val.classes if name not in train.classes]:
-        raise UserError(f"{val.root}: class {strangers[0]!r} is not in {train.root}; both need the same class folders")
+    if unexpected := [name for name in val.classes if name not in train.classes]:
+        raise UserError(f"{val.root}: class {unexpected[0]!r} is not in {train.root}; both need the same class folders")
     labels = tuple(train.classes.index(val.classes[label]) for label in val.labels)
     return train, ImageIndex(val.root, val.paths, labels, train.classes)
 
@@ -59,7 +59,7 @@ def labelled_features(
     """Extract one feature of both splits."""
     splits, content, computed, seconds = [], described(data, folders), 0, 0.0
     for index, name in zip(folders, ("train", "val"), strict=True):
-        done = job.extract(Pictures(index.root, index.paths, name), [feature])
+        done = job.extract(ImageList(index.root, index.paths, name), [feature])
         names = tuple(index.paths[row] for row in done.kept)
         splits.append(Split(done.rows[feature], np.array(index.labels)[done.kept], names))
         content |= {f"{name}_images": len(done.kept), f"{name}_unreadable": skipped(done)}
@@ -76,7 +76,7 @@ def described(data: Path, folders: tuple[ImageIndex, ImageIndex]) -> dict[str, o
 
 
 def fingerprint(folders: tuple[ImageIndex, ImageIndex]) -> str:
-    """sha256 of every picture's split, path, size and class: the same wherever the folder lies."""
+    """sha256 of every image's split, path, size and class: the same wherever the folder lies."""
     digest = hashlib.sha256()
     for index, name in zip(folders, ("train", "val"), strict=True):
         for path, label in zip(index.paths, index.labels, strict=True):

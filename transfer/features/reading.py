@@ -20,7 +20,7 @@ from transfer.features.transforms import Transform
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageList:
     """Files below a folder, in a fixed order. name: a word for file names and progress, e.g. `val`."""
 
     root: Path
@@ -28,7 +28,7 @@ class Pictures:
     name: str
 
     def fingerprint(self) -> str:
-        """sha256 of paths, sizes and times of change: a picture that was exchanged makes another data set.
+        """sha256 of paths, sizes and times of change: an image that was exchanged makes another data set.
 
         A file that cannot even be looked at is left to the reading, which counts and names it.
         """
@@ -45,8 +45,8 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A batch. positions: (B,) in `Pictures.paths`; readable: (B,) bool; images: the R readable ones by each transform,
-    (R, 3, S, S) uint8 (`five`: (R, 5, 3, S, S)); bad: the reasons of the others by path."""
+    """A batch. positions: (B,) in `ImageList.paths`; readable: (B,) bool; images: the R readable ones by each
+    transform, (R, 3, S, S) uint8 (`five`: (R, 5, 3, S, S)); bad: the reasons of the others by path."""
 
     positions: np.ndarray
     readable: np.ndarray
@@ -55,32 +55,32 @@ class Decoded:
 
 
 def read_batches(
-    pictures: Pictures,
+    dataset: ImageList,
     transforms: Iterable[Transform],
     positions: Sequence[int],
     batch_size: int,
     workers: int,
     device: torch.device,
 ) -> Generator[Decoded, None, None]:
-    """The pictures at `positions`, in this order, each decoded once for all transforms.
+    """The images at `positions`, in this order, each decoded once for all transforms.
 
     workers: threads that read ahead, 0 for none; device: where the images will go, from pinned memory to a GPU
     """
     order = np.asarray(positions)
     wanted = (Request(0, order[first : first + batch_size]) for first in range(0, len(order), batch_size))
-    return in_threads(partial(_decoding, pictures, tuple(transforms), device), wanted, workers)
+    return in_threads(partial(_decoding, dataset, tuple(transforms), device), wanted, workers)
 
 
-def _decoding(pictures: Pictures, transforms: Sequence[Transform], device: torch.device, request: Request) -> RowByRow:
+def _decoding(dataset: ImageList, transforms: Sequence[Transform], device: torch.device, request: Request) -> RowByRow:
     """A batch in the making."""
     size = len(request.samples)
     stacks = {transform: host_memory((size, *transform.shape), torch.uint8, device) for transform in transforms}
     readable = np.ones(size, dtype=bool)
 
     def fill(row: int, i: int, bad: dict[str, str]) -> None:
-        path = pictures.paths[i]
+        path = dataset.paths[i]
         try:
-            image = read_image(pictures.root / path)
+            image = read_image(dataset.root / path)
         except UnreadableImage as error:
             bad[path], readable[row] = error.reason, False
             return

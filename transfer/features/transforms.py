@@ -1,4 +1,4 @@
-"""How a picture becomes the network's input when a frozen backbone is judged."""
+"""How an image becomes the network's input when a frozen backbone is judged."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FITS = ("center", "squash", "square", "five")
 
 @dataclass(frozen=True)
 class Transform:
-    """How a picture becomes a (3, crop_px, crop_px) input; bilinear with antialiasing throughout.
+    """How an image becomes a (3, crop_px, crop_px) input; bilinear with antialiasing throughout.
 
     fit `center`: shorter side to resize_px, then the central crop_px square.
     fit `squash`: VISSL's and OpenSelfSup's pair `Resize(256), Resize([224, 224])`. Our reading of their configs: the
-    shorter side goes to resize_px with the aspect kept, then the WHOLE picture is squashed to crop_px x crop_px. So
+    shorter side goes to resize_px with the aspect kept, then the WHOLE image is squashed to crop_px x crop_px. So
     nothing is cut off, the first step leaves no trace but a second resampling, and objects lose their aspect ratio.
-    fit `square`: the whole picture to resize_px x resize_px, then the central crop (AdCo's Places205).
+    fit `square`: the whole image to resize_px x resize_px, then the central crop (AdCo's Places205).
     fit `five`: shorter side to resize_px, then the four corners and the centre: (5, 3, crop_px, crop_px).
     """
 
@@ -47,11 +47,11 @@ class Transform:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what it makes of a picture."""
+        """Of what it makes of an image."""
         return (*((5,) if self.fit == "five" else ()), 3, self.crop_px, self.crop_px)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """RGB picture -> (3, crop_px, crop_px) uint8, five of them for `five`; see `functional.from_uint8`."""
+        """RGB image -> (3, crop_px, crop_px) uint8, five of them for `five`; see `functional.from_uint8`."""
         bilinear = pixels.InterpolationMode.BILINEAR
         size = [self.resize_px, self.resize_px] if self.fit == "square" else self.resize_px
         image = pixels.resize(image, size, bilinear, antialias=True)

@@ -64,7 +64,7 @@ class Split:
 def check_folder(root: Path, sample: int | None = 200) -> list[Split]:
     """Look at every dataset that `root` is or holds: VOC2007, VOCdevkit, coco, places205, imagenet and the like.
 
-    sample: how many pictures of each split are decoded, chosen evenly by a fixed seed; None for all
+    sample: how many images of each split are decoded, chosen evenly by a fixed seed; None for all
     Raises UserError when nothing known is there.
     """
     root = Path(root)
@@ -84,7 +84,7 @@ def check_folder(root: Path, sample: int | None = 200) -> list[Split]:
 
 
 def check_voc(folder: Path, sample: int | None) -> list[Split]:
-    """Image lists, pictures and annotations of one year's folder, e.g. VOCdevkit/VOC2007."""
+    """Image lists, images and annotations of one year's folder, e.g. VOCdevkit/VOC2007."""
     splits = []
     for name in (name for name in OFFICIAL if name.startswith(folder.name)):
         listing = folder / "ImageSets" / "Main" / f"{name.split()[1]}.txt"
@@ -114,7 +114,7 @@ def check_voc(folder: Path, sample: int | None) -> list[Split]:
 
 
 def check_coco(folder: Path, sample: int | None) -> list[Split]:
-    """annotations/instances_{train,val}2017.json and the pictures they name."""
+    """annotations/instances_{train,val}2017.json and the images they name."""
     splits = []
     for subset in ("train2017", "val2017"):
         path, split = folder / "annotations" / f"instances_{subset}.json", Split(f"COCO {subset}", boxes=0, classes=0)
@@ -138,7 +138,7 @@ def check_coco(folder: Path, sample: int | None) -> list[Split]:
 
 
 def check_places205(folder: Path, sample: int | None) -> list[Split]:
-    """trainvalsplit_places205/*.csv (lines `PATH LABEL`) and the pictures below data/vision/torralba/..."""
+    """trainvalsplit_places205/*.csv (lines `PATH LABEL`) and the images below data/vision/torralba/..."""
     splits = []
     for subset in ("train", "val"):
         path, split = folder / "trainvalsplit_places205" / f"{subset}_places205.csv", Split(f"Places205 {subset}")
@@ -165,16 +165,16 @@ def check_imagenet(folder: Path, sample: int | None) -> list[Split]:
         if not (folder / subset).is_dir():
             split.faults.append(f"{folder / subset}: no such folder")
             continue
-        pictures = {}
+        images = {}
         for entry in os.scandir(folder / subset):
             try:
-                pictures |= {entry.name: _pictures(Path(entry.path))} if entry.is_dir() else {}
+                images |= {entry.name: _pictures(Path(entry.path))} if entry.is_dir() else {}
             except OSError as error:
                 split.faults.append(f"{entry.path}: cannot be read ({error.strerror})")
-        split.faults += [f"{folder / subset / name}: no pictures" for name, found in pictures.items() if not found]
-        split.images, split.classes = sum(map(len, pictures.values())), len(pictures)
-        split.faults += broken((path for found in pictures.values() for path in found), sample, present=True)
-        classes[subset] = set(pictures)
+        split.faults += [f"{folder / subset / name}: no images" for name, found in images.items() if not found]
+        split.images, split.classes = sum(map(len, images.values())), len(images)
+        split.faults += broken((path for found in images.values() for path in found), sample, present=True)
+        classes[subset] = set(images)
     if len(classes) == 2:
         for name in sorted(classes["train"] ^ classes["val"]):
             has, lacks = ("train", "val") if name in classes["train"] else ("val", "train")
@@ -183,13 +183,13 @@ def check_imagenet(folder: Path, sample: int | None) -> list[Split]:
 
 
 def broken(paths: Iterable[Path], sample: int | None, present: bool = False) -> list[str]:
-    """A line for each picture that is missing or empty, and for each of the sample that cannot be decoded."""
+    """A line for each image that is missing or empty, and for each of the sample that cannot be decoded."""
     faults, whole = [], []
     for path in paths:
         if present or os.path.isfile(path):
             whole.append(path)
         else:
-            faults.append(f"{path}: no such picture")
+            faults.append(f"{path}: no such image")
     chosen = whole if sample is None or sample >= len(whole) else random.Random(0).sample(whole, sample)
     return faults + [fault for fault in map(_undecodable, chosen) if fault]
 

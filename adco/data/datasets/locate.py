@@ -77,7 +77,7 @@ def linked(found: Mapping[str, Dataset], folder: Path) -> Path:
 
 
 def sample_of(found: Dataset, count: int) -> list[str]:
-    """Up to `count` pictures of the data set, relative to its path."""
+    """Up to `count` images of the data set, relative to its path."""
     names = []
     for folder, _, files in os.walk(found.path):
         names += [os.path.relpath(os.path.join(folder, f), found.path) for f in files if f.lower().endswith(PICTURES)]
@@ -119,7 +119,7 @@ def _located(name: str, folders: list[Path]) -> Path | None:
 
 
 def _voc_facts(folder: Path) -> tuple[dict[str, int], str]:
-    """Lists and annotations by content, pictures by size."""
+    """Lists and annotations by content, images by size."""
     digest, lists = hashlib.sha256(), folder / "ImageSets" / "Main"
     counts = {path.stem: len(path.read_text().split()) for path in lists.glob("*.txt") if "_" not in path.stem}
     for part in (lists, folder / "Annotations"):
@@ -130,7 +130,7 @@ def _voc_facts(folder: Path) -> tuple[dict[str, int], str]:
 
 
 def _coco_facts(folder: Path) -> tuple[dict[str, int], str]:
-    """Annotation files by content, pictures by size."""
+    """Annotation files by content, images by size."""
     digest, counts = hashlib.sha256(), {}
     for split in ("train2017", "val2017"):
         digest.update(sha256_of(folder / "annotations" / f"instances_{split}.json").encode())
@@ -139,7 +139,7 @@ def _coco_facts(folder: Path) -> tuple[dict[str, int], str]:
 
 
 def _places_facts(folder: Path) -> tuple[dict[str, int], str]:
-    """The original lists by content (two million pictures are not looked at one by one), else as ImageNet."""
+    """The original lists by content (two million images are not looked at one by one), else as ImageNet."""
     if not (folder / LISTS).is_dir():
         return _folder_facts(folder)
     digest, counts = hashlib.sha256(), {}
@@ -158,7 +158,7 @@ def _folder_facts(folder: Path) -> tuple[dict[str, int], str]:
 
 
 def _sizes(folder: Path, digest) -> int:
-    """Put every picture's path and size into the digest; how many there are."""
+    """Put every image's path and size into the digest; how many there are."""
     count = 0
     for place, inside, files in os.walk(folder, followlinks=True):
         inside.sort()

@@ -76,7 +76,7 @@ class Canvas:
         return _library().adco_render_jpeg(calls, scratch, file, len(file), views, len(views), row) == OK
 
     def pixels(self, row: int, rgb: np.ndarray) -> None:
-        """Make every view of a decoded picture, (H, W, 3) uint8, in row `row`. Raises MemoryError."""
+        """Make every view of a decoded image, (H, W, 3) uint8, in row `row`. Raises MemoryError."""
         rgb = np.ascontiguousarray(rgb, dtype=np.uint8)
         (height, width, _), views = rgb.shape, self._views
         if _library().adco_render_pixels(_scratch(), rgb.ctypes.data, width, height, views, len(views), row) != OK:

@@ -1,5 +1,5 @@
 /* JPEG through the libjpeg-turbo that Pillow brings (its functions are handed over as pointers): only the part of the
- * picture that some crop needs is decoded, and the rows below it are never read.
+ * image that some crop needs is decoded, and the rows below it are never read.
  *
  * The two structures are libjpeg's public interface of ABI version 6.2 up to the last field used here; the library
  * itself checks version and size when a decompressor is created, and refuses a mismatch. */
@@ -88,9 +88,9 @@ static struct box union_of_crops(int width, int height, const struct view *views
     return (struct box){left, top, right - left, bottom - top};
 }
 
-/* Decode the rows and (whole blocks of) columns of `need`; the picture's pixels live in scratch. */
+/* Decode the rows and (whole blocks of) columns of `need`; the image's pixels live in scratch. */
 static int decode_part(const struct jpeg_calls *jpeg, struct jpeg_decoder *decoder, struct scratch *scratch,
-                       struct box need, struct picture *picture) {
+                       struct box need, struct image *image) {
     unsigned left = need.left > MARGIN ? need.left - MARGIN : 0; /* fancy upsampling looks one column aside */
     unsigned right = need.left + need.width + MARGIN;
     unsigned width = (right < decoder->image_width ? right : decoder->image_width) - left;
@@ -108,7 +108,7 @@ static int decode_part(const struct jpeg_calls *jpeg, struct jpeg_decoder *decod
         if (!got) return UNUSUAL;
         y += got;
     }
-    *picture = (struct picture){rgb, stride, decoder->image_width, decoder->image_height, (int)left, need.top};
+    *image = (struct image){rgb, stride, decoder->image_width, decoder->image_height, (int)left, need.top};
     return OK;
 }
 
@@ -118,7 +118,7 @@ int adco_render_jpeg(const struct jpeg_calls *jpeg, struct scratch *scratch, con
                      const struct view *views, int count, int row) {
     struct jpeg_decoder decoder;
     struct attempt attempt;
-    struct picture picture;
+    struct image image;
     volatile int result = UNUSUAL;
     if (size < 4 || file[0] != 0xFF || file[1] != 0xD8 || !has_end(file, size)) return UNUSUAL;
     memset(&decoder, 0, sizeof decoder);
@@ -133,12 +133,12 @@ int adco_render_jpeg(const struct jpeg_calls *jpeg, struct scratch *scratch, con
         if (known && (uint64_t)decoder.image_width * decoder.image_height <= MOST_PIXELS) {
             decoder.out_color_space = JPEG_RGB;
             struct box need = union_of_crops(decoder.image_width, decoder.image_height, views, count, row);
-            result = decode_part(jpeg, &decoder, scratch, need, &picture);
+            result = decode_part(jpeg, &decoder, scratch, need, &image);
         }
     } else
         result = UNUSUAL;
     if (decoder.memory) jpeg->destroy(&decoder);
-    for (int v = 0; v < count && result == OK; v++) result = render_view(scratch, &picture, &views[v], row);
+    for (int v = 0; v < count && result == OK; v++) result = render_view(scratch, &image, &views[v], row);
     return result;
 }
 

@@ -1,4 +1,4 @@
-/* Shared by jpeg.c and pixels.c: pictures in, views of a batch out. No dependencies beyond the C library. */
+/* Shared by jpeg.c and pixels.c: images in, views of a batch out. No dependencies beyond the C library. */
 #ifndef ADCO_NATIVE_H
 #define ADCO_NATIVE_H
 
@@ -25,8 +25,8 @@ struct view {
 
 struct box { int left, top, width, height; };
 
-/* An RGB picture, or the part of one that begins at (left, top) of a picture of `width` x `height`. */
-struct picture {
+/* An RGB image, or the part of one that begins at (left, top) of an image of `width` x `height`. */
+struct image {
     const uint8_t *rgb;
     size_t stride;
     int width, height, left, top;
@@ -40,6 +40,6 @@ struct scratch {
 
 void *reserve(struct scratch *scratch, int slot, size_t size);
 void crop_box(int width, int height, const double *scale, const double *u, struct box *box);
-int render_view(struct scratch *scratch, const struct picture *picture, const struct view *view, int row);
+int render_view(struct scratch *scratch, const struct image *image, const struct view *view, int row);
 
 #endif

@@ -1,4 +1,4 @@
-/* One view of a picture: crop, antialiased bilinear resize, colour in the drawn order, greyscale, blur, solarize, flip,
+/* One view of an image: crop, antialiased bilinear resize, colour in the drawn order, greyscale, blur, solarize, flip,
  * normalise, straight into the batch. Three float planes in [0, 1], small enough for the second-level cache, between
  * the resize and the last step; every loop is written so that a compiler vectorises it. Meaning: adco/data/transforms/functional.py. */
 
@@ -244,10 +244,10 @@ INLINE void recolor(float *planes, size_t plane, int px, const struct view *view
     }
 }
 
-INLINE int render(struct scratch *scratch, const struct picture *picture, const struct view *view, int row) {
+INLINE int render(struct scratch *scratch, const struct image *image, const struct view *view, int row) {
     struct box box;
     int px = view->px;
-    crop_box(picture->width, picture->height, view->scale, view->crops + (size_t)row * DRAWS, &box);
+    crop_box(image->width, image->height, view->scale, view->crops + (size_t)row * DRAWS, &box);
     size_t plane = (size_t)px * px + BLOCK, line = 2 * ((size_t)px + MOST_RADIUS + BLOCK), wide = 3 * (size_t)box.width + 4 + 4 * (size_t)px;
     float *planes = reserve(scratch, 1, (4 * plane + line + wide) * sizeof(float));
     size_t across_size = taps_size(box.width, px);
@@ -256,40 +256,40 @@ INLINE int render(struct scratch *scratch, const struct picture *picture, const 
     float *spare = planes + 3 * plane, *lines = spare + plane;
     struct taps across = make_taps(memory, box.width, px, 1);
     struct taps down = make_taps(memory + across_size, box.height, px, 1.0f / 255);
-    const uint8_t *corner = picture->rgb + picture->stride * (box.top - picture->top) + 3 * (size_t)(box.left - picture->left);
+    const uint8_t *corner = image->rgb + image->stride * (box.top - image->top) + 3 * (size_t)(box.left - image->left);
     memset(lines + line, 0, wide * sizeof(float)); /* the last pixel is read four floats wide */
-    resize(corner, picture->stride, box.width, px, &across, &down, lines + line, planes, planes + plane, planes + 2 * plane);
+    resize(corner, image->stride, box.width, px, &across, &down, lines + line, planes, planes + plane, planes + 2 * plane);
     if (view->factors) recolor(planes, plane, px, view, row, spare, lines);
     deliver(planes, planes + plane, planes + 2 * plane, px, view, row);
     return OK;
 }
 
 /* The same code compiled twice: for any machine, and for those with AVX2, chosen when it runs. */
-static int render_anywhere(struct scratch *scratch, const struct picture *picture, const struct view *view, int row) {
-    return render(scratch, picture, view, row);
+static int render_anywhere(struct scratch *scratch, const struct image *image, const struct view *view, int row) {
+    return render(scratch, image, view, row);
 }
 
 #if defined(__x86_64__)
 __attribute__((target("avx2,fma")))
-static int render_avx2(struct scratch *scratch, const struct picture *picture, const struct view *view, int row) {
-    return render(scratch, picture, view, row);
+static int render_avx2(struct scratch *scratch, const struct image *image, const struct view *view, int row) {
+    return render(scratch, image, view, row);
 }
 
-int render_view(struct scratch *scratch, const struct picture *picture, const struct view *view, int row) {
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return render_avx2(scratch, picture, view, row);
-    return render_anywhere(scratch, picture, view, row);
+int render_view(struct scratch *scratch, const struct image *image, const struct view *view, int row) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return render_avx2(scratch, image, view, row);
+    return render_anywhere(scratch, image, view, row);
 }
 #else
-int render_view(struct scratch *scratch, const struct picture *picture, const struct view *view, int row) {
-    return render_anywhere(scratch, picture, view, row);
+int render_view(struct scratch *scratch, const struct image *image, const struct view *view, int row) {
+    return render_anywhere(scratch, image, view, row);
 }
 #endif
 
-/* Render `count` views of a decoded (height, width, 3) picture into row `row` of the batch. */
+/* Render `count` views of a decoded (height, width, 3) image into row `row` of the batch. */
 int adco_render_pixels(struct scratch *scratch, const uint8_t *rgb, int width, int height, const struct view *views,
                        int count, int row) {
-    struct picture picture = {rgb, (size_t)width * 3, width, height, 0, 0};
+    struct image image = {rgb, (size_t)width * 3, width, height, 0, 0};
     int result = OK;
-    for (int v = 0; v < count && result == OK; v++) result = render_view(scratch, &picture, &views[v], row);
+    for (int v = 0; v < count && result == OK; v++) result = render_view(scratch, &image, &views[v], row);
     return result;
 }

@@ -38,7 +38,7 @@ def augment(pixels: Tensor, choices: AugmentParams) -> Tensor:
 
 
 def from_uint8(pixels: Tensor) -> Tensor:
-    """uint8 pictures without augmentation -> the network's input, normalised float32."""
+    """uint8 images without augmentation -> the network's input, normalised float32."""
     return normalize(pixels.float().div_(255))
 
 
@@ -91,7 +91,7 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def solarize(images: Tensor) -> Tensor:
-    """Invert what is at least 0.5: level 128 and above, as RandomSolarize(threshold=128) of pictures."""
+    """Invert what is at least 0.5: level 128 and above, as RandomSolarize(threshold=128) of images."""
     return torch.where(images >= 0.5, 1 - images, images)
 
 

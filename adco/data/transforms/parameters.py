@@ -88,7 +88,7 @@ def crop_box(width: int, height: int, scale: Sequence[float], u: np.ndarray) -> 
 
 
 def resized_crop(image: Image.Image, px: int, box: tuple[int, int, int, int]) -> np.ndarray:
-    """Crop `box` out of an RGB picture and resize it, bilinear and antialiased as torchvision: (3, px, px) uint8."""
+    """Crop `box` out of an RGB image and resize it, bilinear and antialiased as torchvision: (3, px, px) uint8."""
     left, top, width, height = box
     crop = image.crop((left, top, left + width, top + height)).resize((px, px), Image.Resampling.BILINEAR)
     return np.asarray(crop).transpose(2, 0, 1)

@@ -1,4 +1,4 @@
-"""The views as torchvision's transforms on Pillow pictures make them, with the choices that parameters.draw gave.
+"""The views as torchvision's transforms on Pillow images make them, with the choices that parameters.draw gave.
 
 Slow, and what the fast backends are compared with: the released code's pipeline, operation by operation.
 """

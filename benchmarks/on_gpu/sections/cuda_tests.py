@@ -95,5 +95,5 @@ def parse(lines: Iterable[str]) -> tuple[dict[str, str], dict[str, str], dict[st
 
 def unfinished(lines: Iterable[str], outcomes: dict[str, str]) -> str:
     """The last test that began and did not end; empty where there is none."""
-    begun = [found[1] for line in lines if (found := STARTED.match(line))]
-    return begun[-1] if begun and begun[-1] not in outcomes else ""
+    start = [found[1] for line in lines if (found := STARTED.match(line))]
+    return start[-1] if start and start[-1] not in outcomes else ""

@@ -21,7 +21,7 @@ from adco.config.loading import load_recipe
 from adco.config.schema import CheckpointConfig, DataConfig, PretrainConfig, ProbeConfig, ViewConfig
 from adco.data.sources import open_images
 from adco.evaluation.knn import knn_accuracy
-from adco.train.knn_probe import NOTHING, Pictures, embed, judged
+from adco.train.knn_probe import NOTHING, EvalDataset, embed, judged
 from adco.train.trainer import Trainer
 from adco.utils.device import resolve_workers
 from adco.utils.files import write_text
@@ -165,7 +165,7 @@ def load_judge(data: Path, device: torch.device, px: int) -> Judge:
     """The centre crops of `data`'s train and val images, evenly spaced where there are more than MOST, decoded once."""
     indices, parts = [open_images(str(data), split) for split in ("train", "val")], []
     for index in indices:
-        images, labels = embed(nn.Identity(), Pictures(index, px, MOST), device, resolve_workers("auto", device))
+        images, labels = embed(nn.Identity(), EvalDataset(index, px, MOST), device, resolve_workers("auto", device))
         parts += [images[labels != NOTHING], labels[labels != NOTHING]]
     return Judge(*parts, len(indices[0].classes))
 

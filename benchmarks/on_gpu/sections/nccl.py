@@ -99,7 +99,11 @@ def exchanges(device: torch.device) -> Finding:
         if (name != "all_reduce_mean" or dtype.is_floating_point) and not _is_identity(call, dtype, transposed, device)
     ]
     scalar = torch.tensor(3.0, device=device)
-    wrong += [f"{name} of a scalar" for name in ("total", "mean", "largest") if calls[name](scalar).item() != 3]
+    wrong += [
+        f"{name} of a scalar"
+        for name in ("all_reduce_sum", "all_reduce_mean", "all_reduce_max")
+        if calls[name](scalar).item() != 3
+    ]
     answers = [distributed.any_rank(True), distributed.any_rank(False), distributed.all_gather_objects({"rank": 0})]
     wrong += [] if answers == [True, False, [{"rank": 0}]] else ["anywhere or all_gather_objects"]
     wrong += [] if (distributed.rank(), distributed.world_size()) == (0, 1) else ["rank or ranks"]
@@ -121,7 +125,7 @@ def gradients(device: torch.device) -> Finding:
     wrong = []
     for name, call in (
         ("gather", distributed.all_gather_with_gradient),
-        ("total", distributed.all_reduce_sum_with_gradient),
+        ("all_reduce_sum", distributed.all_reduce_sum_with_gradient),
     ):
         rows = torch.randn(6, 4, device=device, requires_grad=True)
         weight = torch.randn(6, 4, device=device)

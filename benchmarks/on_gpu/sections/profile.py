@@ -121,8 +121,8 @@ def is_kernel(event) -> bool:
 def ops(events: Iterable) -> list[Op]:
     """The ops of a trace with what is around each, thread by thread; calls of CUDA's runtime are none."""
     found, around, thread = [], [], None
-    begun = [event for event in events if event.device_type() == DeviceType.CPU and not _of_runtime(event)]
-    for event in sorted(begun, key=lambda e: (e.start_thread_id(), e.start_ns(), -e.end_ns())):
+    start = [event for event in events if event.device_type() == DeviceType.CPU and not _of_runtime(event)]
+    for event in sorted(start, key=lambda e: (e.start_thread_id(), e.start_ns(), -e.end_ns())):
         if event.start_thread_id() != thread:
             around, thread = [], event.start_thread_id()
         while around and event.end_ns() > around[-1].end:

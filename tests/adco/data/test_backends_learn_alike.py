@@ -54,7 +54,7 @@ def trained(index: ImageIndex, backend: str, seed: int, epochs: int) -> nn.Seque
 
 @torch.inference_mode()
 def features(network: nn.Module, index: ImageIndex) -> torch.Tensor:
-    """Unit features of every picture, squashed to 48 px, in the index's order."""
+    """Unit features of every image, squashed to 48 px, in the index's order."""
     dataset = ViewDataset(index, PLAIN, 0, 0, "native")
     count = len(index) // 2
     order = torch.from_numpy(next(requests(0, len(index), len(index), 0, 1)).samples)
@@ -65,7 +65,7 @@ def features(network: nn.Module, index: ImageIndex) -> torch.Tensor:
 
 
 def knn(network: nn.Module, train: ImageIndex, val: ImageIndex) -> float:
-    """Percent of val pictures whose class their neighbours in train vote for."""
+    """Percent of val images whose class their neighbours in train vote for."""
     labels = torch.tensor(train.labels), torch.tensor(val.labels)
     return knn_accuracy(
         features(network, train), labels[0], features(network, val), labels[1], K, 0.07, len(train.classes)

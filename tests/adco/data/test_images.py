@@ -11,8 +11,8 @@ from adco.data.images import BadImages, UnreadableImage, index_folder, read_imag
 from adco.utils.errors import UserError
 
 
-def test_order_labels_and_classes(pictures):
-    index = index_folder(pictures / "val")
+def test_order_labels_and_classes(images):
+    index = index_folder(images / "val")
     assert index.classes == ("class0", "class1", "class2")
     assert index.paths == tuple(sorted(index.paths))
     assert [index.classes[label] for label in index.labels] == [path.split("/")[0] for path in index.paths]
@@ -22,7 +22,7 @@ def test_order_labels_and_classes(pictures):
 def test_a_flat_folder_is_one_class(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
     Image.new("RGB", (4, 4)).save(tmp_path / "a.jpg")
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     index = index_folder(tmp_path)
     assert (index.paths, index.labels) == (("a.jpg", "b.png"), (0, 0))
 

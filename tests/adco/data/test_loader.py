@@ -44,27 +44,27 @@ def photographs(tmp_path_factory):
 
 @needs_kernel
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_any_number_of_workers_and_any_start_give_the_same_batches(pictures, backend):
-    whole = loaded(pictures / "train", 0, 9, workers=0, backend=backend)
+def test_any_number_of_workers_and_any_start_give_the_same_batches(images, backend):
+    whole = loaded(images / "train", 0, 9, workers=0, backend=backend)
     assert [tuple(p.shape) for p in whole[0].pixels] == [(10, 3, 24, 24), (10, 3, 16, 16)]
-    parts = whole[:5] + loaded(pictures / "train", 5, 9, workers=1, backend=backend)
-    for other in (loaded(pictures / "train", 0, 9, workers=2, backend=backend), parts):
+    parts = whole[:5] + loaded(images / "train", 5, 9, workers=1, backend=backend)
+    for other in (loaded(images / "train", 0, 9, workers=2, backend=backend), parts):
         assert len(other) == 9
         assert all(same(a, b) for a, b in zip(whole, other, strict=True))
 
 
 @pytest.mark.parametrize("backend", ["reference", "device"])
-def test_pillow_works_in_threads_and_no_process_is_started(pictures, monkeypatch, backend):
+def test_pillow_works_in_threads_and_no_process_is_started(images, monkeypatch, backend):
     """A fork beside the threads of CUDA or gloo may hang or crash the child."""
     monkeypatch.setattr(os, "fork", None)
     monkeypatch.setattr(native, "available", lambda: False)
-    whole = loaded(pictures / "train", 0, 9, workers=0, backend=backend)
-    for other in (loaded(pictures / "train", 0, 9, workers, backend=backend) for workers in (1, 3)):
+    whole = loaded(images / "train", 0, 9, workers=0, backend=backend)
+    for other in (loaded(images / "train", 0, 9, workers, backend=backend) for workers in (1, 3)):
         assert all(same(a, b) for a, b in zip(whole, other, strict=True))
 
 
-def test_reference_views_are_torchvisions_to_the_bit(pictures):
-    index = index_folder(pictures / "train")
+def test_reference_views_are_torchvisions_to_the_bit(images):
+    index = index_folder(images / "train")
     dataset = ViewDataset(index, SPECS, 0, 0, "reference")
     request = next(requests(0, len(index), 8, 0, 1))
     made = dataset[request].to_views(CPU)
@@ -75,15 +75,15 @@ def test_reference_views_are_torchvisions_to_the_bit(pictures):
             assert torch.equal(view[row], theirs)
 
 
-def test_another_seed_or_epoch_gives_other_batches(pictures):
-    first, second = loaded(pictures / "train", 0, 1, 0)[0], loaded(pictures / "train", 4, 5, 0)[0]  # 4 steps an epoch
+def test_another_seed_or_epoch_gives_other_batches(images):
+    first, second = loaded(images / "train", 0, 1, 0)[0], loaded(images / "train", 4, 5, 0)[0]  # 4 steps an epoch
     assert not same(first, second)
-    assert not same(first, loaded(pictures / "train", 0, 1, 0, seed=1)[0])
+    assert not same(first, loaded(images / "train", 0, 1, 0, seed=1)[0])
 
 
-def test_ranks_together_see_what_one_process_sees(pictures):
-    whole = loaded(pictures / "train", 3, 6, workers=0, batch=12)
-    parts = [loaded(pictures / "train", 3, 6, workers=0, batch=12, rank=rank, ranks=3) for rank in range(3)]
+def test_ranks_together_see_what_one_process_sees(images):
+    whole = loaded(images / "train", 3, 6, workers=0, batch=12)
+    parts = [loaded(images / "train", 3, 6, workers=0, batch=12, rank=rank, ranks=3) for rank in range(3)]
     for batch, *shares in zip(whole, *parts, strict=True):
         for v in range(len(SPECS)):
             assert torch.equal(torch.cat([share.pixels[v] for share in shares]), batch.pixels[v])
@@ -113,8 +113,8 @@ def test_backends_make_the_same_views_to_within_two_levels(photographs):
 
 
 @needs_kernel
-def test_a_batch_in_use_is_never_painted_over(pictures):
-    index = index_folder(pictures / "train")
+def test_a_batch_in_use_is_never_painted_over(images):
+    index = index_folder(images / "train")
     dataset = ViewDataset(index, SPECS, 0, 0, "native")
     kept, copies = [], []
     for batch in batches(dataset, requests(0, len(index), 10, 0, 12), 2, CPU):
@@ -154,10 +154,10 @@ def test_without_the_kernel_the_device_backend_cuts_the_same_crops(photographs, 
 
 
 @pytest.fixture
-def damaged(pictures, tmp_path):
-    """The training pictures with one truncated, one empty, and one that is no picture."""
+def damaged(images, tmp_path):
+    """The training images with one truncated, one empty, and one that is no image."""
     root = tmp_path / "damaged"
-    shutil.copytree(pictures / "train", root)
+    shutil.copytree(images / "train", root)
     files = sorted(root.rglob("*.png"))
     files[3].write_bytes(files[3].read_bytes()[:200])
     files[20].write_bytes(b"")

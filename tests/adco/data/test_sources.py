@@ -1,4 +1,4 @@
-"""Every source gives the same kind of thing: an order, pictures by number, one clear line for what is not there."""
+"""Every source gives the same kind of thing: an order, images by number, one clear line for what is not there."""
 
 from __future__ import annotations
 
@@ -59,19 +59,19 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 @pytest.fixture
 def tars(folder, tmp_path):
-    """The folder's pictures in three shards, with labels beside them as webdataset has them."""
+    """The folder's images in three shards, with labels beside them as webdataset has them."""
     index = index_folder(folder)
     for number in range(3):
         members = {}
         for i in range(4 * number, 4 * number + 4):
             members[index.paths[i]] = index.read(i)
             members[index.paths[i].replace(".jpg", ".cls")] = b"1"
-            members[index.paths[i].replace(".jpg", ".mask.png")] = b"another picture of the same key"
+            members[index.paths[i].replace(".jpg", ".mask.png")] = b"another image of the same key"
         write_tar(tmp_path / f"part-{number:03d}.tar", members)
     return str(tmp_path / "part-{000..002}.tar")
 
 
-def same_pictures(a, b) -> bool:
+def same_images(a, b) -> bool:
     return len(a) == len(b) and all(
         np.array_equal(np.asarray(a.image(i)), np.asarray(b.image(i))) for i in range(len(a))
     )
@@ -135,7 +135,7 @@ def test_names_of_any_bytes_survive():
 
 def test_shards_hold_the_folders_pictures_in_any_order(folder, tars, monkeypatch):
     whole, index = index_folder(folder), open_images(tars)
-    assert same_pictures(whole, index)
+    assert same_images(whole, index)
     assert index.classes == whole.classes
     assert index.labels == whole.labels
     assert index.paths[0] == f"part-000.tar/{whole.paths[0]}"
@@ -228,10 +228,10 @@ def server(tmp_path):
         running.shutdown()
 
 
-def test_shards_behind_a_url_are_the_same_pictures_by_range_requests(folder, tars, server):
+def test_shards_behind_a_url_are_the_same_images_by_range_requests(folder, tars, server):
     url = f"{server}/part-{{000..002}}.tar"
     index = open_images(url)
-    assert same_pictures(index_folder(folder), index)
+    assert same_images(index_folder(folder), index)
     assert index.fingerprint == open_images(tars).fingerprint
     assert Ranges.served.count("whole") == 3
     assert open_images(url) == index
@@ -247,7 +247,7 @@ def test_shards_behind_a_url_are_the_same_pictures_by_range_requests(folder, tar
 
 
 def test_pictures_in_memory_are_the_pictures_and_bad_ones_stay_bad(folder):
-    (folder / "class1" / "00001.jpg").write_bytes(b"no picture")
+    (folder / "class1" / "00001.jpg").write_bytes(b"no image")
     (folder / "class1" / "00004.jpg").write_bytes(jpeg(photograph(4, 300, 200))[:-3000])  # a good header alone
     index = index_folder(folder)
     kept = in_memory(index, 2)
@@ -306,7 +306,7 @@ def test_views_from_memory_equal_views_from_files(folder):
 
 
 def write_cifar(root: Path, monkeypatch) -> None:
-    """torchvision's CIFAR-10 layout with six pictures a file, and their own checksums."""
+    """torchvision's CIFAR-10 layout with six images a file, and their own checksums."""
     from torchvision import datasets
 
     base = root / "cifar-10-batches-py"

@@ -92,10 +92,10 @@ def test_every_device_has_one_job_at_a_time(tmp_path):
     run_jobs(jobs, tmp_path / "jobs", at_once=4, devices=["4", "7"])
     used = {"4": [], "7": []}
     for i in range(7):
-        names, begun, ended = (tmp_path / f"j{i}").read_text().split()
+        names, start, ended = (tmp_path / f"j{i}").read_text().split()
         assert set(names.split(",")) == {"4", "7"} if i == 3 else names in used
         for name in names.split(","):
-            used[name].append((float(begun), float(ended)))
+            used[name].append((float(start), float(ended)))
     for spans in used.values():
         assert len(spans) >= 2
         spans.sort()
@@ -118,16 +118,16 @@ def test_at_once_is_kept_and_used(tmp_path):
 def test_the_budget_starts_nothing_that_would_end_too_late_and_stops_what_runs_over(tmp_path):
     polite = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\ntime.sleep(60)"
     jobs = [python("long", "pass", minutes=5), python("runs", polite), python("short", "pass", minutes=0)]
-    begun = time.monotonic()
+    start = time.monotonic()
     outcomes = run_jobs(jobs, tmp_path, at_once=2, budget_minutes=1.5 / 60)
     assert statuses(outcomes) == {"long": "left", "runs": "left", "short": "ended"}
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - start < 20
 
 
 def test_asked_to_stop_by_the_caller(tmp_path):
-    begun = time.monotonic()
+    start = time.monotonic()
     jobs = [python("a", "import time; time.sleep(60)"), python("b", "pass")]
-    outcomes = run_jobs(jobs, tmp_path, stop=lambda: time.monotonic() - begun > 0.5)
+    outcomes = run_jobs(jobs, tmp_path, stop=lambda: time.monotonic() - start > 0.5)
     assert statuses(outcomes) == {"a": "left", "b": "left"}
 
 
@@ -295,9 +295,9 @@ def test_a_table_that_is_taller_than_the_terminal_shows_what_runs_and_counts_the
     shown.started("j33", tmp_path / "log")
     console = Console(file=io.StringIO(), width=80)
     console.print(shown.table(20))
-    told = console.file.getvalue()
-    assert "j33" in told and "39 waiting" in told and "j7" not in told
-    assert len(told.splitlines()) < 6
+    reported = console.file.getvalue()
+    assert "j33" in reported and "39 waiting" in reported and "j7" not in reported
+    assert len(reported.splitlines()) < 6
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(4, "4 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")])

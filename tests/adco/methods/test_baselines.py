@@ -175,11 +175,11 @@ def test_swav_prototypes_stay_until_their_epoch_and_are_unit_rows(kind):
     whole = replace(whole, swap=replace(whole.swap, frozen_epochs=1.0), optimizer=replace(whole.optimizer, kind=kind))
     method = build(whole)
     optimizer = build_optimizer(whole.optimizer, method.encoder, fused=False)
-    begun = F.normalize(method.encoder.tail.weight.detach(), dim=1)
+    start = F.normalize(method.encoder.tail.weight.detach(), dim=1)
     for number in range(7):
         moment, views = TrainingProgress(number, 40, 5), [rows(N, 3, 10, 10, seed=10 * number + v) for v in (0, 1)]
         method.targets([views], moment)
-        moved = (method.encoder.tail.weight - begun).abs().max()
+        moved = (method.encoder.tail.weight - start).abs().max()
         assert moved < 1e-12 if number <= 5 else moved > 1e-6
         norms = method.encoder.tail.weight.norm(dim=1)
         torch.testing.assert_close(norms, torch.ones_like(norms))
@@ -249,11 +249,11 @@ def test_byols_key_encoder_has_no_predictor_and_its_momentum_rises_to_one():
     with torch.no_grad():
         for weight in method.encoder.parameters():
             weight.add_(1.0)
-    begun = method.key_encoder.head[0].weight.clone()
+    start = method.key_encoder.head[0].weight.clone()
     for step, share in ((0, 0.1), (20, 0.05), (40, 0.0)):  # 1 - momentum: half a cosine from 0.1
-        method.key_encoder.head[0].weight.copy_(begun)
+        method.key_encoder.head[0].weight.copy_(start)
         method.targets([views], TrainingProgress(step, 40, 5))
-        torch.testing.assert_close(method.key_encoder.head[0].weight, begun + share)
+        torch.testing.assert_close(method.key_encoder.head[0].weight, start + share)
 
 
 @pytest.mark.parametrize("name", BASELINES)

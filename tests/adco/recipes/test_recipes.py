@@ -108,11 +108,11 @@ def test_every_method_has_a_small_twin_that_sees_the_same_pictures_as_often():
 def small(name: str):
     """The recipe with its method, views and options, at a size of milliseconds."""
     recipe = load_recipe(name, ["batch=8", "bank.size=24", "mix.hard=5", "encoder.arch=resnet18"])
-    pictures = [replace(view, px=16 if view.px == recipe.views[0].px else 12) for view in recipe.views]
+    images = [replace(view, px=16 if view.px == recipe.views[0].px else 12) for view in recipe.views]
     encoder = replace(recipe.encoder, dim=6, head_width=8, predictor_width=min(recipe.encoder.predictor_width, 5))
     swap = replace(recipe.swap, prototypes=7, queue=8 if recipe.swap.queue else 0)
     mix = replace(recipe.mix, pairs=4, with_query=3, from_epoch=0)
-    return replace(recipe, views=pictures, encoder=encoder, swap=swap, mix=mix)
+    return replace(recipe, views=images, encoder=encoder, swap=swap, mix=mix)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -128,6 +128,6 @@ def ours(made, folder: Path) -> dict[str, str]:
     """What stands under `ours` beside AdCo, whose run's record alone is there."""
     made.write(folder / "a" / "record.json")
     table = costs.recipe_table({}, report.gather([str(folder / "a")]).runs, folder)
-    told = {cells[0].text: cells[2].text for cells in table.rows}
-    assert all(text == "not run" for name, text in told.items() if name != "AdCo")
-    return {"AdCo": told["AdCo"]}
+    reported = {cells[0].text: cells[2].text for cells in table.rows}
+    assert all(text == "not run" for name, text in reported.items() if name != "AdCo")
+    return {"AdCo": reported["AdCo"]}

@@ -83,8 +83,14 @@ def look(page: Path, folder: Path, width: int, *words: str) -> tuple[dict, str]:
     """What the probe told at a width, and the browser's own log."""
     frame, profile = page.with_name(f"frame{width}.html"), f"--user-data-dir={folder}"
     frame.write_text(FRAME.format(width=width))
-    told = ("--enable-logging=stderr", "--v=0", "--dump-dom", "--window-size=1400,1000", "--virtual-time-budget=5000")
-    ended = chromium(*told, profile, *words, frame.as_uri())
+    reported = (
+        "--enable-logging=stderr",
+        "--v=0",
+        "--dump-dom",
+        "--window-size=1400,1000",
+        "--virtual-time-budget=5000",
+    )
+    ended = chromium(*reported, profile, *words, frame.as_uri())
     found = re.search(r'<script id="probe"[^>]*>(.*?)</script>', ended.stdout, re.DOTALL)
     assert found and found[1], ended.stderr[-2000:]
     return json.loads(html.unescape(found[1])), ended.stderr
@@ -92,15 +98,15 @@ def look(page: Path, folder: Path, width: int, *words: str) -> tuple[dict, str]:
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_is_asked_for_nothing_overflows_and_tables_are_whole(page, tmp_path, width):
-    told, errors = look(page, tmp_path / "profile", width)
-    assert told["inner"] == width
-    assert told["overflow"] <= 0
-    assert told["faults"] == []
+    reported, errors = look(page, tmp_path / "profile", width)
+    assert reported["inner"] == width
+    assert reported["overflow"] <= 0
+    assert reported["faults"] == []
     assert "CONSOLE" not in errors
-    assert told["asked"] == []
-    assert told["links"]
-    assert told["charts"] >= 3  # one drawing of each figure is seen, the wide or the narrow
-    tables = told["tables"]
+    assert reported["asked"] == []
+    assert reported["links"]
+    assert reported["charts"] >= 3  # one drawing of each figure is seen, the wide or the narrow
+    tables = reported["tables"]
     assert all(table["scrolls"] for table in tables.values())
     knn = next(table for key, table in tables.items() if key.startswith("knn"))
     assert knn["heads"] == ["model", "top-1", "top-1"]
@@ -117,16 +123,16 @@ def test_a_page_that_asks_for_something_or_is_too_wide_would_be_caught(page, tmp
     fault = '<img src="http://example.com/x.png" alt="x"><div style="width: 3000px">x</div></body>'
     probed = page.with_name("probed.html").read_text()
     wrong.with_name("probed.html").write_text(probed.replace("</body>", fault))
-    told, _ = look(wrong, tmp_path / "profile", 390)
-    assert told["asked"] == ["http://example.com/x.png"]
-    assert told["faults"] == ["http://example.com/x.png"]
-    assert told["overflow"] > 0
+    reported, _ = look(wrong, tmp_path / "profile", 390)
+    assert reported["asked"] == ["http://example.com/x.png"]
+    assert reported["faults"] == ["http://example.com/x.png"]
+    assert reported["overflow"] > 0
 
 
 def test_a_column_is_sorted_by_value_where_scripts_run(page, tmp_path):
-    told, _ = look(page, tmp_path / "profile", 1280)
-    assert told["down"] == sorted(told["down"], reverse=True)
-    assert told["sort"] == "descending"
+    reported, _ = look(page, tmp_path / "profile", 1280)
+    assert reported["down"] == sorted(reported["down"], reverse=True)
+    assert reported["sort"] == "descending"
 
 
 def test_dark_is_dark_and_light_is_light(page, tmp_path):

@@ -144,10 +144,10 @@ def test_two_data_sets_and_two_image_sizes_never_share_a_column(tmp_path):
 
 
 def test_captions_say_subset_size_and_what_the_intervals_are(found, tmp_path):
-    told = {table.title: table.caption for table in tables_of(result_tables.section(found, tmp_path))}
-    assert "400 train of 5,011, 200 test of 4,952 images – a subset, not the official set" in told["VOC07 SVM"]
-    assert told["VOC07 low-shot SVM"].endswith("95% intervals: Student's t of the mean of 3 trials.")
-    assert told["Nearest neighbours"] == (
+    reported = {table.title: table.caption for table in tables_of(result_tables.section(found, tmp_path))}
+    assert "400 train of 5,011, 200 test of 4,952 images – a subset, not the official set" in reported["VOC07 SVM"]
+    assert reported["VOC07 low-shot SVM"].endswith("95% intervals: Student's t of the mean of 3 trials.")
+    assert reported["Nearest neighbours"] == (
         "imagenette160: 9,469 train, 3,925 test images. 95% intervals: bootstrap of the test images."
     )
 
@@ -185,11 +185,11 @@ def test_nothing_of_ours_stands_beside_a_paper_unless_it_is_the_same_thing(tmp_p
 
 
 def test_table_4s_mixed_columns_are_apart_and_the_reasons_are_printed():
-    told = {row[1].text: row[2].text for row in significance.published_table(load_published()).rows}
-    mixed = next(why for pair, why in told.items() if "AdCo 93.1 against SwAV, multi-crop 88.9" in pair)
+    reported = {row[1].text: row[2].text for row in significance.published_table(load_published()).rows}
+    mixed = next(why for pair, why in reported.items() if "AdCo 93.1 against SwAV, multi-crop 88.9" in pair)
     assert "voc07-linear/adco against own/voc07-svm" in mixed
     assert "mean over images" in mixed
-    assert any("AdCo 41.8 against SwAV, multi-crop 42.1" in pair and "DETR" in why for pair, why in told.items())
+    assert any("AdCo 41.8 against SwAV, multi-crop 42.1" in pair and "DETR" in why for pair, why in reported.items())
 
 
 # differences
@@ -313,7 +313,7 @@ def test_speed_is_the_median_after_the_beginning():
     assert cost.speed_of([{"epoch": 1, "loss": 2.0}]) is None
 
 
-# pictures
+# images
 
 
 def test_classes_of_the_best_of_each_method_have_whiskers(found):
@@ -347,8 +347,10 @@ def test_the_banks_map_comes_with_its_numbers(found):
 
 
 def test_a_record_of_the_banks_outliers_is_drawn_as_its_map_is(results, tmp_path):
-    told = json.loads((results / "figure2" / "bank.json").read_text())
-    record("pretraining/bank-outliers", {"outlier_percent/adco_s0": 4.1}, "", settings=told).write(tmp_path / "b.json")
+    reported = json.loads((results / "figure2" / "bank.json").read_text())
+    record("pretraining/bank-outliers", {"outlier_percent/adco_s0": 4.1}, "", settings=reported).write(
+        tmp_path / "b.json"
+    )
     (tmp_path / "b.png").write_bytes((results / "figure2" / "bank.png").read_bytes())
     blocks = figures.bank_section(report.gather([str(tmp_path)])).blocks
     drawn = figures.bank_section(collect.Study(maps=[results / "figure2" / "bank.json"])).blocks
@@ -445,8 +447,8 @@ def luminance(colour: str) -> float:
 def test_the_tool_writes_the_three_files_and_names_what_it_could_not_read(results, tmp_path, capsys):
     assert tool.main([str(results), "-o", str(tmp_path / "r"), "--no-papers", "--title", "A & B"]) == 0
     assert sorted(os.listdir(tmp_path / "r")) == ["report.csv", "report.html", "report.md"]
-    told = capsys.readouterr()
-    assert told.err.count("not read: ") == 2
+    reported = capsys.readouterr()
+    assert reported.err.count("not read: ") == 2
     page = (tmp_path / "r" / "report.html").read_text()
     assert "<title>A &amp; B</title>" in page
     assert "cut.json" in page

@@ -98,8 +98,8 @@ def test_a_file_may_change_another_suite(tmp_path):
         ([], "expected a mapping"),
     ],
 )
-def test_mistakes_in_a_suite_name_file_stage_and_key(stages, told, tmp_path):
-    with pytest.raises(UserError, match=told) as caught:
+def test_mistakes_in_a_suite_name_file_stage_and_key(stages, reported, tmp_path):
+    with pytest.raises(UserError, match=reported) as caught:
         load_suite(write(tmp_path / "mine.yaml", stages=stages))
     assert "mine.yaml" in str(caught.value)
 
@@ -114,8 +114,8 @@ def test_mistakes_in_a_suite_name_file_stage_and_key(stages, told, tmp_path):
         ("knn.epochs=3", "knn has no epochs"),
     ],
 )
-def test_mistakes_in_a_setting(setting, told):
-    with pytest.raises(UserError, match=told):
+def test_mistakes_in_a_setting(setting, reported):
+    with pytest.raises(UserError, match=reported):
         load_suite("quick", [setting])
 
 
@@ -129,7 +129,7 @@ def test_a_suite_that_does_not_exist_names_those_that_do():
 # Data sets ---------------------------------------------------------------------------------------
 
 
-def picture(path: Path, size: int = 8) -> Path:
+def image(path: Path, size: int = 8) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.effect_noise((size, size), 60).save(path)
     return path
@@ -138,7 +138,7 @@ def picture(path: Path, size: int = 8) -> Path:
 def folders(root: Path) -> Path:
     for split, count in (("train", 4), ("val", 2)):
         for i in range(count):
-            picture(root / split / f"class{i % 2}" / f"{i}.png")
+            image(root / split / f"class{i % 2}" / f"{i}.png")
     return root
 
 
@@ -149,7 +149,7 @@ def voc(root: Path, year: str) -> Path:
         (lists / f"{split}.txt").write_text(ids)
         (lists / f"cat_{split}.txt").write_text("".join(f"{name} 1\n" for name in ids.split()))
     for name in ("01", "02", "03"):
-        picture(root / f"VOC{year}" / "JPEGImages" / f"{name}.jpg")
+        image(root / f"VOC{year}" / "JPEGImages" / f"{name}.jpg")
     return root / f"VOC{year}"
 
 
@@ -157,7 +157,7 @@ def coco(root: Path) -> Path:
     for split in ("train", "val"):
         (root / "annotations").mkdir(parents=True, exist_ok=True)
         (root / "annotations" / f"instances_{split}2017.json").write_text("{}")
-        picture(root / f"{split}2017" / "1.jpg")
+        image(root / f"{split}2017" / "1.jpg")
     return root
 
 
@@ -213,8 +213,8 @@ def test_a_folder_with_the_data_sets_name_goes_before_others_of_its_layout(world
     ("given", "told"),
     [({"imagenet": "absent"}, "not imagenet; expected imagenet/"), ({"cifar": "."}, "not a data set; choose voc2007")],
 )
-def test_a_wrong_choice_of_data_is_one_line(given, told, world):
-    with pytest.raises(UserError, match=told):
+def test_a_wrong_choice_of_data_is_one_line(given, reported, world):
+    with pytest.raises(UserError, match=reported):
         find_all(world, {name: world / path for name, path in given.items()}, ["imagenet"])
 
 
@@ -223,7 +223,7 @@ def fingerprint(root: Path, name: str) -> str:
 
 
 CHANGES = {
-    "imagenet": lambda root: picture(root / "deeper" / "imagenet" / "val" / "class0" / "0.png", 9),
+    "imagenet": lambda root: image(root / "deeper" / "imagenet" / "val" / "class0" / "0.png", 9),
     "places205": lambda root: os.rename(root / "Places205/val/class0/0.png", root / "Places205/val/class1/0.png"),
     "voc2007": lambda root: (root / "VOCdevkit/VOC2007/ImageSets/Main/cat_test.txt").write_text("03 0\n"),
     "coco": lambda root: (root / "COCO-2017/annotations/instances_val2017.json").write_text("[]"),
@@ -264,7 +264,7 @@ def estimate(past, rate=lambda *_: None, stage=STAGE, devices=0, trials=1):
 
 
 def test_what_a_record_of_this_machine_took_is_scaled_by_the_pictures(here):
-    found = estimate([record(60)])  # 3 * 50 + 10 * 10 pictures a minute; now 3 * 100 + 10 * 20
+    found = estimate([record(60)])  # 3 * 50 + 10 * 10 images a minute; now 3 * 100 + 10 * 20
     assert found.minutes == pytest.approx(2)
     assert "records" in found.source
 
@@ -274,7 +274,7 @@ def test_records_that_say_nothing_about_this_run_are_left_out(past, here):
     assert estimate([past]).minutes is None
     found = estimate([past], rate=lambda arch, px, data: 100.0)
     assert found.minutes == pytest.approx(500 / 100 / 60)
-    assert "500 pictures at 100/s, measured now" in found.source
+    assert "500 images at 100/s, measured now" in found.source
 
 
 def test_a_detectors_time_comes_from_records_alone(here):
@@ -310,7 +310,7 @@ def test_a_rate_is_measured_once_and_only_when_allowed(tmp_path, monkeypatch):
 
 def test_the_rate_of_a_network_on_pictures(tmp_path, capsys):
     for i in range(12):
-        picture(tmp_path / "a" / f"{i}.png", 40)
+        image(tmp_path / "a" / f"{i}.png", 40)
     words = ["--checkpoint", "random:resnet18", "--data", str(tmp_path), "--image-px", "32", "--device", "cpu"]
     assert throughput.main([*words, "--workers", "0"]) == 0
     assert float(capsys.readouterr().out) > 0

@@ -105,13 +105,13 @@ def test_multi_crop_makes_a_graph_for_each_size_and_encoder_once(monkeypatch, ac
     assert counts[0] == (queries if accumulate == 1 else 2 * queries) + keys
 
 
-def test_the_probe_calls_the_network_itself_and_not_what_was_compiled(monkeypatch, pictures):
+def test_the_probe_calls_the_network_itself_and_not_what_was_compiled(monkeypatch, images):
     made = counted(monkeypatch)
     encoder = EncoderConfig(arch="resnet18", stem="small", dim=16)
     method = build_method(PretrainConfig(encoder=encoder, bank=BankConfig(size=32))).to_device(
         ComputeConfig(compile=True), CPU
     )
-    probe = KnnProbe(pictures, 16, 5, 0.07, 30, 0)
+    probe = KnnProbe(images, 16, 5, 0.07, 30, 0)
     assert 0 <= probe(method.encoder.backbone, CPU) <= 100
     assert not made
     method.encoder.backbone(torch.randn(8, 3, 16, 16))

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from adco.data.images import index_folder
-from adco.train.knn_probe import NOTHING, KnnProbe, Pictures, embed, gather_in_order
+from adco.train.knn_probe import NOTHING, EvalDataset, KnnProbe, embed, gather_in_order
 from adco.train.logger import Logger, read_metrics
 from adco.train.throughput import Throughput
 from adco.utils import distributed
@@ -27,8 +27,8 @@ CPU = torch.device("cpu")
 class Orientation(nn.Module):
     """A hand-made feature that tells the fixture's stripes apart: energies of horizontal and vertical differences."""
 
-    def forward(self, images):
-        gray = images.mean(dim=1)
+    def forward(self, batch):
+        gray = batch.mean(dim=1)
         across, down = (gray.diff(dim=2)[:, 1:], gray.diff(dim=1)[:, :, 1:])
         energies = torch.stack(
             [across.square().mean(dim=(1, 2)), down.square().mean(dim=(1, 2)), (across * down).mean(dim=(1, 2))], 1
@@ -37,38 +37,38 @@ class Orientation(nn.Module):
 
 
 class Noise(nn.Module):
-    def forward(self, images):
-        return torch.randn(len(images), 8)
+    def forward(self, batch):
+        return torch.randn(len(batch), 8)
 
 
 def probe(root, **changes):
     return KnnProbe(root, **({"px": 32, "k": 5, "temperature": 0.07, "max_images": 1000, "workers": 0} | changes))
 
 
-def test_good_features_score_high_and_noise_does_not(pictures):
+def test_good_features_score_high_and_noise_does_not(images):
     torch.manual_seed(0)
-    assert probe(pictures)(Orientation(), CPU) > 80
-    assert probe(pictures)(Noise(), CPU) < 70
+    assert probe(images)(Orientation(), CPU) > 80
+    assert probe(images)(Noise(), CPU) < 70
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_networks_mode_and_statistics_are_put_back(pictures, training):
+def test_the_networks_mode_and_statistics_are_put_back(images, training):
     network = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).train(training)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    probe(pictures)(network, CPU)
+    probe(images)(network, CPU)
     assert network.training is training
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
-def test_at_most_max_images_are_used_evenly_over_the_classes(pictures):
-    small = probe(pictures, max_images=12)
+def test_at_most_max_images_are_used_evenly_over_the_classes(images):
+    small = probe(images, max_images=12)
     assert [len(part) for part in small.sets] == [12, 9]
     labels = [small.sets[0][i][1] for i in range(12)]
     assert [labels.count(label) for label in range(3)] == [4, 4, 4]
 
 
-def test_different_classes_in_train_and_val_are_refused(pictures, tmp_path):
-    shutil.copytree(pictures, tmp_path / "data")
+def test_different_classes_in_train_and_val_are_refused(images, tmp_path):
+    shutil.copytree(images, tmp_path / "data")
     shutil.rmtree(tmp_path / "data" / "val" / "class2")
     with pytest.raises(UserError, match="different classes"):
         probe(tmp_path / "data")
@@ -183,39 +183,39 @@ def probe_of_a_rank(root, max_images) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("max_images", [1000, 13, 1])
-def test_ranks_share_the_pictures_and_agree_with_one_process(pictures, tmp_path, max_images):
-    """Unequal shares, one with a picture that cannot be read, one with none at all."""
-    shutil.copytree(pictures, tmp_path / "data")
-    (tmp_path / "data" / "val" / "class0" / "002.png").write_bytes(b"not a picture")
+def test_ranks_share_the_pictures_and_agree_with_one_process(images, tmp_path, max_images):
+    """Unequal shares, one with an image that cannot be read, one with none at all."""
+    shutil.copytree(images, tmp_path / "data")
+    (tmp_path / "data" / "val" / "class0" / "002.png").write_bytes(b"not an image")
     alone = probe_of_a_rank(tmp_path / "data", max_images)
     assert run_ranks(probe_of_a_rank, 2, tmp_path / "data", max_images) == [alone, alone]
 
 
-def test_gathered_rows_are_in_the_pictures_order(pictures):
-    data = Pictures(index_folder(pictures / "train"), 32, 7)
-    whole = embed(lambda images: images.mean(dim=(2, 3)), data, CPU, 0)
+def test_gathered_rows_are_in_the_pictures_order(images):
+    data = EvalDataset(index_folder(images / "train"), 32, 7)
+    whole = embed(lambda batch: batch.mean(dim=(2, 3)), data, CPU, 0)
     assert len(data) == 7
-    for rows, labels in run_ranks(gathered, 2, pictures):
+    for rows, labels in run_ranks(gathered, 2, images):
         assert labels.tolist() == [*whole[1].tolist(), NOTHING]
         assert torch.allclose(rows[:7], whole[0])
 
 
-def test_threads_read_the_pictures_and_no_process_is_started(pictures, monkeypatch):
+def test_threads_read_the_pictures_and_no_process_is_started(images, monkeypatch):
     """A fork beside other threads' Python, as gloo's, hangs now and then."""
     monkeypatch.setattr(os, "fork", None)
-    data = Pictures(index_folder(pictures / "train"), 32, 48)
-    alone, shared = (embed(lambda images: images.flatten(1), data, CPU, workers) for workers in (0, 3))
+    data = EvalDataset(index_folder(images / "train"), 32, 48)
+    alone, shared = (embed(lambda batch: batch.flatten(1), data, CPU, workers) for workers in (0, 3))
     assert all(map(torch.equal, alone, shared))
 
 
 def gathered(root):
-    data = Pictures(index_folder(root / "train"), 32, 7)
-    return tuple(map(gather_in_order, embed(lambda images: images.mean(dim=(2, 3)), data, CPU, 0)))
+    data = EvalDataset(index_folder(root / "train"), 32, 7)
+    return tuple(map(gather_in_order, embed(lambda batch: batch.mean(dim=(2, 3)), data, CPU, 0)))
 
 
-def test_nothing_readable_is_one_line(pictures, tmp_path):
-    shutil.copytree(pictures, tmp_path / "data")
+def test_nothing_readable_is_one_line(images, tmp_path):
+    shutil.copytree(images, tmp_path / "data")
     for path in (tmp_path / "data" / "val").rglob("*.png"):
-        path.write_bytes(b"not a picture")
-    with pytest.raises(UserError, match="none of the pictures of train or of val can be read"):
+        path.write_bytes(b"not an image")
+    with pytest.raises(UserError, match="none of the images of train or of val can be read"):
         probe(tmp_path / "data")(Orientation(), CPU)

@@ -38,11 +38,11 @@ views: [{px: 16}, {px: 16}]
 
 
 @pytest.fixture
-def tiny(tmp_path, pictures):
-    """Write the tiny recipe; return its path and the overrides that point it at the pictures."""
+def tiny(tmp_path, images):
+    """Write the tiny recipe; return its path and the overrides that point it at the images."""
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
-    return str(path), [f"data.root={pictures}"]
+    return str(path), [f"data.root={images}"]
 
 
 def trainer(tiny, output, *overrides, resume=False) -> Trainer:
@@ -219,9 +219,9 @@ def wait_for_checkpoint(folder: Path) -> None:
         time.sleep(0.02)
 
 
-def test_unreadable_images_are_counted_and_named(tiny, tmp_path, pictures):
+def test_unreadable_images_are_counted_and_named(tiny, tmp_path, images):
     root = tmp_path / "damaged"
-    shutil.copytree(pictures / "train", root)
+    shutil.copytree(images / "train", root)
     file = sorted(root.rglob("*.png"))[5]
     file.write_bytes(b"")
     trainer(tiny, tmp_path / "run", f"data.root={root}", "data.max_bad_share=0.1", "epochs=1").fit()
@@ -319,8 +319,8 @@ def test_a_changed_recipe_goes_on_when_forced_and_says_what_changed(tiny, tmp_pa
     assert checkpoint.newest_intact(tmp_path / "run").name == "checkpoint_00000008.pth"
 
 
-def test_images_that_changed_since_the_checkpoint_are_noticed(tiny, tmp_path, pictures, capsys):
-    shutil.copytree(pictures / "train", tmp_path / "mine")
+def test_images_that_changed_since_the_checkpoint_are_noticed(tiny, tmp_path, images, capsys):
+    shutil.copytree(images / "train", tmp_path / "mine")
     command = ["--config-file", tiny[0], "--output-dir", str(tmp_path / "run"), f"data.root={tmp_path / 'mine'}"]
     assert run_tool([*command, "epochs=1"], capsys)[0] == 0
     (tmp_path / "moved").mkdir()
@@ -371,7 +371,7 @@ def test_a_diverged_run_stops_and_keeps_the_last_good_checkpoint(tiny, tmp_path)
     run.fit()
     run.method.encoder.head[0].weight.data.fill_(float("nan"))
     run.step, run.steps = 8, 12
-    with pytest.raises(Failure, match="the loss is nan at step 8; its pictures are named in diverged_00000008.json"):
+    with pytest.raises(Failure, match="the loss is nan at step 8; its images are named in diverged_00000008.json"):
         run.fit()
     assert checkpoint.newest_intact(tmp_path / "run").name == "checkpoint_00000008.pth"
 

@@ -28,11 +28,11 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def tiny(tmp_path, pictures):
-    """The tiny recipe and the override that points it at the pictures."""
+def tiny(tmp_path, images):
+    """The tiny recipe and the override that points it at the images."""
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
-    return str(path), f"data.root={pictures}"
+    return str(path), f"data.root={images}"
 
 
 def fitted(recipe: str, output: Path, resume: bool, *overrides: str) -> None:

@@ -40,14 +40,14 @@ def test_batches_come_in_order_whatever_the_threads_and_the_mode_of_the_caller(w
 
 
 def test_no_more_batches_are_begun_than_are_ahead():
-    begun = []
+    start = []
 
     def begin(request: Request) -> RowByRow:
-        begun.append(request)
+        start.append(request)
         return squares(request)
 
     for number, _ in enumerate(in_threads(begin, (Request(0, np.arange(3)) for _ in range(20)), 2)):
-        assert len(begun) <= number + 1 + AHEAD
+        assert len(start) <= number + 1 + AHEAD
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -49,10 +49,10 @@ def test_every_projects_checkpoint_gives_that_projects_backbone(tmp_path, name):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_of_ours_is_read(method):
     state = build_method(load_recipe(f"{method}_r18_imagenette")).state_dict()
-    names, dropped, strangers = LAYOUTS[0].split(state)
+    names, dropped, unexpected = LAYOUTS[0].split(state)
     found = {new: tuple(state[old].shape) for old, new in names.items() if not new.endswith("num_batches_tracked")}
     assert found == expected_shapes("resnet18", "imagenet")
-    assert not strangers
+    assert not unexpected
     assert not set(dropped) & set(names)
 
 

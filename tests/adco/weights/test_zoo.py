@@ -559,8 +559,12 @@ def test_a_packed_model_is_the_same_network_at_half_the_size(ended_run, tmp_path
     assert "bank.size: 2048 -> 64" in model.note and "epochs: 20 -> 3" in model.note
     assert verify(model) == sha256_of(out) and model.path == out and model.bytes == out.stat().st_size < 23e6
     with safe_open(out, "pt") as file:
-        told = file.metadata()
-    assert (told["recipe"], told["commit"], told["from_sha256"]) == ("adco_r18_sample", "c" * 40, sha256_of(ended_run))
+        reported = file.metadata()
+    assert (reported["recipe"], reported["commit"], reported["from_sha256"]) == (
+        "adco_r18_sample",
+        "c" * 40,
+        sha256_of(ended_run),
+    )
 
     monkeypatch.setattr("adco.weights.zoo._packaged", lambda: {"adco-tiny": model})
     original, small = load_backbone(ended_run), load_backbone("zoo://adco-tiny")
@@ -570,9 +574,9 @@ def test_a_packed_model_is_the_same_network_at_half_the_size(ended_run, tmp_path
         else:
             assert torch.equal(small.state[name], tensor), name
     assert 0 < features_differ(original, small) <= BOUND
-    pictures = torch.rand(4, 3, 64, 64)
+    images = torch.rand(4, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(small.module()(pictures), original.module()(pictures), rtol=0.01, atol=0.01)
+        torch.testing.assert_close(small.module()(images), original.module()(images), rtol=0.01, atol=0.01)
 
 
 def test_what_cannot_be_packed_is_said_and_leaves_no_file(ended_run, tmp_path, monkeypatch):
@@ -622,30 +626,30 @@ def test_an_installed_wheel_carries_its_models(ended_run, tmp_path, monkeypatch)
     monkeypatch.setenv("PYTHONPATH", str(site))
     code = "import adco; net = adco.load_backbone('zoo://tiny'); print(adco.__file__, net.sha256)"
     line = [sys.executable, "-c", code]
-    told = subprocess.run(line, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.split()
-    assert Path(told[0]).is_relative_to(site) and told[1] == row["sha256"]
+    reported = subprocess.run(line, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.split()
+    assert Path(reported[0]).is_relative_to(site) and reported[1] == row["sha256"]
 
 
 # zoo://NAME in every tool that takes a checkpoint
 
 
 @pytest.mark.parametrize("tool", ["voc07", "places205", "imagenet", "knn", "linear", "convert_to_d2", "draw_bank"])
-def test_every_tool_looks_a_name_up_in_the_zoo(tool, server, pictures, tmp_path, capsys):
+def test_every_tool_looks_a_name_up_in_the_zoo(tool, server, images, tmp_path, capsys):
     room, name = "tools", "zoo://moco-v2-r50-800"
     if tool == "convert_to_d2":
         words = [name, str(tmp_path / "x.pkl")]
     elif tool == "draw_bank":
-        words = [name, "--data", str(pictures), "--output", str(tmp_path / "x.png")]
+        words = [name, "--data", str(images), "--output", str(tmp_path / "x.png")]
     else:
-        room, words = "transfer", ["--checkpoint", name, "--data", str(pictures), "--output-dir", str(tmp_path)]
+        room, words = "transfer", ["--checkpoint", name, "--data", str(images), "--output-dir", str(tmp_path)]
     assert importlib.import_module(f"{room}.{tool}").main(words) == 2
     assert "zoo://moco-v2-r50-800: no such model; did you mean moco-v2-r50-800ep?" in capsys.readouterr().err
 
 
-def test_a_name_is_downloaded_and_used_by_the_tools(server, resnet18, pictures, tmp_path, capsys):
+def test_a_name_is_downloaded_and_used_by_the_tools(server, resnet18, images, tmp_path, capsys):
     server.resnet18, digest = resnet18.read_bytes(), sha256_of(resnet18)
     assert main(["add", "far", server.url("resnet18")]) == 0
-    words = ["--checkpoint", "zoo://far", "--data", str(pictures), "--output-dir", str(tmp_path), "--image-px", "64"]
+    words = ["--checkpoint", "zoo://far", "--data", str(images), "--output-dir", str(tmp_path), "--image-px", "64"]
     assert importlib.import_module("transfer.knn").main([*words, "--workers", "0", "--k", "3"]) == 0
     record = load_record(tmp_path / "knn-k3-t0.07@64px.json")
     assert record.checkpoint.sha256 == digest and record.checkpoint.name == "far.pth"
@@ -654,10 +658,10 @@ def test_a_name_is_downloaded_and_used_by_the_tools(server, resnet18, pictures, 
     assert [path for path, _ in server.asked] == ["resnet18"]
 
 
-def test_the_banks_picture_takes_one_of_our_own_models(server, ended_run, pictures, tmp_path, capsys):
+def test_the_banks_picture_takes_one_of_our_own_models(server, ended_run, images, tmp_path, capsys):
     draw = importlib.import_module("tools.draw_bank").main
     assert main(["add", "mine", str(ended_run)]) == 0
-    words = ["--data", str(pictures), "--output", str(tmp_path / "x.png"), "--workers", "0", "--rows", "64"]
+    words = ["--data", str(images), "--output", str(tmp_path / "x.png"), "--workers", "0", "--rows", "64"]
     assert draw(["zoo://mine", *words, "--images", "40"]) == 0
     assert "zoo://mine/mine.pth: " in capsys.readouterr().out
 

@@ -21,7 +21,7 @@ from adco.evaluation.records import load_record
 from adco.utils.errors import UserError
 from adco.weights.backbone import load_backbone
 from tests import ROOT
-from tests.transfer.data import assert_one_line_error, make_folder, picture
+from tests.transfer.data import assert_one_line_error, draw_image, make_folder
 from transfer.classifier.command import hits
 from transfer.classifier.dataset import Request, lighting, renormalised, requests, to_network, voc_view
 from transfer.classifier.engine import TrainingSetup, looks_at, optimiser_for, train
@@ -145,7 +145,7 @@ def test_statistics_of_a_recipe_replace_imagenets():
 
 
 def test_lighting_is_alexnets():
-    """Its covariance over many pictures is V diag((0.1 l)^2) V'."""
+    """Its covariance over many images is V diag((0.1 l)^2) V'."""
     images = torch.zeros(20_000, 3, 1, 1)
     noise = lighting(0, Request(0, np.arange(20_000)), images)[:, :, 0, 0].double()
     vectors = torch.tensor(
@@ -156,7 +156,7 @@ def test_lighting_is_alexnets():
 
 
 def test_the_voc_view_without_chance_is_a_plain_squash():
-    image = picture(0, [(200, 30, 30)])
+    image = draw_image(0, [(200, 30, 30)])
     plain = voc_view(image, 48, np.array([0.9, 0.5, 0.9, 0.9, 0.5]))  # no grey, no flip, angle 0
     np.testing.assert_array_equal(plain, np.asarray(pixels.resize(image, [48, 48], antialias=True)).transpose(2, 0, 1))
     flipped = voc_view(image, 48, np.array([0.9, 0.5, 0.9, 0.1, 0.5]))
@@ -339,7 +339,7 @@ def test_imagenet_command(folder, tmp_path, capsys):
 
 
 def make_places(folder, root):
-    """The same pictures in the original layout of Places205."""
+    """The same images in the original layout of Places205."""
     (root / LISTS).mkdir(parents=True)
     for name in ("train", "val"):
         index = index_folder(folder / name)

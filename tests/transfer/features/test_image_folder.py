@@ -12,7 +12,7 @@ from adco.evaluation.records import load_record
 from adco.utils import philox
 from adco.weights.backbone import load_backbone
 from tests.transfer.data import assert_one_line_error, files_below, make_folder
-from transfer.features.extract import Feature, Pictures, Reader, extract
+from transfer.features.extract import Feature, ImageList, Reader, extract
 from transfer.features.image_folder import Split, fingerprint, read_folders
 from transfer.features.transforms import Transform
 from transfer.linear import LEARNING_RATES, WEIGHT_DECAYS, choose, held_out_rows, probe, standardiser, sweep
@@ -71,7 +71,7 @@ FAULTS = {
     "no val": (move("val", "test"), ["val", "no such image folder"]),
     "class only in val": (move("val/cat", "val/cow"), ["'cow'", "train"]),
     "flat folder": (flatten, ["train", "no class folder"]),
-    "picture broken": (spoil_a_picture, ["2.png", "--max-bad-share"]),
+    "image broken": (spoil_a_picture, ["2.png", "--max-bad-share"]),
 }
 
 
@@ -94,8 +94,8 @@ def test_knn_writes_a_record_per_k(folder, tmp_path, capsys):
     train, val = read_folders(folder)
     feature, rows = Feature(Transform("center", 32, 37)), []
     for index, name in ((train, "train"), (val, "val")):
-        pictures = Pictures(index.root, index.paths, name)
-        done = extract(load_backbone("random:resnet18"), pictures, [feature], tmp_path / "own", Reader(CPU, workers=0))
+        images = ImageList(index.root, index.paths, name)
+        done = extract(load_backbone("random:resnet18"), images, [feature], tmp_path / "own", Reader(CPU, workers=0))
         rows.append(normalize(torch.from_numpy(done.rows[feature])))
     labels, val_labels = torch.tensor(train.labels), torch.tensor(val.labels)
     for k in (1, 5):

@@ -55,10 +55,10 @@ def test_a_subset_is_a_fault_only_when_the_official_set_is_asked_for(world, caps
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        ("VOCdevkit/VOC2007/JPEGImages", "no such picture"),
+        ("VOCdevkit/VOC2007/JPEGImages", "no such image"),
         ("VOCdevkit/VOC2007/Annotations", "no such annotation"),
-        ("coco/val2017", "no such picture"),
-        ("places205/data/vision/torralba/deeplearning/images256", "no such picture"),
+        ("coco/val2017", "no such image"),
+        ("places205/data/vision/torralba/deeplearning/images256", "no such image"),
     ],
 )
 def test_what_is_missing_is_named(copy, capsys, spoil, says):

@@ -1,4 +1,4 @@
-"""The C kernel against torchvision on Pillow pictures, one operation at a time and all together, same choices."""
+"""The C kernel against torchvision on Pillow images, one operation at a time and all together, same choices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="the C kernel is 
 COUNT = 12
 STD = torch.tensor(functional.STD).view(3, 1, 1)
 PLAIN = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0, "flip_p": 0.0}
-FULL_VIEW = {"scale": [1.0, 1.0], "px": 120}  # with pictures of 120 x 120 the resize changes nothing
+FULL_VIEW = {"scale": [1.0, 1.0], "px": 120}  # with images of 120 x 120 the resize changes nothing
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +41,15 @@ def draws(spec: ViewConfig, count: int = COUNT, seed: int = 0) -> parameters.Vie
     return parameters.sample_params(spec, seed, 0, np.arange(count), 0)
 
 
-def rendered(spec: ViewConfig, drawn: parameters.ViewParams, pictures, dtype=np.float32, full=True) -> np.ndarray:
-    """(B, px, px, 3): every picture's view by the kernel, from pixels or from a file's content."""
-    out = np.empty((len(pictures), spec.px, spec.px, 3), dtype)
+def rendered(spec: ViewConfig, drawn: parameters.ViewParams, images, dtype=np.float32, full=True) -> np.ndarray:
+    """(B, px, px, 3): every image's view by the kernel, from pixels or from a file's content."""
+    out = np.empty((len(images), spec.px, spec.px, 3), dtype)
     canvas = native.Canvas([spec.scale], [drawn], [out], full)
-    for row, picture in enumerate(pictures):
-        if isinstance(picture, bytes):
-            assert canvas.jpeg(row, picture)
+    for row, image in enumerate(images):
+        if isinstance(image, bytes):
+            assert canvas.jpeg(row, image)
         else:
-            canvas.pixels(row, picture)
+            canvas.pixels(row, image)
     return out
 
 
@@ -76,13 +76,13 @@ def test_crops_are_those_of_views_for_every_shape():
     spec = ViewConfig(px=8, scale=[0.05, 1.0], **PLAIN)
     drawn = draws(spec, 60, seed=3)
     for width, height in ((500, 375), (13, 200), (1, 1), (300, 7)):
-        # a picture whose pixels tell their place; a crop's mean colour is the mean of its places
+        # an image whose pixels tell their place; a crop's mean colour is the mean of its places
         x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-        picture = np.stack([x, y, rng.integers(0, 255, x.shape)], axis=-1).astype(np.uint8)
-        ours = rendered(spec, drawn, [picture] * 60, np.uint8, full=False)
+        image = np.stack([x, y, rng.integers(0, 255, x.shape)], axis=-1).astype(np.uint8)
+        ours = rendered(spec, drawn, [image] * 60, np.uint8, full=False)
         for row, u in enumerate(drawn.crops):
             theirs = parameters.resized_crop(
-                Image.fromarray(picture), 8, parameters.crop_box(width, height, spec.scale, u)
+                Image.fromarray(image), 8, parameters.crop_box(width, height, spec.scale, u)
             )
             assert np.abs(ours[row].astype(int).transpose(2, 0, 1) - theirs).max() <= 1
 
@@ -164,8 +164,8 @@ def test_levels_are_the_rounded_view(photos):
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_part_of_a_jpeg_decodes_to_pillows_very_pixels(subsampling, progressive):
-    pictures = [photograph(seed, 203 + seed, 151) for seed in range(COUNT)]
-    files = [jpeg(p, subsampling=subsampling, progressive=progressive) for p in pictures]
+    images = [photograph(seed, 203 + seed, 151) for seed in range(COUNT)]
+    files = [jpeg(p, subsampling=subsampling, progressive=progressive) for p in images]
     spec = ViewConfig(px=40, scale=[0.05, 0.5], **PLAIN)
     drawn = draws(spec)
     whole = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
@@ -184,7 +184,7 @@ def test_unsound_and_unusual_files_are_left_to_pillow(tmp_path):
         ink = file.getvalue()
     for content in (whole[:-200], whole[:30], b"", b"\xff\xd8\xff\xd9", b"GIF89a", ink):
         assert not canvas.jpeg(0, content)
-    cut = whole[:middle] + b"\xff\xd9"  # ends as a JPEG does, but half of the picture is missing
+    cut = whole[:middle] + b"\xff\xd9"  # ends as a JPEG does, but half of the image is missing
     all_of_it = ViewConfig(px=16, scale=[1.0, 1.0])
     square = native.Canvas([all_of_it.scale], [draws(all_of_it, 1)], [np.empty((1, 16, 16, 3), np.uint8)], True)
     assert not square.jpeg(0, cut)

@@ -16,7 +16,7 @@ LEVELS = 255
 
 @pytest.fixture(scope="module")
 def photos() -> torch.Tensor:
-    """(8, 3, 48, 48) uint8: smooth coloured pictures with edges and some noise, no two alike."""
+    """(8, 3, 48, 48) uint8: smooth coloured images with edges and some noise, no two alike."""
     rng = np.random.default_rng(1)
     coarse = torch.from_numpy(rng.uniform(0, 255, (8, 3, 6, 6)))
     smooth = torch.nn.functional.interpolate(coarse, size=48, mode="bicubic").numpy()
