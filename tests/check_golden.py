@@ -23,8 +23,7 @@ from adco.config.schema import BankConfig as Options
 from adco.losses.adco import adversarial_contrast
 from adco.losses.bank_softmax import LossOutput
 from adco.losses.caco import cooperative_contrast
-from adco.losses.pairs import Pair, make_pairs
-from adco.methods.caco import make_pairs as make_caco_pairs
+from adco.losses.pairs import Pair, make_caco_pairs, make_pairs
 from adco.models.memory_bank import MemoryBank
 from adco.utils import distributed
 from tests.ranks import run_ranks

@@ -1,70 +1,40 @@
-"""Pure functions of the contrastive game: which query meets which key, the encoder's loss, the bank's ascent.
+"""Softmax cross-entropy against a memory bank, in one pass over the bank; what AdCo's and CaCo's losses share.
 
-Notation (AdCo paper, section 3): q (N, D) unit queries, k (N, D) unit keys, W (K, D) raw bank rows, n = W / |W|. Where
-the bank is sharded, K is this rank's part of it, and it meets the queries of all ranks.
+Notation (AdCo, section 3): q (N, D) unit queries, k (N, D) unit keys, W (K, D) raw bank rows, n = W / |W|. A sharded
+bank is split over the ranks: K then counts this rank's rows, and all ranks' queries are compared with them.
 
-One pass over the bank serves encoder and bank. Cosines lie in [-1, 1], so exp(cosine / tau) is summed without
-taking a maximum out, and the sums of several ranks just add up: ranks exchange queries and sums, never bank rows.
+Cosines lie in [-1, 1], so exp(cosine / tau) is summed without subtracting a maximum, and the sums of several ranks add
+up. Ranks exchange queries and sums, never bank rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from adco.losses.bank_gradient import BankGradient, Workspace, through_normalization
 from adco.losses.pairs import Pair
 from adco.utils import distributed
 
-BLOCK = {"cpu": 2**19, "cuda": 2**24}  # cosines at a time: on the CPU they stay in the cache
-
+BLOCK = {"cpu": 2**19, "cuda": 2**24}  # cosines at a time: on a CPU they stay in the cache
 LOG2_E = 1 / math.log(2)
-_HELD: dict[torch.dtype, Tensor] = {}
 
-PerView = Mapping[int, Tensor]  # view -> one row a sample
-
-
-@dataclass(frozen=True)
-class BankGradient:
-    """The gradient on the raw rows W, (K, D), made a chunk of rows at a time as it is used: it is never all in memory.
-
-    On the CPU it is lost at the next evaluation, whose memory is the same. queries: (M, D), weighted; blocks: what they
-    give to each chunk of rows; further: numbers of rows and finished gradients on them; sharded: of this rank's rows.
-    """
-
-    queries: Tensor
-    blocks: list[Tensor]
-    bank: Tensor
-    further: list[tuple[Tensor, Tensor]]
-    sharded: bool
-
-    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        """Which rows, and the gradient on them; rows may change once they were given out."""
-        start = 0
-        for block in self.blocks:
-            place = slice(start, start + block.shape[1])
-            gradient = through_normalization(block.T @ self.queries, self.bank[place])
-            for label, more in self.further:
-                here = (label >= place.start) & (label < place.stop)
-                gradient.index_add_(0, (label - start).clamp(0, len(gradient) - 1), more * here.unsqueeze(1))
-            yield place, gradient if self.sharded else distributed.all_reduce_sum(gradient)
-            start = place.stop
-
-    def whole(self) -> Tensor:
-        """All of it, (K, D)."""
-        return torch.cat([gradient for _, gradient in self])
+PerView = Mapping[int, Tensor]  # number of the view -> one row for each image
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What one evaluation gives.
+    """The result of a loss against the bank.
 
-    loss: scalar, sum over pairs of weight * cross-entropy, with gradient to the queries
-    ascent: along which the raw rows W move, mean over all ranks' queries; None: not asked for
-    cross_entropies: one scalar a pair; accuracy: share of queries whose positive has the largest logit, mean over pairs
+    Attributes:
+        loss: Scalar, the sum over pairs of weight * cross-entropy. Its gradient reaches the queries.
+        bank_gradient: Gradient that the raw rows W ascend, the mean over all ranks' queries; None for a queue.
+        cross_entropies: (pairs,) without gradient, each the mean over this rank's queries.
+        accuracy: Scalar in [0, 1], the share of queries whose positive has the largest logit, the mean over pairs.
     """
 
     loss: Tensor
@@ -75,11 +45,16 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class SoftmaxStats:
-    """What one pass of all views' queries over the whole bank leaves.
+    """What one pass of the queries over the whole bank gives. The first four hold this rank's N queries of each view.
 
-    Of this rank's N queries of each view: sums (N,) sum_k exp(q.n_k / tau); pulls (N, D) the same sum times n_k;
-    nearest (N,) max_k q.n_k; bank_sums (N,) sum_k exp(q.n_k / tau_bank).
-    queries: (M, D) all that this rank's rows meet; blocks: exp(q.n_k / tau_bank), (M, chunk) a chunk of rows.
+    Attributes:
+        sums: (N,) sum_k exp(q.n_k / tau).
+        weighted_sums: (N, D) sum_k exp(q.n_k / tau) n_k.
+        nearest: (N,) max_k q.n_k.
+        bank_sums: (N,) sum_k exp(q.n_k / tau_bank); zeros if the bank does not learn.
+        queries: (M, D) the queries that this rank's bank rows are compared with: of all views, if sharded of all ranks.
+        blocks: exp(q.n_k / tau_bank), (M, chunk) for each chunk of bank rows; empty if the bank does not learn.
+        workspace: Owner of the memory of `blocks`.
     """
 
     sums: PerView
@@ -88,98 +63,138 @@ class SoftmaxStats:
     bank_sums: PerView
     queries: Tensor
     blocks: list[Tensor]
+    workspace: Workspace
+
+    def bank_gradient(
+        self, weights: PerView, bank: Tensor, sharded: bool, extra: Sequence[tuple[Tensor, Tensor]] = ()
+    ) -> BankGradient:
+        """The gradient on the raw rows: sum_i weights_i blocks_ik q_i, and `extra`, through the normalisation.
+
+        Args:
+            weights: (N,) factor of each query, for each view.
+            bank: (K, D) raw rows, as `streamed_softmax` was given them.
+            sharded: As there.
+            extra: (M,) numbers of rows and (M, D) further gradients on those unit rows; they are overwritten.
+        """
+        by_query = torch.stack([weights[view] for view in sorted(weights)], dim=1)  # (N, V)
+        by_query = (distributed.all_gather(by_query) if sharded else by_query).view(-1, 1)
+        further = [(label, through_normalization(gradient, bank[label])) for label, gradient in extra]
+        workspace = self.workspace
+        return BankGradient(
+            self.queries * by_query, self.blocks, bank, further, sharded, workspace, workspace.evaluations
+        )
 
 
 def streamed_softmax(
-    queries: PerView, pairs: Sequence[Pair], bank: Tensor, tau: float, tau_bank: float | None, sharded: bool
+    queries: PerView,
+    pairs: Sequence[Pair],
+    bank: Tensor,
+    tau: float,
+    tau_bank: float | None,
+    sharded: bool,
+    workspace: Workspace | None = None,
 ) -> SoftmaxStats:
-    """Pass the pairs' unit queries over the bank's unit rows, a chunk at a time; over all ranks' rows if sharded."""
+    """Compare the pairs' queries with the bank, a chunk of rows at a time. Carries no gradient.
+
+    Args:
+        queries: (N, D) unit queries of each view.
+        pairs: The pairs whose queries are needed.
+        bank: (K, D) raw rows; `computable` gives them in a dtype in which the sums fit.
+        tau: Temperature of the encoder's loss.
+        tau_bank: Temperature of the bank's gradient; None: no block is kept.
+        sharded: Whether `bank` is this rank's part of a bank that is split over the ranks.
+        workspace: Memory that is used again; None: memory of its own.
+
+    Returns:
+        The sums over the whole bank, and the blocks that the bank's gradient is made of.
+    """
+    workspace = Workspace() if workspace is None else workspace
     views = sorted({pair.query for pair in pairs})
     q = torch.stack([queries[view].detach() for view in views], dim=1).to(bank.dtype)  # (N, V, D)
-    q = (distributed.all_gather(q) if sharded else q).flatten(0, 1)
+    q = (distributed.all_gather(q) if sharded else q).flatten(0, 1)  # (M, D)
     sums, nearest = q.new_zeros(len(q)), q.new_full((len(q),), -math.inf)
     weighted_sums, bank_sums, blocks = torch.zeros_like(q), torch.zeros_like(sums), []
-    sharp, chunks = q * (LOG2_E / tau), _chunks(bank, len(q))
-    one, learns = len(q) * len(chunks[0]), tau_bank is not None
-    first, rest = _memory(one + learns * len(q) * len(bank), q).tensor_split([one])
+    scaled, chunks = q * (LOG2_E / tau), row_chunks(bank, len(q))
+    one_block = len(q) * len(chunks[0])
+    memory = workspace.take(one_block + (len(q) * len(bank) if tau_bank is not None else 0), q)
+    first, rest = memory.tensor_split([one_block])
     for rows in chunks:
         n, shape = rows / rows.norm(dim=1, keepdim=True), (len(q), len(rows))
-        logits = torch.mm(sharp, n.T, out=first[: math.prod(shape)].view(shape))
+        # logits at tau, to the base 2, whose exponential is faster: (M, chunk)
+        logits = torch.mm(scaled, n.T, out=first[: math.prod(shape)].view(shape))
         nearest = torch.maximum(nearest, logits.amax(dim=1))
-        if learns:
+        if tau_bank is not None:
+            # the bank's exponentials at its own temperature, kept for its gradient
             block, rest = rest.tensor_split([math.prod(shape)])
             blocks.append(torch.mul(logits, tau / tau_bank, out=block.view(shape)).exp2_())
             bank_sums += blocks[-1].sum(dim=1)
-        e = logits.exp2_()  # to the base 2, whose exponential is the fast one
-        sums += e.sum(dim=1)
-        weighted_sums.addmm_(e, n)
-    nearest *= tau / LOG2_E
+        exponentials = logits.exp2_()
+        sums += exponentials.sum(dim=1)
+        weighted_sums.addmm_(exponentials, n)
+    nearest *= tau / LOG2_E  # cosines again
     if sharded:
+        # each rank has summed over its own rows, for the queries of all ranks
         sums, bank_sums = distributed.all_reduce_sum(torch.stack([sums, bank_sums]))
-        sums, bank_sums, nearest = map(distributed.local_shard, (sums, bank_sums, distributed.all_reduce_max(nearest)))
+        nearest = distributed.all_reduce_max(nearest)
+        sums, bank_sums, nearest = map(distributed.local_shard, (sums, bank_sums, nearest))
         weighted_sums = distributed.reduce_scatter_sum(weighted_sums)
 
-    def per_view(found: Tensor) -> PerView:
-        return dict(zip(views, found.unflatten(0, (-1, len(views))).unbind(1), strict=True))
+    def per_view(values: Tensor) -> PerView:
+        return dict(zip(views, values.unflatten(0, (-1, len(views))).unbind(1), strict=True))
 
-    return SoftmaxStats(*map(per_view, (sums, weighted_sums, nearest, bank_sums)), q, blocks)
-
-
-def through_normalization(pull: Tensor, rows: Tensor) -> Tensor:
-    """The gradient on raw rows W of a pull on n = W / |W| (footnote 1): (pull - (pull.n) n) / |W|, in place; (K, D)."""
-    lengths = rows.norm(dim=1, keepdim=True)
-    along = torch.linalg.vecdot(pull, rows).unsqueeze(1).div_(lengths.square())
-    return pull.addcmul_(along, rows, value=-1).div_(lengths)
+    by_view = map(per_view, (sums, weighted_sums, nearest, bank_sums))
+    return SoftmaxStats(*by_view, queries=q, blocks=blocks, workspace=workspace)
 
 
-def _ascent(
-    stats: SoftmaxStats, shares: PerView, bank: Tensor, sharded: bool, pulled: Sequence[tuple[Tensor, Tensor]] = ()
-) -> BankGradient:
-    """The queries' pull on each unit row, `blocks` times their `shares` (N,), and further pulls on some rows (M, D)."""
-    share = torch.stack([shares[view] for view in sorted(shares)], dim=1)
-    weighted = stats.queries * (distributed.all_gather(share) if sharded else share).view(-1, 1)
-    further = [(label, through_normalization(pull, bank[label])) for label, pull in pulled]
-    return BankGradient(weighted, stats.blocks, bank, further, sharded)
-
-
-def _chunks(rows: Tensor, queries: int) -> tuple[Tensor, ...]:
-    """The (K, ...) rows in chunks that make blocks of BLOCK cosines with so many queries."""
+def row_chunks(rows: Tensor, queries: int) -> tuple[Tensor, ...]:
+    """The (K, ...) rows in chunks of which each makes at most BLOCK cosines with so many queries."""
     return rows.split(max(1, BLOCK[rows.device.type] // queries))
 
 
-def _memory(numbers: int, like: Tensor) -> Tensor:
-    """Uninitialised numbers for one evaluation. On the CPU the last evaluation's, because fresh pages cost as much as
-    a matrix product; a GPU's allocator does that by itself."""
-    if like.is_cuda:
-        return like.new_empty(numbers)
-    held = _HELD.get(like.dtype)
-    if held is None or len(held) < numbers:
-        held = _HELD[like.dtype] = like.new_empty(numbers)
-    return held[:numbers]
+def computable(bank: Tensor, smallest_tau: float) -> Tensor:
+    """The (K, D) rows in a dtype in which the sums fit: their own, or float64.
 
-
-def _precise(bank: Tensor, sharpest: float) -> Tensor:
-    """The rows in the dtype that sums over e^20 of exp(1 / sharpest) and its inverse fit in: bank.dtype or float64."""
-    fits = 1 / sharpest + 20 < math.log(torch.finfo(bank.dtype).max)
+    A sum of e^20 terms exp(1 / smallest_tau), and its inverse, must be finite.
+    """
+    fits = 1 / smallest_tau + 20 < math.log(torch.finfo(bank.dtype).max)
     return bank if fits else bank.double()
 
 
-def _contrast(
-    pairs: Sequence[Pair], losses: list[Tensor], hits: list[Tensor], ascent: BankGradient | None
-) -> LossOutput:
-    loss = sum(pair.weight * loss for pair, loss in zip(pairs, losses, strict=True))
-    return LossOutput(loss, ascent, torch.stack(losses).detach(), torch.stack(hits).float().mean())
-
-
-def _cross_entropy(
-    q: Tensor, sums: Tensor, weighted_sums: Tensor, cosine: Tensor, positive: Tensor, tau: float
+def cross_entropy(
+    q: Tensor, sums: Tensor, weighted_sums: Tensor, positive_cosine: Tensor, positive: Tensor, tau: float
 ) -> Tensor:
-    """Mean of log(sums) - cosine / tau over the N queries, as a scalar that hands q its closed-form gradient.
+    """Mean of log(sums) - positive_cosine / tau over the queries, with its gradient in closed form.
 
-    sums: (N,) the softmax's denominators; pulls: (N, D) sum over its columns x of exp(q.x / tau) x; positive: (N, D)
+    Args:
+        q: (N, D) unit queries; the only argument that receives a gradient.
+        sums: (N,) the softmax's denominators, sum_x exp(q.x / tau) over its columns x.
+        weighted_sums: (N, D) sum_x exp(q.x / tau) x.
+        positive_cosine: (N,) cosine of each query and its positive.
+        positive: (N, D) unit positives.
+        tau: Temperature.
+
+    Returns:
+        Scalar in the dtype of `q`.
     """
+    value = (sums.log() - positive_cosine / tau).mean()
     gradient = (weighted_sums / sums.unsqueeze(1) - positive) / (tau * len(q))
-    return _WithGradient.apply(q, (sums.log() - cosine / tau).mean(), gradient)
+    return _WithGradient.apply(q, value, gradient)
+
+
+def loss_output(
+    pairs: Sequence[Pair], losses: list[Tensor], hits: list[Tensor], bank_gradient: BankGradient | None
+) -> LossOutput:
+    """The weighted sum of the pairs' losses, and their mean accuracy.
+
+    Args:
+        pairs: The pairs, for their weights.
+        losses: A scalar for each pair.
+        hits: (N,) bool for each pair: whether the query's positive has the largest logit.
+        bank_gradient: What the bank learns.
+    """
+    weighted = [pair.weight * loss for pair, loss in zip(pairs, losses, strict=True)]
+    accuracy = torch.stack(hits).float().mean()
+    return LossOutput(torch.stack(weighted).sum(), bank_gradient, torch.stack(losses).detach(), accuracy)
 
 
 class _WithGradient(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""CaCo's objective (Wang et al., TPAMI 2023)."""
+"""CaCo's objective (Wang et al., TPAMI 2022): positives are learned too, in the bank that the negatives come from."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from adco.losses.bank_gradient import Workspace
 from adco.losses.bank_softmax import (
     LossOutput,
     PerView,
-    _ascent,
-    _chunks,
-    _contrast,
-    _cross_entropy,
-    _precise,
+    computable,
+    cross_entropy,
+    loss_output,
+    row_chunks,
     streamed_softmax,
 )
 from adco.losses.pairs import Pair
@@ -30,44 +30,67 @@ def cooperative_contrast(
     tau: float,
     tau_bank: float,
     sharded: bool = False,
+    workspace: Workspace | None = None,
 ) -> LossOutput:
-    """CaCo: the positive of a query is the bank row nearest to its key, y = argmax_k k.n_k, all other rows negatives.
+    """The encoder's loss at `tau` and the bank's gradient at `tau_bank`.
 
-    The bank's direction pulls a row towards the query with weight p as a negative and 1 - p as the positive: it lowers
-    the loss through the positives and raises it through the negatives. Arguments as in `adversarial_contrast`.
+    The positive of a query is the bank row that is nearest to its key, y = argmax_k k.n_k; all other rows are
+    negatives. The gradient pulls a row towards a query with weight p as a negative and 1 - p as the positive: a step
+    along it lowers the loss through the positives and raises it through the negatives.
+
+    Args:
+        queries: (N, D) unit queries of each view; the loss's gradient reaches them.
+        keys: (N, D) unit keys of each view, without gradient; they choose the positives.
+        pairs: Which query view is compared with which key view.
+        bank: (K, D) raw rows W.
+        tau: Temperature of the encoder's loss, above 0.
+        tau_bank: Temperature of the bank's gradient, above 0.
+        sharded: Whether `bank` is this rank's part of a bank that is split over the ranks.
+        workspace: Memory that the next evaluation uses again; None: memory of its own.
+
+    Returns:
+        Loss, gradient on W, cross-entropy of each pair, and accuracy.
     """
-    rows = _precise(bank, min(tau, tau_bank))
-    stats = streamed_softmax(queries, pairs, rows, tau, tau_bank, sharded)
-    shares = {view: torch.zeros_like(sums) for view, sums in stats.sums.items()}
+    rows = computable(bank, min(tau, tau_bank))
+    stats = streamed_softmax(queries, pairs, rows, tau, tau_bank, sharded, workspace)
+    weights = {view: torch.zeros_like(sums) for view, sums in stats.sums.items()}  # in the bank's gradient
     labels = {view: nearest_row(keys[view], rows, sharded) for view in {pair.key for pair in pairs}}
-    losses, hits, pulled = [], [], []
+    losses, hits, extra = [], [], []
     for pair in pairs:
         view, q = pair.query, queries[pair.query]
+        # positives: (N, D); of a sharded bank each rank has some of them, for the queries of all ranks
         label = labels[pair.key] - (distributed.rank() * len(rows) if sharded else 0)
-        mine = ((label >= 0) & (label < len(rows))).unsqueeze(1)  # with sharding, of all ranks' queries
+        here = ((label >= 0) & (label < len(rows))).unsqueeze(1)
         label = label.clamp(0, len(rows) - 1)
-        positive = rows[label] / rows[label].norm(dim=1, keepdim=True) * mine
+        positive = rows[label] / rows[label].norm(dim=1, keepdim=True) * here
         positive = distributed.reduce_scatter_sum(positive) if sharded else positive
         cosine = (q.detach() * positive).sum(dim=1)
-        losses.append(_cross_entropy(q, stats.sums[view], stats.weighted_sums[view], cosine, positive, tau))
+        losses.append(cross_entropy(q, stats.sums[view], stats.weighted_sums[view], cosine, positive, tau))
         hits.append(cosine * (1 + 1e-6) >= stats.nearest[view])
-        share = pair.weight / (tau_bank * distributed.world_size() * len(q))
-        shares[view] += share / stats.bank_sums[view]
+        # all rows are pulled with probability p ...
+        weight = pair.weight / (tau_bank * distributed.world_size() * len(q))
+        weights[view] += weight / stats.bank_sums[view]
+        # ... and the positive with 1 - p, so that 1 - 2p is missing
         p = (cosine / tau_bank).exp() / stats.bank_sums[view]
-        more = (share * (1 - 2 * p)).unsqueeze(1) * q.detach()  # the positive's weight is 1 - p, and it has p already
-        pulled.append((label, (distributed.all_gather(more) if sharded else more) * mine))
-    ascent = _ascent(stats, shares, rows, sharded, pulled)
-    return _contrast(pairs, losses, hits, ascent)
+        missing = (weight * (1 - 2 * p)).unsqueeze(1) * q.detach()
+        extra.append((label, (distributed.all_gather(missing) if sharded else missing) * here))
+    return loss_output(pairs, losses, hits, stats.bank_gradient(weights, rows, sharded, extra))
 
 
 def nearest_row(k: Tensor, bank: Tensor, sharded: bool) -> Tensor:
-    """The number, in the whole bank, of the row with the largest cosine to each key: (N, D), (K, D) -> (M,) int64.
+    """The bank row with the largest cosine to each key; among equals the first.
 
-    Among equals the first row wins. M: the keys of all ranks, if sharded.
+    Args:
+        k: (N, D) unit keys.
+        bank: (K, D) raw rows.
+        sharded: Whether `bank` is this rank's part of a bank that is split over the ranks.
+
+    Returns:
+        (M,) int64 numbers in the whole bank. M is N, or if sharded the keys of all ranks.
     """
     keys, start = (distributed.all_gather(k) if sharded else k).to(bank.dtype), 0
     best, label = keys.new_full((len(keys),), -math.inf), torch.zeros(len(keys), dtype=torch.long, device=k.device)
-    for rows in _chunks(bank, len(keys)):
+    for rows in row_chunks(bank, len(keys)):
         cosines = keys @ (rows / rows.norm(dim=1, keepdim=True)).T
         value, column = cosines.max(dim=1)
         better = value > best

@@ -1,4 +1,4 @@
-"""SwAV's assignments (Caron et al., NeurIPS 2020)."""
+"""Sinkhorn-Knopp, which makes SwAV's assignments (Caron et al., NeurIPS 2020)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from adco.utils import distributed
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, epsilon: float, rounds: int) -> Tensor:
-    """Sinkhorn-Knopp: exp(scores / epsilon), scaled until prototypes share the samples of all ranks evenly (eq. 3).
+    """Eq. (3): scale exp(scores / epsilon) until the prototypes share the samples of all ranks evenly.
 
-    scores: (M, prototypes) cosines of this rank's samples; epsilon: small is sharp. Returns (M, prototypes)
-    assignments: rows sum to 1, and columns, over all ranks, nearly to samples / prototypes.
+    Args:
+        scores: (M, prototypes) cosines of this rank's samples with the prototypes, in [-1, 1].
+        epsilon: Weight of the entropy, from 0.002; a small one makes sharp assignments.
+        rounds: How often columns and rows are scaled in turn.
+
+    Returns:
+        (M, prototypes) assignments without gradient. Rows sum to 1. Columns sum, over all ranks, nearly to
+        samples / prototypes.
     """
-    q = (scores.double() / epsilon).exp()  # a cosine's exponential fits float64 down to epsilon = 0.002
+    q = (scores.double() / epsilon).exp()  # float64, in which a cosine's exponential fits down to epsilon = 0.002
     for _ in range(rounds):
-        q /= distributed.all_reduce_sum(q.sum(dim=0))
-        q /= q.sum(dim=1, keepdim=True)
+        q /= distributed.all_reduce_sum(q.sum(dim=0))  # each prototype gets the same mass
+        q /= q.sum(dim=1, keepdim=True)  # each sample gives the mass 1
     return q.to(scores.dtype)

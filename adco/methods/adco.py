@@ -17,23 +17,23 @@ from adco.models.encoder import Encoder
 
 
 class AdCo(MemoryBankMethod):
-    """The query encoder descends eq. (1), the bank ascends it, the key encoder follows the query encoder."""
+    """The encoder descends eq. (1), the bank ascends it at its own temperature, the key encoder follows the encoder."""
 
     def __init__(self, recipe: PretrainConfig):
         super().__init__(recipe, Encoder(recipe.encoder), make_pairs(len(recipe.views), recipe.contrast.symmetric))
 
     def contrastive_loss(
-        self, queries: Mapping[int, Tensor], keys: Mapping[int, Tensor], moment: TrainingProgress
+        self, queries: Mapping[int, Tensor], keys: Mapping[int, Tensor], progress: TrainingProgress
     ) -> LossOutput:
         options, bank = self.contrast, self.bank
         return adversarial_contrast(
             queries, keys, self.pairs, bank.rows, options.tau, options.tau_bank, options.in_batch_negatives,
-            bank.options.objective, bank.sharded,
+            bank.options.objective, bank.sharded, bank.workspace,
         )  # fmt: skip
 
     def filling(self) -> AdCo:
-        """What `init: train_and_fill` trains while the bank is filled, as released: the first pair alone, and no
-        in-batch negatives. It shares encoders and bank with this one."""
+        """The method that `bank.init: train_and_fill` trains while the bank is filled, as released: the first pair
+        alone, without in-batch negatives. It shares encoders and bank with this one."""
         twin = copy.copy(self)
         twin.set_pairs((replace(self.pairs[0], weight=1.0),))
         twin.contrast = replace(self.contrast, in_batch_negatives=False)

@@ -15,18 +15,18 @@ from adco.models.encoder import Encoder, predictor
 
 
 class BYOL(MomentumMethod):
-    """The squared distance of unit rows, 2 - 2 cos, both directions added (eqs. 2 and 3); no negatives."""
+    """The squared distance of unit embeddings, 2 - 2 cos, both directions added (eqs. 2 and 3); no negatives."""
 
     def __init__(self, recipe: PretrainConfig):
         options = recipe.encoder
-        encoder = Encoder(options, unit=False, tail=predictor(options.dim, options.predictor_width))
+        encoder = Encoder(options, normalize=False, tail=predictor(options.dim, options.predictor_width))
         super().__init__(recipe, encoder, (Pair(0, 1, 1.0), Pair(1, 0, 1.0)))
 
     def compute_loss(
-        self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: TrainingProgress
+        self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], progress: TrainingProgress
     ) -> StepOutput:
-        queries = {view: F.normalize(rows, dim=1) for view, rows in outputs.items()}
-        keys = {view: F.normalize(rows, dim=1) for view, rows in targets.items()}
+        queries = {view: F.normalize(p, dim=1) for view, p in outputs.items()}
+        keys = {view: F.normalize(z, dim=1) for view, z in targets.items()}
         distances = [(queries[pair.query] - keys[pair.key]).square().sum(dim=1).mean() for pair in self.pairs]
         loss = torch.stack(distances).sum()
         return StepOutput(loss, {"loss": loss.detach()}, queries[0].detach(), keys[1])

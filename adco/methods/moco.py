@@ -16,19 +16,20 @@ from adco.utils import distributed
 
 
 class MoCo(MemoryBankMethod):
-    """The query of one view finds its key among the queue's; symmetric: and the other way round, the mean of both."""
+    """Each query is classified among its key and the queue; symmetric: the mean of both directions."""
 
     def __init__(self, recipe: PretrainConfig):
         super().__init__(recipe, Encoder(recipe.encoder), make_pairs(2, recipe.contrast.symmetric))
 
     def contrastive_loss(
-        self, queries: Mapping[int, Tensor], keys: Mapping[int, Tensor], moment: TrainingProgress
+        self, queries: Mapping[int, Tensor], keys: Mapping[int, Tensor], progress: TrainingProgress
     ) -> LossOutput:
         options, queue = self.contrast, self.bank
         return adversarial_contrast(
-            queries, keys, self.pairs, queue.rows, options.tau, None, options.in_batch_negatives, sharded=queue.sharded
-        )
+            queries, keys, self.pairs, queue.rows, options.tau, None, options.in_batch_negatives,
+            sharded=queue.sharded, workspace=queue.workspace,
+        )  # fmt: skip
 
-    def update(self, step: StepOutput, moment: TrainingProgress, bank_lr: float) -> None:
-        """The newest keys of all ranks take the places of the oldest."""
-        self.bank.enqueue(distributed.all_gather(step.keys), moment.step)
+    def update(self, step: StepOutput, progress: TrainingProgress, bank_lr: float) -> None:
+        """The newest keys of all ranks replace the oldest rows of the queue."""
+        self.bank.enqueue(distributed.all_gather(step.keys), progress.step)

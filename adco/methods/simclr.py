@@ -14,14 +14,14 @@ from adco.models.encoder import Encoder
 
 
 class SimCLR(Method):
-    """NT-Xent over the views of all ranks; gradients reach both views, there is no key encoder."""
+    """NT-Xent over the views of all ranks. Gradients reach both views; there is no key encoder."""
 
     def __init__(self, recipe: PretrainConfig):
         super().__init__(recipe, Encoder(recipe.encoder), make_pairs(2, symmetric=True))
         self.tau = recipe.contrast.tau
 
     def compute_loss(
-        self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: TrainingProgress
+        self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], progress: TrainingProgress
     ) -> StepOutput:
         loss, accuracy = nt_xent(outputs[0], outputs[1], self.tau)
         scalars = {"loss": loss.detach(), "accuracy": 100 * accuracy}

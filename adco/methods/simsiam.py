@@ -15,17 +15,17 @@ from adco.models.encoder import Encoder, predictor
 
 
 class SimSiam(Method):
-    """The prediction of one view points where the embedding of the other does, mean of both directions (eq. 4)."""
+    """Minus the cosine of one view's prediction p and the other's embedding z, the mean of both directions (eq. 4)."""
 
     def __init__(self, recipe: PretrainConfig):
         options = recipe.encoder
-        encoder = Encoder(options, unit=False, tail=WithPrediction(options.dim, options.predictor_width))
+        encoder = Encoder(options, normalize=False, tail=WithPrediction(options.dim, options.predictor_width))
         super().__init__(recipe, encoder, make_pairs(2, symmetric=True))
 
     def compute_loss(
-        self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], moment: TrainingProgress
+        self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], progress: TrainingProgress
     ) -> StepOutput:
-        halves = {view: rows.chunk(2, dim=1) for view, rows in outputs.items()}
+        halves = {view: output.chunk(2, dim=1) for view, output in outputs.items()}  # p and z, (B, D) each
         queries = {view: F.normalize(p, dim=1) for view, (p, _) in halves.items()}
         keys = {view: F.normalize(z.detach(), dim=1) for view, (_, z) in halves.items()}
         losses = [-pair.weight * (queries[pair.query] * keys[pair.key]).sum(dim=1).mean() for pair in self.pairs]

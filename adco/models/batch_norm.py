@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +16,32 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from adco.utils import distributed
 from adco.utils.device import constant
 
+M = TypeVar("M", bound=nn.Module)
+
 
 class SplitBatchNorm(_BatchNorm):
-    """BatchNorm over each of `splits` equal parts of the batch by itself, as that many ranks compute it (MoCo's demo).
+    """BatchNorm over each of `splits` equal parts of the batch by itself, as that many ranks compute it.
 
-    Part p of B images is rows [p * B / splits, (p + 1) * B / splits). The running statistics move by the mean over the
-    parts. The output, and the gradient of the input, keep the input's memory format.
+    The running statistics move by the mean over the parts. The output, and the gradient of the input, keep the input's
+    memory format. The same idea is in MoCo's CIFAR-10 demo.
+
+    Attributes:
+        splits: Number of parts. Part p of B images is rows [p * B / splits, (p + 1) * B / splits).
     """
 
-    splits = 1
+    splits: int = 1
+    momentum: float
+    num_batches_tracked: Tensor
 
     def _check_input_dim(self, x: Tensor) -> None:
         pass
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) -> the same shape.
+
+        Raises:
+            ValueError: In training, B is no multiple of `splits`.
+        """
         if not self.training or self.splits == 1:
             return super().forward(x)
         if len(x) % self.splits:
@@ -43,8 +56,10 @@ class SplitBatchNorm(_BatchNorm):
 
 
 def part_momenta(momentum: float, parts: int) -> list[float]:
-    """The momentum of each of `parts` updates in turn, r <- (1 - m_p) r + m_p s_p, that together move the running
-    statistic r by `momentum` towards the mean of s_1 ... s_parts."""
+    """The momenta of `parts` updates in turn that together are one update with `momentum` towards the parts' mean.
+
+    Update p is r <- (1 - m_p) r + m_p s_p, of the running statistic r towards the statistic s_p of part p.
+    """
     return [momentum / (parts - later * momentum) for later in reversed(range(parts))]
 
 
@@ -56,10 +71,14 @@ class SyncedBatchNorm(_BatchNorm):
     bias are those of this rank's. torch.compile is refused with it, as it has no graph for the exchange.
     """
 
+    momentum: float
+    num_batches_tracked: Tensor
+
     def _check_input_dim(self, x: Tensor) -> None:
         pass
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) of this rank -> the same shape; in training a collective call."""
         if not self.training or distributed.world_size() == 1:
             return super().forward(x)
         self.num_batches_tracked.add_(1)
@@ -196,10 +215,15 @@ ON_CPU = SimpleNamespace(
 KERNELS = {"cuda": torch, "cpu": ON_CPU}
 
 
-def replace_norms(module: nn.Module, sync: bool, splits: int) -> nn.Module:
-    """Turn every BatchNorm below `module` into the kind that is asked for, its parameters and buffers untouched."""
+def replace_norms(module: M, sync: bool, splits: int) -> M:
+    """Turn every BatchNorm of a module into SyncedBatchNorm or SplitBatchNorm, in place; returns the module.
+
+    Parameters and buffers, and with them the state dict, stay as they are.
+    """
     for norm in [m for m in module.modules() if isinstance(m, _BatchNorm)]:
-        norm.__class__, norm.splits = SyncedBatchNorm if sync else SplitBatchNorm, splits
+        norm.__class__ = SyncedBatchNorm if sync else SplitBatchNorm
+        if isinstance(norm, SplitBatchNorm):
+            norm.splits = splits
     return module
 
 

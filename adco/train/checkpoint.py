@@ -8,12 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adco.config.diff import changed_fields
-from adco.train import checkpoint
 from adco.utils.errors import Failure, UserError
 from adco.utils.files import atomic_write, sha256_of, write_text
 from adco.weights.readers import load_torch
@@ -24,12 +24,20 @@ _NAME = re.compile(r"checkpoint_(\d{8})\.pth")
 
 @dataclass(frozen=True)
 class State:
-    """All that training needs to go on at `step` as if it had never stopped. There is no random state: randomness is a
-    function of (seed, epoch, sample, view), and the loader's cursor is the step.
+    """All that training needs to go on at `step` as if it had never stopped.
 
-    recipe: the recipe as plain containers; method: encoders, whole bank or queue; optimizer, scaler: state dicts
-    data: fingerprint of the index of images; bad_images: path -> reason
-    sizes: of the images (ImageIndex.sizes); empty in checkpoints that were written before it was kept
+    There is no random state: randomness is a function of (seed, epoch, sample, view), and the loader's position is the
+    step.
+
+    Attributes:
+        step: Number of steps that are done.
+        recipe: The recipe as plain containers.
+        method: State dict of the encoders and the whole bank or queue.
+        optimizer, scaler: State dicts.
+        data: Fingerprint of the image index.
+        bad_images: Path of each unreadable image -> reason.
+        seconds: Duration of the training so far.
+        sizes: `ImageIndex.sizes`; empty in checkpoints that were written before it was kept.
     """
 
     step: int
@@ -44,14 +52,19 @@ class State:
 
 
 class Writer:
-    """Writes checkpoints on a thread of its own: training goes on while the copy in memory goes to the disk.
+    """Writes checkpoints on a thread of its own: training goes on while a copy in memory is written.
 
-    Left, also by an error, it has written what was saved; its own error does not hide the one that it is left by.
+    As a context manager it has written everything when the block ends. Its own error does not hide one of the block.
+
+    Args:
+        folder: Output folder.
+        keep: How many checkpoints are kept.
     """
 
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = folder, keep
-        self.thread, self.pending = ThreadPoolExecutor(1, "checkpoint"), None
+        self.thread = ThreadPoolExecutor(1, "checkpoint")
+        self.pending: Future[Path] | None = None
 
     def __enter__(self) -> Writer:
         return self
@@ -61,12 +74,13 @@ class Writer:
             self.wait()
 
     def save(self, state: State) -> None:
-        """Copy the state, and write it once the one before is written. Raises the UserError of that one."""
+        """Copy the state, and start to write it once the one before is written. Raises the error of that one."""
         self.wait()
-        self.pending: Future | None = self.thread.submit(save, self.folder, _snapshot(state), self.keep)
+        copied = State(**_snapshot(vars(state)))
+        self.pending = self.thread.submit(save, self.folder, copied, self.keep)
 
     def wait(self) -> None:
-        """Return when everything is on the disk. Raises UserError when it could not be written."""
+        """Wait until everything is on the disk. Raises UserError if it could not be written."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
@@ -111,7 +125,7 @@ def not_finite(tree: object, name: str = "") -> list[str]:
     if isinstance(tree, (list, tuple)):
         tree = dict(enumerate(tree))
     items = tree.items() if isinstance(tree, dict) else ()
-    return [found for key, value in items for found in not_finite(value, f"{name}.{key}" if name else str(key))]
+    return [bad for key, value in items for bad in not_finite(value, f"{name}.{key}" if name else str(key))]
 
 
 def newest_intact(folder: Path) -> Path | None:
@@ -129,19 +143,47 @@ def intact(path: Path) -> bool:
 
 def load(path: Path) -> State:
     """Read a checkpoint onto the CPU, tensors and plain containers only. Raises UserError for another schema."""
-    content = load_torch(path)
-    found = content.pop("schema", None)
-    if found != SCHEMA:
-        raise UserError(f"{path}: checkpoint schema {found}, expected {SCHEMA}; use the version that wrote it")
+    content: Any = load_torch(path)
+    schema = content.pop("schema", None) if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        raise UserError(f"{path}: checkpoint schema {schema}, expected {SCHEMA}; use the version that wrote it")
     return State(**content)
 
 
-def _snapshot(tree: object) -> object:
+def load_for_resume(path: Path, recipe: dict, data: str, sizes: str, force: bool) -> tuple[State, list[str]]:
+    """Read a checkpoint that a run is to go on from.
+
+    Args:
+        path: The checkpoint.
+        recipe: The run's recipe as plain containers.
+        data: `fingerprint` of its image index.
+        sizes: `sizes` of its image index.
+        force: Accept changes that alter the result.
+
+    Returns:
+        The state, and a description of each change since.
+
+    Raises:
+        UserError: The recipe or the images changed, and `force` is not set.
+    """
+    state = load(path)
+    changes = changed_fields(state.recipe, recipe)
+    if state.data != data:
+        changes.append("the images themselves: files were added, removed or renamed since")
+    elif state.sizes and state.sizes != sizes:
+        changes.append("the images themselves: files were replaced by others of the same names since, their sizes say")
+    if changes and not force:
+        raise UserError(
+            f"{path}: was trained with another recipe ({'; '.join(changes)}); use the same recipe or another "
+            "--output-dir, or --force-recipe-change to go on with the new one"
+        )
+    return state, changes
+
+
+def _snapshot(tree: Any) -> Any:
     """The same containers with every tensor copied to the CPU, so that later steps do not change it."""
     if isinstance(tree, Tensor):
         return tree.detach().to("cpu", copy=True)
-    if isinstance(tree, State):
-        return State(**_snapshot(vars(tree)))
     if isinstance(tree, dict):
         return {key: _snapshot(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
@@ -155,23 +197,3 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _digest(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
-
-
-def load_for_resume(path: Path, recipe: dict, data: str, sizes: str, force: bool) -> tuple[checkpoint.State, list[str]]:
-    """The state in a checkpoint, and in words what has changed since. Raises UserError if anything has, unless `force`.
-
-    recipe: as plain containers; data, sizes: `fingerprint` and `sizes` of the index of images; force: go on although
-    they changed
-    """
-    state = checkpoint.load(path)
-    changes = changed_fields(state.recipe, recipe)
-    if state.data != data:
-        changes.append("the images themselves: files were added, removed or renamed since")
-    elif state.sizes and state.sizes != sizes:
-        changes.append("the images themselves: files were replaced by others of the same names since, their sizes say")
-    if changes and not force:
-        raise UserError(
-            f"{path}: was trained with another recipe ({'; '.join(changes)}); use the same recipe or another "
-            "--output-dir, or --force-recipe-change to go on with the new one"
-        )
-    return state, changes

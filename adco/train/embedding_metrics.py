@@ -21,14 +21,17 @@ CHUNK_ROWS = 8192  # of the bank at a time
 MOST_ROWS = 2048  # of a larger global batch, so many evenly spaced queries are looked at
 IDLE_SHARE = 0.1  # an adversary is idle while no query gives it this share of 1 / K
 DEAD_AFTER = 10  # evaluations in a row without use
-PATIENCE = 3  # readings in a row before a change is believed
+PATIENCE = 3  # evaluations in a row before a change is reported
 
 
 @dataclass(frozen=True)
 class BankUse:
-    """How a batch of queries spreads its softmax over the bank.
+    """How a batch of queries distributes its softmax over the bank.
 
-    mass: (K,) mean over the queries; peak: (K,) the largest one; nearest: (B,) each query's row, counted over all ranks
+    Attributes:
+        mass: (K,) mean of each row's probability over the queries.
+        peak: (K,) the largest probability of each row.
+        nearest: (B,) number of each query's nearest row, in the whole bank.
     """
 
     mass: Tensor
@@ -37,10 +40,9 @@ class BankUse:
 
 
 class EmbeddingMetrics:
-    """The readings of a run at one step after another; remembers how long each adversary has been idle.
+    """Computes the metrics of a run at one step after another; it counts how long each bank row has been idle.
 
-    Every rank calls it at the same steps. queries, keys: this rank's (B, D) unit rows. rows: (K, D) raw rows of the
-    bank (of this rank, if `sharded`), or None. tau_bank: the temperature at which the bank is read.
+    A call is collective: every rank calls it at the same steps.
     """
 
     def __init__(self) -> None:
@@ -50,14 +52,25 @@ class EmbeddingMetrics:
     def __call__(
         self, queries: Tensor, keys: Tensor, rows: Tensor | None, tau_bank: float, sharded: bool = False
     ) -> dict[str, float]:
-        """The readings by name; none where the embedding is not finite, which is for the loss to report."""
+        """The metrics of a step.
+
+        Args:
+            queries: (B, D) this rank's unit queries.
+            keys: (B, D) this rank's unit keys.
+            rows: (K, D) raw rows of the bank, this rank's if sharded; None for methods without a bank.
+            tau_bank: Temperature of the softmax over the bank.
+            sharded: Whether `rows` are this rank's part of the bank.
+
+        Returns:
+            Name -> value; empty if the embedding is not finite, which the loss reports.
+        """
         few = max(2, MOST_ROWS // distributed.world_size())
         own, own_keys = (_evenly(x.detach().float(), few) for x in (queries, keys))
         q, k = distributed.all_gather(own), distributed.all_gather(own_keys)
         if not (q.isfinite().all() and k.isfinite().all()):
             return {}
         rank = effective_rank(q)
-        found = {
+        metrics = {
             "alignment": alignment(q, k),
             "uniformity": uniformity(q),
             "effective_rank": rank,
@@ -68,12 +81,12 @@ class EmbeddingMetrics:
             n = F.normalize(rows.detach().float(), dim=1)
             used = use_of_bank(q, n, tau_bank, sharded)
             self.idle = idle_evaluations(self.idle, used.peak, _size(n, sharded))
-            found |= {
+            metrics |= {
                 "bank_entropy": entropy_share(used.mass, sharded),
                 "bank_nearest_share": nearest_share(used.nearest),
                 "bank_dead_share": dead_share(self.idle, sharded),
             }
-        return {name: float(value) for name, value in found.items()}
+        return {name: float(value) for name, value in metrics.items()}
 
 
 def alignment(q: Tensor, k: Tensor) -> Tensor:
@@ -107,7 +120,14 @@ def spread(q: Tensor) -> Tensor:
 
 
 def use_of_bank(q: Tensor, n: Tensor, tau_bank: float, sharded: bool = False) -> BankUse:
-    """softmax(q.n / tau_bank) over the K rows, a chunk at a time; two passes, so that no temperature overflows."""
+    """softmax(q.n / tau_bank) over the bank's rows, a chunk at a time, in two passes so that no temperature overflows.
+
+    Args:
+        q: (B, D) unit queries, the same on every rank.
+        n: (K, D) unit rows, this rank's if sharded.
+        tau_bank: Temperature.
+        sharded: Whether `n` is this rank's part of the bank.
+    """
     chunks, first = n.split(CHUNK_ROWS), distributed.rank() * len(n) if sharded else 0
     sums, values, labels = [], [], []
     for number, rows in enumerate(chunks):
@@ -116,8 +136,8 @@ def use_of_bank(q: Tensor, n: Tensor, tau_bank: float, sharded: bool = False) ->
         sums.append((cosines / tau_bank).logsumexp(dim=1))
         values.append(value)
         labels.append(column + first + number * CHUNK_ROWS)
-    found = (torch.stack(parts) for parts in (sums, values, labels))  # (chunks, B), then (ranks * chunks, B)
-    sums, values, labels = (distributed.all_gather(parts) if sharded else parts for parts in found)
+    stacked = (torch.stack(parts) for parts in (sums, values, labels))  # (chunks, B), then (ranks * chunks, B)
+    sums, values, labels = (distributed.all_gather(parts) if sharded else parts for parts in stacked)
     sums, nearest = sums.logsumexp(dim=0), labels.gather(0, values.argmax(dim=0, keepdim=True)).squeeze(0)
     masses, peaks = [], []
     for rows in chunks:
@@ -139,16 +159,24 @@ def entropy_share(mass: Tensor, sharded: bool = False) -> Tensor:
 
 
 def nearest_share(labels: Tensor) -> Tensor:
-    """(M,) the nearest row of each query -> the share of queries that the most popular row has."""
+    """(M,) number of each query's nearest row -> the share of queries that have the most frequent one."""
     return labels.bincount().amax() / len(labels)
 
 
 def idle_evaluations(before: Tensor | None, peak: Tensor, size: int) -> Tensor:
-    """(K,) evaluations since a row was last of use, one evaluation later; before None: none has been idle yet.
+    """Count for each row the evaluations since it was last used.
 
-    A row is of use while some query gives it at least IDLE_SHARE / K of its softmax, a tenth of an equal share. The
-    maximum and not the mean over queries: at tau_bank = 0.02 the mean is that of a few rows near the queries even when
-    rows and queries are uniform, and most rows would look dead although other batches need them.
+    A row is used while some query gives it at least IDLE_SHARE / K of its softmax, a tenth of an equal share. The
+    maximum over queries is taken, not the mean: at tau_bank = 0.02 the mean is that of a few rows near the queries even
+    if rows and queries are uniform, and most rows would look unused although other batches need them.
+
+    Args:
+        before: (K,) int32 counts of the last evaluation; None: the first one.
+        peak: (K,) largest probability of each row.
+        size: Rows of the whole bank.
+
+    Returns:
+        (K,) int32 counts.
     """
     before = torch.zeros_like(peak, dtype=torch.int32) if before is None else before
     return (before + 1).masked_fill_(peak >= IDLE_SHARE / size, 0)
@@ -162,12 +190,19 @@ def dead_share(idle: Tensor, sharded: bool = False) -> Tensor:
 
 @dataclass(frozen=True)
 class Concern:
-    """Something to worry about. reads: the readings that `bad` judges; words: what is seen, and what to do."""
+    """A warning and its condition.
+
+    Attributes:
+        name: Its name in messages.
+        reads: The metrics that `bad` is given.
+        bad: Whether their values are bad.
+        message: What is seen, and what to do.
+    """
 
     name: str
     reads: tuple[str, ...]
     bad: Callable[..., bool]
-    words: str
+    message: str
 
 
 CONCERNS = (
@@ -180,7 +215,7 @@ CONCERNS = (
         "spread {embedding_spread:.2f} (1: uniform). Lower optimizer.lr or lengthen optimizer.warmup_epochs; BYOL and "
         "SimSiam: keep encoder.head_norm, raise encoder.key_momentum",
     ),
-    # Half of the queries at one row is one adversary doing the work of many.
+    # If half of the queries are nearest to one row, the other rows hardly matter.
     Concern(
         "one row",
         ("bank_nearest_share",),
@@ -188,7 +223,7 @@ CONCERNS = (
         "{bank_nearest_share:.0%} of the queries have the same nearest row of the bank: rows, or queries, have become "
         "one. Raise contrast.tau_bank",
     ),
-    # Nine idle rows in ten: the rest is a bank of a tenth of the size at ten times the cost.
+    # With nine idle rows in ten the bank works like one of a tenth of its size, at ten times the cost.
     Concern(
         "starving bank",
         ("bank_dead_share",),
@@ -196,7 +231,7 @@ CONCERNS = (
         "{bank_dead_share:.0%} of the bank's rows have mattered to no query for long: they get no gradient and stay "
         "behind. Raise contrast.tau_bank, so that more than the nearest rows follow, or use a smaller bank.size",
     ),
-    # A third of the time is what twice the readers could win back.
+    # With twice the readers up to this share of the time can be gained.
     Concern(
         "loader",
         ("loader_wait_share",),
@@ -216,29 +251,31 @@ CONCERNS = (
 
 
 class HealthMonitor:
-    """Says in words when a reading goes bad, and when it is well again: once each, after PATIENCE readings in a row."""
+    """Warns once when a metric becomes bad, and once when it is well again, after PATIENCE evaluations in a row."""
 
     def __init__(self) -> None:
-        self.worried: set[str] = set()
+        self.warned: set[str] = set()
         self.streaks: Counter[str] = Counter()
         self.knn_best = 0.0
 
     def __call__(self, scalars: Mapping[str, float]) -> list[str]:
-        """The sentences to print; concerns whose readings are not among the scalars keep their state."""
+        """The messages to print, given the scalars of a step; what is not among them keeps its state."""
         if "knn_top1" in scalars:
             self.knn_best = max(self.knn_best, scalars["knn_top1"])
         scalars = {**scalars, "knn_best": self.knn_best}
-        return [text for concern in CONCERNS if concern.reads[0] in scalars and (text := self._judge(concern, scalars))]
+        return [
+            text for concern in CONCERNS if concern.reads[0] in scalars and (text := self._evaluate(concern, scalars))
+        ]
 
-    def _judge(self, concern: Concern, scalars: Mapping[str, float]) -> str | None:
+    def _evaluate(self, concern: Concern, scalars: Mapping[str, float]) -> str | None:
         bad = concern.bad(*(scalars[name] for name in concern.reads))
-        changed = bad != (concern.name in self.worried)
+        changed = bad != (concern.name in self.warned)
         self.streaks[concern.name] = self.streaks[concern.name] + 1 if changed else 0
         if self.streaks[concern.name] < PATIENCE:
             return None
         self.streaks[concern.name] = 0
-        self.worried ^= {concern.name}
-        return f"warning: {concern.words.format(**scalars)}" if bad else f"{concern.name}: well again"
+        self.warned ^= {concern.name}
+        return f"warning: {concern.message.format(**scalars)}" if bad else f"{concern.name}: well again"
 
 
 def _evenly(rows: Tensor, most: int) -> Tensor:

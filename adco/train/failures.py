@@ -1,4 +1,4 @@
-"""What stops a run although its recipe is sound, said in one line: memory, the disk, a loss that is no number."""
+"""Errors of a sound recipe, reported in one line: memory, disk, a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 @contextmanager
 def explained(recipe: PretrainConfig, ranks: int, output: Path) -> Iterator[None]:
-    """Turn what the machine refuses into a UserError: memory, with what to lower; a place to write, with its name."""
+    """Turn errors of the machine into a UserError: full memory, with what to lower; a file that cannot be written."""
     before, threading.excepthook = threading.excepthook, _but_of_files
     try:
         yield
@@ -45,21 +45,23 @@ def explained(recipe: PretrainConfig, ranks: int, output: Path) -> Iterator[None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory is full, on the CPU or the GPU. cuDNN may say only that no algorithm can
-    run: each of them was refused its workspace."""
+    """Whether an exception means that memory is full, on the CPU or the GPU.
+
+    cuDNN may report only that no algorithm can run, because none got its workspace.
+    """
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
     )
 
 
 def _but_of_files(thread: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread that cannot write dies loudly, and raises the same once more where we are."""
+    """TensorBoard's thread prints a traceback when it cannot write, and raises the same error in the main thread."""
     if not isinstance(thread.exc_value, OSError):
         threading.__excepthook__(thread)
 
 
 def out_of_memory(recipe: PretrainConfig, ranks: int) -> str:
-    """What filled the memory, and what to lower."""
+    """The message for a full memory: what needs it, and what to lower."""
     px, parts = sorted({view.px for view in recipe.views}, reverse=True), recipe.compute.accumulate
     return (
         f"out of memory: {recipe.batch // (ranks * parts)} images at a time (batch={recipe.batch}, ranks={ranks}, "
@@ -71,9 +73,17 @@ def out_of_memory(recipe: PretrainConfig, ranks: int) -> str:
 def diverged(
     output: Path, state: checkpoint.State, step: int, losses: Sequence[float], files: Sequence[str]
 ) -> Failure:
-    """Write `diverged_STEP.json` and `.pth` for study; returns the error to raise.
+    """Write `diverged_STEP.json` and `diverged_STEP.pth` for study.
 
-    state: when it was noticed; step: the first whose loss is no number; losses: from there on; files: its images
+    Args:
+        output: Output folder of the run.
+        state: The state when it was noticed.
+        step: The first step whose loss is not finite.
+        losses: The losses from that step on.
+        files: The images of that step.
+
+    Returns:
+        The error to raise.
     """
     path, kept = output / f"diverged_{step:08d}.json", checkpoint.newest_intact(output)
     content = {

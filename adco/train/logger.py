@@ -1,4 +1,4 @@
-"""Knowing whether it works: JSONL, TensorBoard, Weights & Biases, speed and waiting, a kNN probe on frozen features."""
+"""What a run logs: JSONL, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -18,9 +18,18 @@ from adco.utils.files import write_text
 
 
 class Logger:
-    """Scalars and words of a run: rows of `metrics.jsonl`, TensorBoard, and Weights & Biases where it is asked for.
+    """Writes scalars and warnings to `metrics.jsonl`, TensorBoard and, if asked for, Weights & Biases.
 
-    On resume, rows after `step` are dropped. Ranks other than 0 write nothing. settings: the recipe, for W&B's page.
+    Ranks other than 0 write nothing.
+
+    Args:
+        folder: Output folder of the run.
+        step: Number of steps that are done; on resume, later rows are dropped.
+        wandb: Whether to log to Weights & Biases.
+        settings: The recipe, for its page there.
+
+    Raises:
+        UserError: `wandb` is asked for and not installed.
     """
 
     def __init__(self, folder: Path, step: int, wandb: bool = False, settings: Mapping | None = None):
@@ -47,7 +56,7 @@ class Logger:
             self.run.log({"step": step, **scalars})
 
     def warn(self, step: int, text: str) -> None:
-        """Print a line on stderr without breaking the progress bar, and keep it as a row with the key `text`."""
+        """Print a line on stderr beside the progress bar, and keep it as a row with the key `text`."""
         if not self.writes:
             return
         tqdm.write(f"step {step}: {text}", file=sys.stderr)
@@ -81,7 +90,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 def _wandb_run(folder: Path, settings: Mapping | None):
     """A W&B run that a resumed training goes on with: its id is kept in the folder."""
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]  (an option)
 
     note = folder / "wandb_id"
     if not note.is_file():

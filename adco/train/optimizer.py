@@ -1,31 +1,41 @@
-"""Optimizers, parameter groups, and learning-rate schedules as pure functions of the step."""
+"""The encoder's optimizer and its parameter groups. Learning-rate schedules are in adco/utils/schedules.py."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from adco.config.schema import OptimizerConfig as Options
+from adco.config.schema import OptimizerConfig
 from adco.utils.lars import LARS
 
 
-def build_optimizer(options: Options, encoder: nn.Module, fused: bool) -> torch.optim.Optimizer:
-    """SGD or LARS over the trained encoder; a group with `constant_lr` is left out of the schedule."""
-    kind = torch.optim.SGD if options.kind == "sgd" else LARS
-    extra = {"fused": fused} if options.kind == "sgd" else {"trust": options.trust}
+def build_optimizer(options: OptimizerConfig, encoder: nn.Module, fused: bool) -> torch.optim.Optimizer:
+    """SGD or LARS over the trained encoder's parameters.
+
+    Args:
+        options: Kind, learning rate, momentum and weight decay.
+        encoder: The trained encoder.
+        fused: Whether SGD uses torch's fused kernels.
+
+    Returns:
+        An optimizer whose groups have the key `constant_lr`: whether the group is left out of the schedule.
+    """
     groups = parameter_groups(options, encoder)
-    solver = kind(groups, lr=options.lr, momentum=options.sgd_momentum, weight_decay=options.weight_decay, **extra)
-    if options.kind == "sgd" and options.sgd_momentum:  # torch's fused SGD leaves them unset where fp16 skips a step
+    if options.kind == "lars":
+        return LARS(groups, options.lr, options.sgd_momentum, options.weight_decay, options.trust)
+    sgd = torch.optim.SGD(groups, options.lr, options.sgd_momentum, weight_decay=options.weight_decay, fused=fused)
+    if options.sgd_momentum:  # torch's fused SGD leaves them unset where fp16 skips a step
         for parameter in encoder.parameters():
-            solver.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return solver
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Load a state dict, each parameter's buffers into memory laid out as the parameter itself.
 
-    torch keeps the strides that were saved, and fused kernels walk over the raw memory of weights and buffers alike: a
-    run that was saved channels last and goes on contiguous, or the other way round, would mix its weights up.
+    torch keeps the strides that were saved, and fused kernels read the raw memory of weights and buffers in one order.
+    Without this, a run that was saved channels last and is resumed contiguous, or the other way round, would mix up its
+    weights.
     """
     optimizer.load_state_dict(state)
     for parameter, buffers in optimizer.state.items():
@@ -34,8 +44,8 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
                 buffers[name] = torch.empty_like(parameter, dtype=buffer.dtype).copy_(buffer)
 
 
-def parameter_groups(options: Options, encoder: nn.Module) -> list[dict]:
-    """Weights, and apart from them what is not decayed (biases, norms) and what keeps its learning rate (predictor)."""
+def parameter_groups(options: OptimizerConfig, encoder: nn.Module) -> list[dict]:
+    """Parameter groups: weights; biases and norms, not decayed; a predictor whose learning rate is constant."""
     groups: dict[tuple[bool, bool], list] = {}
     for name, parameter in encoder.named_parameters():
         decayed = parameter.ndim > 1 or (options.weight_decay_all and options.kind == "sgd")
@@ -43,5 +53,6 @@ def parameter_groups(options: Options, encoder: nn.Module) -> list[dict]:
         groups.setdefault((decayed, constant), []).append(parameter)
     plain = {True: {}, False: {"weight_decay": 0.0, "trust": 0.0}}
     return [
-        {"params": found, "constant_lr": constant, **plain[decayed]} for (decayed, constant), found in groups.items()
+        {"params": members, "constant_lr": constant, **plain[decayed]}
+        for (decayed, constant), members in groups.items()
     ]

@@ -92,10 +92,10 @@ def bank_step(made: Trainer) -> Callable[[], None]:
 
     def step() -> None:
         queries = {view: rows[view].clone().requires_grad_() for view in method.query_views}
-        keys, moment = {view: rows[view] for view in method.key_views}, made.moment()
-        found = method.compute_loss(queries, keys, moment)
-        found.loss.backward()
-        method.update(found, moment, made.recipe.bank.lr)
+        keys, progress = {view: rows[view] for view in method.key_views}, made.position()
+        output = method.compute_loss(queries, keys, progress)
+        output.loss.backward()
+        method.update(output, progress, made.recipe.bank.lr)
 
     return step
 

@@ -17,7 +17,7 @@ from adco.config.schema import LossConfig, MoCHiConfig, PretrainConfig, SwAVConf
 from adco.losses.sinkhorn import sinkhorn
 from adco.methods import build_method
 from adco.methods.base import TrainingProgress
-from adco.methods.mochi import mixed
+from adco.methods.mochi import mixed_negatives
 from adco.train.gradient_cache import backward
 from adco.train.optimizer import build_optimizer
 from adco.utils import philox
@@ -207,7 +207,7 @@ def test_mochi_equals_a_loop_over_mixed_negatives():
         positive = torch.exp(q[i] @ k[i] / 0.3)
         total = total - torch.log(positive / (positive + sum(torch.exp(q[i] @ h / 0.3) for h in negatives))) / N
     same(step.loss, total, [q])
-    assert not mixed(q, n, mix, torch.from_numpy(u)).requires_grad
+    assert not mixed_negatives(q, n, mix, torch.from_numpy(u)).requires_grad
 
 
 @pytest.mark.parametrize("in_batch", [True, False])
@@ -224,9 +224,9 @@ def test_mochi_is_moco_until_it_mixes_and_harder_then(in_batch):
 
 def test_mochi_mixes_anew_at_every_step_view_and_place_and_alike_after_a_restart():
     method = build(recipe("mochi"))
-    first = method.numbers(N, 0, 3)
-    assert torch.equal(first, build(recipe("mochi")).numbers(N, 0, 3))
-    for other in (method.numbers(N, 0, 4), method.numbers(N, 1, 3), first.roll(1, dims=0)):
+    first = method.uniforms(N, 0, 3)
+    assert torch.equal(first, build(recipe("mochi")).uniforms(N, 0, 3))
+    for other in (method.uniforms(N, 0, 4), method.uniforms(N, 1, 3), first.roll(1, dims=0)):
         assert (first != other).all()
 
 

@@ -14,10 +14,10 @@ from adco.config.schema import BankConfig as BankOptions
 from adco.config.schema import EncoderConfig, LossConfig, PretrainConfig, ViewConfig
 from adco.losses.adco import adversarial_contrast
 from adco.losses.caco import cooperative_contrast
+from adco.losses.pairs import make_caco_pairs as caco_pairs
 from adco.losses.pairs import make_pairs
 from adco.methods import build_method
 from adco.methods.base import TrainingProgress
-from adco.methods.caco import make_pairs as caco_pairs
 from adco.models.memory_bank import MemoryBank
 from adco.train.gradient_cache import backward, split
 from adco.train.optimizer import build_optimizer

@@ -53,7 +53,7 @@ def queued(placement: str) -> tuple[int, dict[str, torch.Tensor]]:
     for step in range(3):
         bank.enqueue(torch.arange(6.0).view(3, 2) + 10 * step, step)
     whole = torch.linspace(-1, 1, 16).view(8, 2)
-    bank.sgd_ascent_step([(slice(None), bank._own(whole))], lr=0.5)
+    bank.sgd_ascent_step([(slice(None), bank._local(whole))], lr=0.5)
     state = bank.state_dict()
     again = MemoryBank(Options(8, placement=placement), dim=2)
     again.load_state_dict(state)

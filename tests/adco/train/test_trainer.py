@@ -98,7 +98,7 @@ def test_steps_on_one_batch_lower_its_loss_and_move_all_three_players(tiny, tmp_
     run = trainer(tiny, tmp_path / "run", "optimizer.schedule_by=epoch")
     run.fill_bank()
     start = {name: value.clone() for name, value in run.method.state_dict().items()}
-    batch = next(iter(run._batches(0, 1)))
+    batch = next(iter(run.input.batches(0, 1)))
     run.steps_per_epoch = 1000  # all at the first learning rate
     losses = [run.train_step(batch).loss.item() for _ in range(25)]
     assert losses[-1] < losses[0] - 0.5

@@ -42,9 +42,9 @@ def fitted(recipe: str, output: Path, resume: bool, *overrides: str) -> None:
 
 def fitted_in_float64(*arguments) -> None:
     """`fitted`, in the precision in which another order of summing does not show after some steps."""
-    prepared, to_views = Method.to_device, Batch.to_views
+    to_device, to_views = Method.to_device, Batch.to_views
     with (
-        mock.patch.object(Method, "prepared", lambda *a: prepared(*a).double()),
+        mock.patch.object(Method, "to_device", lambda *a: to_device(*a).double()),
         mock.patch.object(Batch, "to_views", lambda *a: [view.double() for view in to_views(*a)]),
     ):
         fitted(*arguments)
