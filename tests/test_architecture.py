@@ -100,6 +100,12 @@ def test_there_are_no_circles(graph):
     assert not circle(graph)
 
 
+def test_nothing_of_the_rooms_knows_the_drawn_sample_but_its_tool(graph):
+    drawn = {name for name in graph if package_of(name) == "sample"}
+    users = {name for name, imported in graph.items() if imported & drawn} - drawn
+    assert {name for name in users if not name.startswith("benchmarks.")} == {"tools.make_sample"}
+
+
 def test_every_package_of_adco_has_a_floor():
     packages = {path.parent.name for path in (ROOT / "adco").glob("*/__init__.py")}
     assert packages == set(FLOOR_OF) - {""}

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from unittest import mock
 
@@ -23,6 +22,7 @@ from adco.train.trainer import Trainer
 from adco.utils.errors import Failure, UserError
 from adco.weights.backbone import load_backbone
 from tests import ROOT
+from tests.waiting import LIMIT_SECONDS, wait_until
 from tools import train_adco
 
 TINY = """
@@ -186,7 +186,7 @@ def test_a_killed_run_resumes_from_its_newest_intact_checkpoint(tiny, tmp_path):
         *options,
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for_checkpoint(part)
+    wait_until(lambda: any(part.glob("*.sha256")), "a checkpoint", process)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     subprocess.run([*command, "--resume"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -203,20 +203,13 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_says_how_it_ended(tiny, tmp_pa
     command = [sys.executable, str(ROOT / "tools" / "train_adco.py"), "--config-file", path, "--output-dir", str(part)]
     command += [*overrides, "epochs=500", "data.workers=1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for_checkpoint(part)
+    wait_until(lambda: any(part.glob("*.sha256")), "a checkpoint", process)
     process.send_signal(sent)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == code
     assert said in errors.strip().splitlines()[-1]
     assert "Traceback" not in errors
     assert checkpoint.load(checkpoint.newest_intact(part)).step > 0
-
-
-def wait_for_checkpoint(folder: Path) -> None:
-    deadline = time.time() + 60
-    while not list(folder.glob("*.sha256")):
-        assert time.time() < deadline, "no checkpoint within a minute"
-        time.sleep(0.02)
 
 
 def test_unreadable_images_are_counted_and_named(tiny, tmp_path, images):

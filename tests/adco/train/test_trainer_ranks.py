@@ -22,6 +22,7 @@ from adco.train.logger import read_metrics
 from adco.train.trainer import Trainer
 from tests.adco.train.test_trainer import ROOT, TINY, identical, weights
 from tests.ranks import run_ranks
+from tests.waiting import wait_until
 
 SYNCED = ("encoder.batch_norm=sync", "encoder.key_batch_norm=sync")
 CPU = torch.device("cpu")
@@ -102,11 +103,10 @@ def launched(ranks: int, *arguments: str, restarts: int = 0) -> subprocess.Popen
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
-    deadline = time.time() + 120
-    while not any(int(path.stem[-8:]) >= step for path in folder.glob("checkpoint_*.pth")):
-        assert process.poll() is None, "ended before it could be killed"
-        assert time.time() < deadline, f"step {step} was not reached in two minutes"
-        time.sleep(0.01)
+    def reached() -> bool:
+        return any(int(path.stem[-8:]) >= step for path in folder.glob("checkpoint_*.pth"))
+
+    wait_until(reached, f"step {step}", process)
 
 
 @pytest.mark.slow
