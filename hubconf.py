@@ -1,6 +1,6 @@
-"""torch.hub entry points: `torch.hub.load(REPOSITORY, "moco_v2_r50_800ep")`, one for each model of the zoo.
+"""torch.hub entry points: one for each model of the zoo, e.g. `torch.hub.load(REPOSITORY, "moco_v2_r50_800ep")`.
 
-`backbone` takes anything that the tools take: a file, zoo://NAME, random:ARCH.
+`backbone` loads any checkpoint that the tools take: a file, zoo://NAME or random:ARCH.
 """
 
 import functools as _functools
@@ -11,7 +11,14 @@ dependencies = ["numpy", "safetensors", "torch", "torchvision", "tqdm", "yaml"]
 
 
 def backbone(checkpoint="random:resnet50"):
-    """A torchvision ResNet in eval mode without its classifier: (B, 3, H, W) -> (B, 512 or 2048) pooled features."""
+    """A torchvision ResNet in eval mode without its classifier.
+
+    Args:
+        checkpoint: A file, `zoo://NAME` or `random:ARCH[:SEED]`.
+
+    Returns:
+        A module: images (B, 3, H, W), normalised as in pretraining -> average-pooled features (B, 512 or 2048).
+    """
     from adco import load_backbone
 
     return load_backbone(checkpoint).module()

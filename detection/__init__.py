@@ -1,7 +1,7 @@
-"""The only rooms that know detectron2.
+"""Detection with detectron2; no other package of the project imports it.
 
-Importing any of them applies the compatibility patches, so that detectron2's own modules may be imported afterwards.
-Without detectron2 the import fails with one line that says how to get it.
+Importing this package applies the compatibility patches, so that detectron2's own modules can be imported afterwards.
+Without detectron2 the import fails with one line that says how to install it.
 """
 
 from detection.compat import apply_patches, require_detectron2

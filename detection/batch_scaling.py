@@ -1,7 +1,7 @@
-"""Fit a recipe to fewer GPUs: the linear rule, or the recipe's own batch by gradient accumulation. Nothing silently.
+"""Fit a config to another number of GPUs: the linear rule, or the config's own batch by gradient accumulation.
 
-A recipe is written for SOLVER.REFERENCE_WORLD_SIZE GPUs. detectron2's own trainer applies the same rule to that key, so
-that its stock scripts train what ours do.
+A config is written for SOLVER.REFERENCE_WORLD_SIZE GPUs. detectron2's own trainer applies the same rule to that key, so
+its stock scripts train the same as ours. Every change is reported. "Recipe" means the config file without overrides.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from detectron2.config import CfgNode
 
 from adco.utils.errors import UserError
 
-SCHEDULE = ("MAX_ITER", "STEPS", "WARMUP_ITERS", "CHECKPOINT_PERIOD")  # scaled inversely to the batch
+SCHEDULE = ("MAX_ITER", "STEPS", "WARMUP_ITERS", "CHECKPOINT_PERIOD")  # in iterations: divided by the batch's factor
 PLANNED = ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a recipe is run on `workers` processes.
+    """How a config is run on several processes.
 
-    rule: `reference` (nothing changed), `linear` (batch and schedule scaled) or `as given` (overrides taken literally)
-    batch: images of one optimiser step, over all processes and passes
-    passes: forward and backward passes of each process in one step; more than one accumulates gradients
-    differences: a line for each setting that differs from the recipe
+    Attributes:
+        rule: `reference` (nothing changed), `linear` (batch and schedule scaled) or `as given` (overrides as written).
+        workers: Number of processes, one for each GPU.
+        batch: Images of one optimiser step, over all processes and passes.
+        passes: Forward and backward passes of each process in one step; more than one accumulates gradients.
+        differences: A line for each setting that differs from the config file.
     """
 
     rule: str
@@ -35,6 +37,7 @@ class BatchPlan:
 
     @property
     def images_per_pass(self) -> int:
+        """Images of one forward pass of one process."""
         return self.batch // (self.workers * self.passes)
 
 
@@ -46,13 +49,22 @@ def plan(
     images_per_gpu: int | None = None,
     as_given: bool = False,
 ) -> BatchPlan:
-    """Set cfg.SOLVER for `workers` processes and return what was done.
+    """Set `cfg.SOLVER` for `workers` processes.
 
-    cfg: config file and overrides; recipe: the config file alone
-    batch: images per optimiser step (default: the recipe's images per GPU times `workers`)
-    images_per_gpu: what one GPU holds at once; a larger share of the batch is accumulated (default: the recipe's)
-    as_given: scale nothing, train what cfg says, in one pass unless images_per_gpu is given
-    Raises UserError for overrides that would silently make another training, and for a batch that cannot be shared out.
+    Args:
+        cfg: Config file and overrides; changed in place.
+        recipe: The config file alone.
+        workers: Number of processes, one for each GPU.
+        batch: Images of one optimiser step. Default: the recipe's images per GPU times `workers`.
+        images_per_gpu: Images that one GPU holds at once; a larger share of the batch is accumulated over several
+            passes. Default: the recipe's images per GPU.
+        as_given: Scale nothing and train what `cfg` says, in one pass unless `images_per_gpu` is given.
+
+    Returns:
+        The rule that was applied and what differs from the recipe.
+
+    Raises:
+        UserError: Overrides contradict the scaling, or the batch cannot be divided among the processes.
     """
     reference_gpus = recipe.SOLVER.REFERENCE_WORLD_SIZE or workers
     reference_per_gpu = max(recipe.SOLVER.IMS_PER_BATCH // reference_gpus, 1)
@@ -74,17 +86,22 @@ def plan(
 
 
 def scaled(cfg: CfgNode, scale: float) -> dict[str, object]:
-    """The linear rule (Goyal et al. 2017): batch and rate times `scale`, the schedule divided by it."""
+    """The linear scaling rule (Goyal et al. 2017): batch and learning rate times `scale`, the schedule divided by it.
 
-    def stretched(value):
-        return tuple(map(stretched, value)) if isinstance(value, (tuple, list)) else int(round(value / scale))
+    Returns:
+        The new values of SOLVER by key, and TEST's as EVAL_PERIOD.
+    """
 
-    solver = {key: stretched(cfg.SOLVER[key]) for key in SCHEDULE}
+    def divided(value):
+        return tuple(map(divided, value)) if isinstance(value, (tuple, list)) else int(round(value / scale))
+
+    solver: dict[str, object] = {key: divided(cfg.SOLVER[key]) for key in SCHEDULE}
     solver |= {"IMS_PER_BATCH": int(round(cfg.SOLVER.IMS_PER_BATCH * scale)), "BASE_LR": cfg.SOLVER.BASE_LR * scale}
-    return solver | {"EVAL_PERIOD": stretched(cfg.TEST.EVAL_PERIOD)}
+    return solver | {"EVAL_PERIOD": divided(cfg.TEST.EVAL_PERIOD)}
 
 
 def set_solver(cfg: CfgNode, values: Mapping[str, object]) -> None:
+    """Write the values that `scaled` returns into the config."""
     for key, value in values.items():
         cfg["TEST" if key == "EVAL_PERIOD" else "SOLVER"][key] = value
 
@@ -104,7 +121,7 @@ def refuse_overrides(overridden: list[str], scale: float) -> None:
 
 
 def passes_for(batch: int, workers: int, images_per_gpu: int) -> int:
-    """The fewest equal passes of at most `images_per_gpu` images in which `workers` processes share the batch."""
+    """The smallest number of equal passes in which each process has at most `images_per_gpu` images at once."""
     check_share(batch, workers)
     share = batch // workers
     if images_per_gpu < 1:
@@ -113,12 +130,13 @@ def passes_for(batch: int, workers: int, images_per_gpu: int) -> int:
 
 
 def check_share(batch: int, workers: int) -> None:
+    """Raise UserError unless the batch can be divided evenly among the processes."""
     if batch < 1 or batch % workers:
         raise UserError(f"a batch of {batch} images cannot be shared evenly by {workers} GPUs; choose another --batch")
 
 
 def differences(cfg: CfgNode, recipe: CfgNode) -> list[str]:
-    """`SOLVER.KEY recipe -> now` for each planned setting that differs."""
+    """`SOLVER.KEY recipe -> now` for each setting of PLANNED that differs."""
     keys = [key for key in PLANNED if cfg.SOLVER[key] != recipe.SOLVER[key]]
     return [f"SOLVER.{key} {_text(recipe.SOLVER[key])} -> {_text(cfg.SOLVER[key])}" for key in keys]
 

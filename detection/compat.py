@@ -1,7 +1,7 @@
-"""What detectron2's 0.6 release needs to run with today's libraries; a newer detectron2 is left alone.
+"""Patches that detectron2's 0.6 release needs to run with current libraries; a newer detectron2 is not patched.
 
-The newer one is told from the release by what it can do, because both call themselves 0.6: it copes with a missing
-extension by itself (`detectron2/utils/develop.py`).
+Both report version 0.6. The newer one is recognised by `detectron2/utils/develop.py`, which handles a missing compiled
+extension.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ EXTENSION = "detectron2._C"
 
 
 class Detectron2Missing(UserError, ImportError):
-    """detectron2 cannot be imported; the message says in one line how to get it."""
+    """detectron2 is not installed; the message says in one line how to install it."""
 
 
 class MissingExtension(types.ModuleType):
-    """Stands in for detectron2's compiled extension. Anything asked of it is an error that says what is missing."""
+    """Placeholder for detectron2's compiled extension; using anything of it raises a UserError that says so."""
 
     def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):  # the import machinery and `inspect` look these up on every module
+        if name.startswith("__"):  # `import` and `inspect` look these up on every module
             raise AttributeError(name)
         raise UserError(
             f"detectron2's compiled extension is not installed and `{name}` needs it (rotated boxes, deformable "
@@ -53,15 +53,18 @@ def needs_patches() -> bool:
 
 
 def has_extension() -> bool:
-    """Whether the compiled extension lies in detectron2's folder. Does not import it."""
+    """Whether detectron2's folder has the compiled extension. Does not import it."""
     folder = _folder()
     return folder is not None and any(path.suffix in (".so", ".pyd") for path in folder.glob("_C*"))
 
 
 def apply_patches() -> list[str]:
-    """Patch NumPy, Pillow and the missing extension for detectron2 0.6. Returns the names of what was patched now.
+    """Patch NumPy, Pillow and the missing extension for detectron2 0.6.
 
-    Must run before detectron2's modules are imported (its top package apart, which imports none of them).
+    Call it before any module of detectron2 is imported. (`import detectron2` alone imports none of them.)
+
+    Returns:
+        The names that this call patched; empty after the first call and for a newer detectron2.
     """
     if not needs_patches():
         return []
@@ -71,20 +74,20 @@ def apply_patches() -> list[str]:
             setattr(np, name, builtin)
             done.append(f"numpy.{name}")
     if not hasattr(PIL.Image, "LINEAR"):
-        PIL.Image.LINEAR = PIL.Image.BILINEAR
+        PIL.Image.LINEAR = PIL.Image.Resampling.BILINEAR  # type: ignore[attr-defined]  # removed in Pillow 10
         done.append("PIL.Image.LINEAR")
     if not has_extension() and EXTENSION not in sys.modules:
-        sys.modules[EXTENSION] = _stand_in()
+        sys.modules[EXTENSION] = _placeholder()
         done.append(EXTENSION)
     return done
 
 
-def _stand_in() -> MissingExtension:
+def _placeholder() -> MissingExtension:
     module = MissingExtension(EXTENSION)
-    # detectron2's environment report asks these three of the extension on every start.
-    module.get_compiler_version = lambda: "not built"
-    module.get_cuda_version = lambda: "not built"
-    module.has_cuda = lambda: False
+    # detectron2's environment report calls these three functions at every start
+    vars(module).update(
+        get_compiler_version=lambda: "not built", get_cuda_version=lambda: "not built", has_cuda=lambda: False
+    )
     return module
 
 

@@ -1,6 +1,6 @@
-"""One run's settings: config file and overrides, fitted to the GPUs that are there. Mistakes end here, before any work.
+"""The config of one run: config file and overrides, checked and fitted to the available GPUs before any work starts.
 
-Batch, learning rate and schedule are the planner's (`detection/batch_scaling.py`).
+Batch, learning rate and schedule are set in `detection/batch_scaling.py`.
 """
 
 from __future__ import annotations
@@ -15,36 +15,48 @@ from adco.utils.errors import UserError
 SYNC_NORMS = ("SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 NORMS = ("SyncBN", "naiveSyncBN", "BN", "FrozenBN")
 NORM_OWNERS = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
-NO_PART_OF_THE_PROTOCOL = (
+NOT_PART_OF_PROTOCOL = (
     "MODEL.WEIGHTS", "MODEL.DEVICE", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "SEED", "TEST.EXPECTED_RESULTS",
 )  # fmt: skip
 NOT_GIVEN = "MODEL.WEIGHTS-not-given.pkl"
 
 
 def load_config(config_file: str, overrides: Sequence[str]) -> CfgNode:
-    """detectron2's defaults, the file, then `KEY VALUE` pairs. Raises UserError for a missing file or unknown key."""
+    """Read a config: detectron2's defaults, then the file, then the overrides.
+
+    Args:
+        config_file: Path of the YAML file.
+        overrides: KEY, VALUE, KEY, VALUE, ...
+
+    Raises:
+        UserError: The file is missing or not a detectron2 config, a key is unknown, or test-time augmentation is on.
+    """
     if not Path(config_file).is_file():
         raise UserError(f"{config_file or '--config-file'}: no such config file; ours are detection/configs/*.yaml")
     cfg = get_cfg()
     try:
         cfg.merge_from_file(config_file)
     except Exception as error:
-        raise UserError(f"{config_file}: not a detectron2 config: {_first_line(error)}") from error
+        raise UserError(f"{config_file}: not a detectron2 config: {first_line(error)}") from error
     try:
         cfg.merge_from_list(list(overrides))
     except Exception as error:
-        raise UserError(f"{' '.join(overrides)}: expected KEY VALUE pairs: {_first_line(error)}") from error
+        raise UserError(f"{' '.join(overrides)}: expected KEY VALUE pairs: {first_line(error)}") from error
     if cfg.TEST.AUG.ENABLED:
         raise UserError("TEST.AUG.ENABLED: test-time augmentation is not part of these protocols; set it to False")
     return cfg
 
 
 def choose_gpus(asked: int | None, device: str | None, available: int) -> int:
-    """How many GPUs to use on this machine; 0 means the CPU.
+    """The number of GPUs to use on this machine; 0 means the CPU.
 
-    asked: --num-gpus, None where it was not given: one GPU when there is one, as detectron2 does, else the CPU
-    device: MODEL.DEVICE where the user gave it
-    Raises UserError when more is asked for than is there.
+    Args:
+        asked: --num-gpus, or None where it was not given: one GPU if there is one, as in detectron2, else the CPU.
+        device: MODEL.DEVICE where the user gave it, else None.
+        available: Number of GPUs of this machine.
+
+    Raises:
+        UserError: More GPUs are asked for than available, or --num-gpus contradicts MODEL.DEVICE.
     """
     wants_gpu = device is not None and device.startswith("cuda")
     if wants_gpu and (available == 0 or asked == 0):
@@ -68,26 +80,34 @@ def device_of(overrides: Sequence[str]) -> str | None:
 
 
 def deviations(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Those of the `KEY VALUE` pairs that can make a run differ from its protocol, as `KEY VALUE`."""
+    """The overrides that can make a run differ from its protocol, each as `KEY VALUE`."""
     pairs = zip(overrides[::2], overrides[1::2], strict=True)
-    return tuple(f"{key} {value}" for key, value in pairs if key not in NO_PART_OF_THE_PROTOCOL)
+    return tuple(f"{key} {value}" for key, value in pairs if key not in NOT_PART_OF_PROTOCOL)
 
 
 def check_machines(machines: int, rank: int, dist_url: str) -> None:
-    """Raise UserError for a machine rank or a meeting point that several machines cannot use."""
+    """Raise UserError for a machine rank out of range, or an address at which several machines cannot connect."""
     if not 0 <= rank < machines:
         raise UserError(f"--machine-rank {rank}: with --num-machines {machines} it goes from 0 to {machines - 1}")
     local = dist_url == "auto" or any(name in dist_url for name in ("127.0.0.1", "localhost"))
     if machines > 1 and local:
-        raise UserError(
-            f"--dist-url {dist_url}: machines meet at tcp://HOST:PORT of machine 0, the same on every machine"
-        )
+        raise UserError(f"--dist-url {dist_url}: give tcp://HOST:PORT of machine 0, the same address on every machine")
 
 
 def fit_to_hardware(cfg: CfgNode, gpus: int, machines: int = 1, norm: str | None = None) -> list[str]:
-    """Set the device and norm for `gpus` on each of `machines`; returns a line for each change. gpus 0 is the CPU.
+    """Set device and norm layers for the hardware.
 
-    norm: one of NORMS, for every part of the detector that has one; the config's where it is None
+    Args:
+        cfg: The config; changed in place.
+        gpus: Number of GPUs of each machine; 0 means the CPU.
+        machines: Number of machines.
+        norm: One of NORMS for every part of the detector that has a norm; None keeps the config's.
+
+    Returns:
+        A line for each change.
+
+    Raises:
+        UserError: Mixed precision or several machines without GPUs.
     """
     notes = choose_norm(cfg, norm) if norm is not None else []
     if gpus == 0 and cfg.SOLVER.AMP.ENABLED:
@@ -102,7 +122,7 @@ def fit_to_hardware(cfg: CfgNode, gpus: int, machines: int = 1, norm: str | None
 
 
 def choose_norm(cfg: CfgNode, norm: str) -> list[str]:
-    """Put `norm` wherever the config has one; returns a line for each change."""
+    """Set `norm` in every part of the detector that has a norm; returns a line for each change."""
     notes = []
     for owner in NORM_OWNERS:
         before = cfg.MODEL[owner].NORM
@@ -113,7 +133,7 @@ def choose_norm(cfg: CfgNode, norm: str) -> list[str]:
 
 
 def fit_norm(cfg: CfgNode, workers: int) -> list[str]:
-    """Put BN for the SyncBN family where one process runs alone: there is nothing to synchronise with."""
+    """Replace the synchronised norms by BN where there is only one process; returns a line for each change."""
     notes = []
     for owner in NORM_OWNERS:
         norm = cfg.MODEL[owner].NORM
@@ -124,7 +144,7 @@ def fit_norm(cfg: CfgNode, workers: int) -> list[str]:
 
 
 def check_weights(weights: str) -> None:
-    """Raise UserError unless MODEL.WEIGHTS is a file, an address that detectron2 can fetch, or ""."""
+    """Raise UserError unless MODEL.WEIGHTS is an existing file, an address that detectron2 can download, or ""."""
     if weights == NOT_GIVEN:
         raise UserError(
             "MODEL.WEIGHTS is not given: add `MODEL.WEIGHTS X.pkl` (tools/convert_to_d2.py makes it), "
@@ -134,5 +154,6 @@ def check_weights(weights: str) -> None:
         raise UserError(f"{weights}: no such weights file; tools/convert_to_d2.py makes one from a checkpoint")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+def first_line(error: Exception, length: int = 300) -> str:
+    """The first line of an error's text, at most `length` characters; the name of its type where it has no text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:length]

@@ -1,4 +1,4 @@
-"""Images that cannot be read end a run, detectron2's stock scripts included, with one line that names the file."""
+"""Makes detectron2 report an image that it cannot read in one line that names the file, also in its stock scripts."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from detectron2.data import detection_utils
 
 from adco.utils.errors import UserError, one_line
 
-ADVICE = "mend or replace it; tools/check_data.py --decode all finds every such file"
+ADVICE = "repair or replace it; tools/check_data.py --decode all lists every such file"
 
 
 def install() -> None:
-    """Make detectron2's reader of images, which its mappers call in every process, raise UserError. Once is enough.
+    """Make detectron2's `read_image` and `check_image_size` raise UserError. Calling it again has no effect.
 
-    detectron2's trainer then leaves out its traceback, for a run that diverged too: the line says it all.
+    detectron2's trainer then logs no traceback for such an error, nor for a loss that diverged: one line says it.
     """
     if not hasattr(detection_utils.read_image, "__wrapped__"):
-        detection_utils.read_image = named(detection_utils.read_image)
-        detection_utils.check_image_size = named_size(detection_utils.check_image_size)
-        logging.getLogger("detectron2.engine.train_loop").addFilter(unexplained)
+        detection_utils.read_image = naming_file(detection_utils.read_image)
+        detection_utils.check_image_size = with_user_error(detection_utils.check_image_size)
+        logging.getLogger("detectron2.engine.train_loop").addFilter(needs_traceback)
 
 
-def named(read):
-    """`read_image` whose errors name the file."""
+def naming_file(read):
+    """Wrap `read_image` so that its errors are UserErrors that name the file."""
 
     @functools.wraps(read)
     def read_image(file_name, format=None):
@@ -32,15 +32,15 @@ def named(read):
             return read(file_name, format)
         except MemoryError:
             raise
-        except Exception as error:  # decoders raise whatever a broken file leads them to
+        except Exception as error:  # decoders raise many types of errors for a broken file
             reason = one_line(getattr(error, "strerror", None) or error)[:80] or type(error).__name__
             raise UserError(f"{file_name}: this image cannot be decoded ({reason}); {ADVICE}") from error
 
     return read_image
 
 
-def named_size(check):
-    """`check_image_size` as a UserError: an image of another size than its annotation has its boxes elsewhere."""
+def with_user_error(check):
+    """Wrap `check_image_size` so that it raises UserError for an image of another size than its annotation says."""
 
     @functools.wraps(check)
     def check_image_size(dataset_dict, image):
@@ -52,6 +52,6 @@ def named_size(check):
     return check_image_size
 
 
-def unexplained(record: logging.LogRecord) -> bool:
-    """Whether a log entry's traceback, if it has one, is news: a UserError and a diverged loss are told in one line."""
+def needs_traceback(record: logging.LogRecord) -> bool:
+    """Log filter: False for a UserError and a diverged loss, which are reported in one line elsewhere."""
     return not (record.exc_info and isinstance(record.exc_info[1], UserError | FloatingPointError))

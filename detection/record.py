@@ -1,4 +1,4 @@
-"""A detection run as a result record."""
+"""The result record of a finished run, from detectron2's scores, the config and the facts of the datasets."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ from detection.weights import origin_of
 
 
 def flat_scores(results: Mapping[str, Mapping]) -> tuple[dict[str, float], list[str]]:
-    """detectron2's results as one level: `AP`, `AP50`, `segm/AP`, ... and, by class, `AP/cat`, `segm/AP/cat`.
+    """detectron2's nested results as one level of names.
 
-    Returns (scores, names of the undefined ones): NaN is how detectron2 says that there was nothing to measure. A class
-    without a box is left out. With several test datasets the names begin with the dataset's.
+    Args:
+        results: Task -> metric -> value; with several test datasets, dataset -> task -> metric -> value.
+
+    Returns:
+        (scores, undefined): `AP`, `AP50`, `segm/AP`, ... and by class `AP/cat`, `segm/AP/cat`, after the dataset's name
+        where there are several. undefined: names whose value is NaN, detectron2's value where there is nothing to
+        measure; a class without boxes is left out of both.
     """
     scores, undefined = {}, []
     for task, values in results.items():
@@ -53,7 +58,18 @@ def make_record(
     duration_seconds: float,
     predictions: Predictions | None = None,
 ) -> Record:
-    """The record of one run; `settings` adds what the config does not know (tensors loaded, overrides, GPUs)."""
+    """The record of one run.
+
+    Args:
+        cfg: The config that was run.
+        config_name: Its file's name without the suffix; the protocol follows from it.
+        results: detectron2's results of the final test.
+        weights: The initial weights (MODEL.WEIGHTS); of an evaluation only, the detector's file.
+        data: What `inspect_dataset` says of each dataset.
+        settings: Settings besides the config's, e.g. overrides, GPUs, tensors loaded.
+        duration_seconds: Of the whole run.
+        predictions: Reference to the file with the matches, as `move_beside` returns it.
+    """
     scores, undefined = flat_scores(results)
     train = [dict(facts) for facts in data if facts["name"] in cfg.DATASETS.TRAIN]
     test = [dict(facts) for facts in data if facts["name"] in cfg.DATASETS.TEST]
@@ -76,32 +92,35 @@ def make_record(
 
 
 def official(facts: Mapping[str, object]) -> bool:
-    """Whether a dataset has as many images as the official release behind its name, e.g. `voc_2007_test`."""
+    """Whether a dataset has as many images as the official release of its name, e.g. `voc_2007_test`."""
     kind, year, split = [*str(facts["name"]).split("_"), "", ""][:3]
     name = f"VOC{year} {split}" if kind == "voc" else f"{kind.upper()} {split}{year}"
     return name in OFFICIAL and facts["images"] == OFFICIAL[name][0]
 
 
 def protocol_of(config_name: str) -> str:
-    """`detection/NAME`: twins of one config differ in their initial weights, which a record names, not in protocol."""
+    """`detection/NAME`, the same for the variants of a config that differ only in the initial weights."""
     return f"detection/{re.sub(r'_(adco|supervised|random)$', '', config_name)}"
 
 
 def describe_weights(weights: str, depth: int) -> dict[str, object]:
-    """{name, sha256, arch, origin} of MODEL.WEIGHTS; origin is the checkpoint that a converted file came from."""
+    """The `checkpoint` part of a record for MODEL.WEIGHTS: {name, sha256, arch, source, origin}.
+
+    origin: the checkpoint that a converted file was made from, where the file says it.
+    """
     arch = f"resnet{depth}"
     path = Path(weights)
     if not weights:
         return {"name": "random initialisation", "sha256": "", "arch": arch, "source": "random"}
     if not path.is_file():
         return {"name": weights, "sha256": "", "arch": arch, "source": "fetched by detectron2"}
-    facts = {"name": path.name, "sha256": sha256_of(path), "arch": arch, "source": "file"}
+    facts: dict[str, object] = {"name": path.name, "sha256": sha256_of(path), "arch": arch, "source": "file"}
     origin = origin_of(path)
     return facts | {"source": "converted", "origin": origin} if origin else facts
 
 
 def describe_settings(cfg: CfgNode) -> dict[str, object]:
-    """The choices in the config that can move the score."""
+    """The settings of the config that can change the score."""
     return {
         "iterations": cfg.SOLVER.MAX_ITER,
         "steps": list(cfg.SOLVER.STEPS),
@@ -121,7 +140,7 @@ def describe_settings(cfg: CfgNode) -> dict[str, object]:
 
 
 def detectron2_version() -> str:
-    """Version, distribution and, for a Git installation, the commit of detectron2."""
+    """Version and distribution of detectron2 and, where it was installed from Git, the commit."""
     for name in ("detectron2", "pb1-detectron2"):
         try:
             distribution = importlib.metadata.distribution(name)

@@ -1,4 +1,4 @@
-"""The C4 head of MoCo's and AdCo's detection runs: res5 and one more norm layer, which stock detectron2 lacks."""
+"""The C4 head of MoCo's and AdCo's detection runs: detectron2's res5 head with one more norm layer."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 from torch import nn
 
-BASIC_BLOCKS = {18: 2, 34: 3}  # depth -> blocks in res5
+BASIC_BLOCKS = {18: 2, 34: 3}  # depth -> number of blocks of res5
 
 
 @ROI_HEADS_REGISTRY.register()
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
-    """`Res5ROIHeads` with a norm layer after res5: pretrained features reach the new layers at a known scale.
+    """`Res5ROIHeads` with a norm layer after res5, which brings pretrained features to a known scale.
 
-    Also builds the basic blocks of ResNet-18 and 34, where detectron2's head knows the bottleneck block only.
+    It also supports the basic blocks of ResNet-18 and 34; detectron2's head has the bottleneck block only.
     """
 
     @classmethod

@@ -1,28 +1,35 @@
-"""Fine-tune and evaluate a detector from a pretrained backbone: detectron2's train_net.py with our protocols.
+"""Fine-tune and evaluate a detector from a pretrained backbone: detectron2's train_net.py with the project's protocols.
 
     python detection/train_net.py --config-file detection/configs/pascal_voc_R_50_C4_24k_adco.yaml --num-gpus 8 \\
         MODEL.WEIGHTS X.pkl OUTPUT_DIR out
 
 MODEL.WEIGHTS: a file that tools/convert_to_d2.py wrote, zoo://NAME (converted and kept in the cache), or '' for random
-initialisation. DETECTRON2_DATASETS names the folder with VOC2007, VOC2012 and coco, as detectron2 has it.
+initialisation. The environment variable DETECTRON2_DATASETS names the folder with VOC2007, VOC2012 and coco.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from adco.utils.errors import USER_ERROR, UserError, command
 
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+    from detection.trainer import DetectionRun
+
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     started = time.time()
-    import detection  # noqa: F401  (first of all: it patches, or says how to get detectron2)
+    import detection  # noqa: F401  (before detectron2: applies patches, or says how to install it)
 
     from detectron2.engine import launch  # isort: skip
     from detection.seeds import run_trials
@@ -47,16 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parser():
-    """detectron2's own arguments and ours."""
+def parser() -> argparse.ArgumentParser:
+    """detectron2's arguments and this project's."""
     from detectron2.engine import default_argument_parser
 
+    from detection.coco_eval import EVALUATORS
     from detection.config import NORMS
-    from detection.scoring import EVALUATORS
 
     parser = default_argument_parser(epilog=__doc__)
     parser.set_defaults(num_gpus=None)
-    parser.allow_abbrev = False  # `--trial 5` would reach the trials' own command lines
+    parser.allow_abbrev = False  # an abbreviated `--trial 5` would be passed on to the command of every trial
     add = parser.add_argument
     add("--batch", type=int, metavar="N", help="images per optimiser step; rate and schedule follow by the linear rule")
     add("--images-per-gpu", type=int, metavar="N", help="what a GPU holds at once; a larger batch is accumulated")
@@ -69,23 +76,34 @@ def parser():
         metavar="N",
         help="N seeds in OUTPUT_DIR/trial_K, mean and deviation in one record",
     )
-    add("--evaluator", choices=EVALUATORS, help="who computes COCO's numbers (default: the first that is installed)")
+    add("--evaluator", choices=EVALUATORS, help="implementation of COCOeval (default: the first that is installed)")
     return parser
 
 
-def prepare(args, started: float):
-    """Everything that can be wrong before training is found here, by one process: (GPUs, config, job)."""
+def prepare(args: argparse.Namespace, started: float) -> tuple[int, CfgNode, DetectionRun]:
+    """Check and complete everything before training, in one process.
+
+    Args:
+        args: The parsed command line.
+        started: Time of the start, in seconds since the epoch.
+
+    Returns:
+        (GPUs of this machine, frozen config, what every process needs besides it).
+
+    Raises:
+        UserError: Any mistake in command line, config, weights or data that can be detected before training.
+    """
     import torch
 
     from adco.utils.files import output_folder
-    from detection import batch_scaling, config, scoring
+    from detection import batch_scaling, coco_eval, config
     from detection.convert import local_weights
     from detection.datasets import inspect_dataset
     from detection.register import setup_environment
     from detection.trainer import DetectionRun
 
     setup_environment()
-    evaluator = scoring.use(args.evaluator)
+    evaluator = coco_eval.use(args.evaluator)
     cfg, recipe = config.load_config(args.config_file, args.opts), config.load_config(args.config_file, [])
     device = "cpu" if cfg.MODEL.DEVICE == "cpu" else config.device_of(args.opts)
     gpus = config.choose_gpus(args.num_gpus, device, torch.cuda.device_count() if torch.cuda.is_available() else 0)
@@ -111,7 +129,7 @@ def prepare(args, started: float):
 
 
 def user_error_inside(error: Exception) -> UserError | None:
-    """The UserError that `error` is, or that a spawned process died of (torch passes its traceback on as text)."""
+    """The UserError that `error` is, or that ended a spawned process (torch passes its traceback on as text)."""
     if isinstance(error, UserError):
         return error
     lines = [line for line in str(error).splitlines() if line.startswith(USER_ERROR)]

@@ -1,4 +1,6 @@
-"""detectron2's DefaultTrainer with the protocol's evaluators, gradient accumulation, and speed in the record."""
+"""Training and evaluation of a detector in one process: detectron2's DefaultTrainer with gradient accumulation, the
+protocol's evaluators, and a result record.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +21,30 @@ from torch import nn
 
 from adco.evaluation.provenance import code_version
 from adco.utils.errors import UserError
-from detection import register, scoring
+from detection import coco_eval, register
 from detection.batch_scaling import BatchPlan
+from detection.config import first_line
 from detection.evaluation import build_evaluator
 from detection.gradient_accumulation import accumulated_step
-from detection.predictions import keep_beside
+from detection.predictions import move_beside
 from detection.record import make_record
+from detection.safe_loading import backbone_tensors_loaded
 from detection.verify import every_tensor_loads
+from detection.weights import tensor_names
 
 
 @dataclass(frozen=True)
 class DetectionRun:
     """What every process of a run needs besides the config.
 
-    overrides: what was set beside the config file and may make the run differ from its protocol
-    data: the datasets' facts, gathered once by the process that starts the others
+    Attributes:
+        config_name: Name of the config file without the suffix.
+        overrides: Overrides that may make the run differ from its protocol, each as `KEY VALUE`.
+        gpus: GPUs of this machine; 0 for the CPU.
+        plan: How the batch is divided among processes and passes.
+        data: What `inspect_dataset` says of each dataset, collected once by the process that starts the others.
+        evaluator: The implementation of COCOeval, one of `coco_eval.EVALUATORS`.
+        started: Time of the start, in seconds since the epoch.
     """
 
     config_name: str
@@ -45,7 +56,7 @@ class DetectionRun:
     started: float
 
     def settings(self) -> dict[str, object]:
-        """What a record says of the run besides the config."""
+        """The part of a record's settings that the config does not have."""
         plan = {name: value for name, value in asdict(self.plan).items() if name != "differences"}
         return {
             "overrides": list(self.overrides),
@@ -56,7 +67,14 @@ class DetectionRun:
 
 
 class Trainer(DefaultTrainer):
-    """DefaultTrainer whose batch may be taken in several passes, and whose evaluation is the protocol's."""
+    """detectron2's DefaultTrainer with gradient accumulation and the protocol's evaluators.
+
+    Args:
+        cfg: The config.
+        passes: Passes of one optimiser step; more than one accumulates gradients.
+    """
+
+    _last_eval_results: dict[str, dict]  # set by the evaluation hook of DefaultTrainer
 
     def __init__(self, cfg: CfgNode, passes: int = 1):
         self.passes = passes
@@ -71,15 +89,15 @@ class Trainer(DefaultTrainer):
         return pin_memory(super().build_train_loader(cfg), cfg.MODEL.DEVICE.startswith("cuda"))
 
     def build_hooks(self) -> list:
-        """detectron2's; PreciseBN sees as many images as the recipe's batches hold, in parts that fit the memory."""
-        whole, self.cfg = self.cfg, precise_bn_settings(self.cfg, self.passes)
+        """detectron2's hooks; PreciseBN uses as many images as with the config's batch, in batches of one pass."""
+        cfg, self.cfg = self.cfg, precise_bn_settings(self.cfg, self.passes)
         try:
             return super().build_hooks()
         finally:
-            self.cfg = whole
+            self.cfg = cfg
 
     def train(self) -> None:
-        """DefaultTrainer's without its look at TEST.EXPECTED_RESULTS, which `run` takes once the record is written."""
+        """Train as DefaultTrainer does, but leave the check of TEST.EXPECTED_RESULTS to `run`, after the record."""
         TrainerBase.train(self, self.start_iter, self.max_iter)
 
     def run_step(self) -> None:
@@ -91,7 +109,7 @@ class Trainer(DefaultTrainer):
 
 
 def precise_bn_settings(cfg: CfgNode, passes: int) -> CfgNode:
-    """A copy in which a batch is what one pass holds, and PreciseBN takes as many more of them."""
+    """A copy of the config with the batch of one pass, and PreciseBN's number of batches times `passes`."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SOLVER.IMS_PER_BATCH //= passes
@@ -101,7 +119,7 @@ def precise_bn_settings(cfg: CfgNode, passes: int) -> CfgNode:
 
 
 def pin_memory(loader, pin: bool):
-    """Let the DataLoader inside detectron2's training loader pin its tensors, which detectron2 has no option for."""
+    """Set `pin_memory` of the DataLoader inside detectron2's training loader, which has no option for it."""
     inner = loader
     while not isinstance(inner, torch.utils.data.DataLoader):
         inner = inner._dataset if hasattr(inner, "_dataset") else inner.dataset
@@ -110,49 +128,77 @@ def pin_memory(loader, pin: bool):
 
 
 def run(cfg: CfgNode, args: argparse.Namespace, job: DetectionRun) -> None:
-    """One process of the run: train (or only evaluate), print detectron2's tables, write OUTPUT_DIR/record.json."""
-    register.setup_environment()  # a spawned process has not done so yet
-    code_version("detection")  # of the files as they are now: the record names it when the work is done
-    scoring.use(job.evaluator)
+    """One process of the run: train (or only evaluate), print detectron2's tables, write OUTPUT_DIR/record.json.
+
+    Raises:
+        UserError: The loss became NaN or infinite.
+        SystemExit: The results differ from TEST.EXPECTED_RESULTS (exit code 1); the record is written before.
+    """
+    register.setup_environment()  # not yet called in a spawned process
+    code_version("detection")  # cached: the record gets the version of the files as they are now
+    coco_eval.use(job.evaluator)
     default_setup(cfg, args)
     try:
         results, weights, facts = (
             evaluate_only(cfg, args.resume) if args.eval_only else train(cfg, args.resume, job.plan.passes)
         )
     except FloatingPointError as error:
-        raise UserError(f"training diverged ({str(error).splitlines()[0]}); lower SOLVER.BASE_LR") from error
+        raise UserError(f"training diverged ({first_line(error)}); lower SOLVER.BASE_LR") from error
     if not comm.is_main_process():
         return
     settings = job.settings() | facts | {"eval_only": args.eval_only, "resumed": args.resume}
     path = Path(cfg.OUTPUT_DIR) / "record.json"
-    kept = keep_beside(path) if len(cfg.DATASETS.TEST) == 1 else None
-    record = make_record(cfg, job.config_name, results, weights, job.data, settings, time.time() - job.started, kept)
+    matches = move_beside(path) if len(cfg.DATASETS.TEST) == 1 else None
+    seconds = time.time() - job.started
+    record = make_record(cfg, job.config_name, results, weights, job.data, settings, seconds, matches)
     print(f"record: {record.write(path)}", flush=True)
-    verify_results(cfg, results)  # exit code 1 where TEST.EXPECTED_RESULTS are others
+    verify_results(cfg, results)  # exits with code 1 if they differ from TEST.EXPECTED_RESULTS
 
 
 def train(cfg: CfgNode, resume: bool, passes: int) -> tuple[dict, str, dict]:
-    """Returns the final test's results, the initial weights, and {backbone_tensors_loaded, speed}."""
+    """Train and test.
+
+    Args:
+        cfg: The config.
+        resume: Whether to continue from the last checkpoint in OUTPUT_DIR.
+        passes: As for `Trainer`.
+
+    Returns:
+        (detectron2's results of the final test, the initial weights, {backbone_tensors_loaded, speed}).
+    """
     trainer = Trainer(cfg, passes)
     trainer.resume_or_load(resume=resume)
     trainer.train()
-    facts = {"backbone_tensors_loaded": trainer.checkpointer.backbone_loaded, "speed": speed(trainer.storage)}
+    loaded = backbone_tensors_loaded(trainer.checkpointer)
+    facts = {"backbone_tensors_loaded": loaded, "speed": speed(trainer.storage)}
     return trainer._last_eval_results, cfg.MODEL.WEIGHTS, facts
 
 
 def evaluate_only(cfg: CfgNode, resume: bool) -> tuple[dict, str, dict]:
-    """As `train` without training: the file must hold the whole detector, not just its backbone."""
+    """Test without training; the weights must be those of a complete detector.
+
+    Returns:
+        (detectron2's results, the file that was tested, {backbone_tensors_loaded}).
+
+    Raises:
+        UserError: A tensor of the detector is not in the file.
+    """
     model: nn.Module = Trainer.build_model(cfg)
     checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     path = checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else cfg.MODEL.WEIGHTS
-    names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
-    with every_tensor_loads(model, names if path else [], path):
+    with every_tensor_loads(model, tensor_names(model) if path else [], path):
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    return Trainer.test(cfg, model), path, {"backbone_tensors_loaded": checkpointer.backbone_loaded}
+    return Trainer.test(cfg, model), path, {"backbone_tensors_loaded": backbone_tensors_loaded(checkpointer)}
 
 
 def speed(storage: EventStorage) -> dict[str, float]:
-    """{iterations_per_second, loading_share, memory_gib} of a training; loading_share: the time waiting for data."""
+    """Speed of a training, from what detectron2's hooks measured.
+
+    Returns:
+        {iterations_per_second, loading_share, memory_gib}: loading_share is the part of the time, in [0, 1], that was
+        spent waiting for data; memory_gib is the peak on this process's GPU, left out without CUDA. {} if the hooks
+        measured nothing.
+    """
     histories = storage.histories()
     if not {"time", "data_time"} <= histories.keys():
         return {}

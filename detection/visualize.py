@@ -1,4 +1,4 @@
-"""Draw what a finished run found on its test images: ground truth on the left, detections on the right.
+"""Draw a finished run's detections on its test images: ground truth on the left, detections on the right.
 
 python detection/visualize.py OUTPUT_DIR OUT.png [--images 6] [--min-score 0.3]
 """
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from adco.utils.errors import UserError, command
 from adco.utils.files import atomic_write
 
-TRUTH, FOUND = (40, 200, 80), (255, 120, 0)
+TRUTH, DETECTION = (40, 200, 80), (255, 120, 0)  # colours
 WIDTH_PX = 320
 XYWH = 1  # detectron2's BoxMode: 0 is (x0, y0, x1, y1), 1 is (x, y, width, height)
 
@@ -41,7 +41,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def draw_run(output_dir: Path, out: Path, images: int = 6, min_score: float = 0.3, per_image: int = 8) -> int:
-    """Write an image of `images` test images with the best `per_image` detections each; returns how many are drawn."""
+    """Write a PNG of test images with their true boxes and detections, side by side.
+
+    Args:
+        output_dir: OUTPUT_DIR of a finished run.
+        out: The PNG to write.
+        images: Number of test images, spread evenly over the test list.
+        min_score: Smallest score of a detection that is drawn.
+        per_image: Largest number of detections of an image.
+
+    Returns:
+        Number of detections that were drawn.
+
+    Raises:
+        UserError: There are no detections of a finished run, or the dataset is missing.
+    """
     drawn = drawings(output_dir, images, min_score, per_image)
     with atomic_write(out) as file:
         side_by_side([(one.truth, one.found) for one in drawn]).save(file, format="PNG")
@@ -50,7 +64,7 @@ def draw_run(output_dir: Path, out: Path, images: int = 6, min_score: float = 0.
 
 @dataclass(frozen=True)
 class Drawing:
-    """A test image twice: with the true boxes, and with the `count` boxes that a detector found."""
+    """A test image with its true boxes (`truth`) and with `count` detections (`found`)."""
 
     name: str
     truth: Image.Image
@@ -59,8 +73,8 @@ class Drawing:
 
 
 def drawings(output_dir: Path, images: int = 6, min_score: float = 0.3, per_image: int = 8) -> list[Drawing]:
-    """The same `images` test images for every run of a data set, spread evenly over its list."""
-    dataset, predictions = load_run(Path(output_dir))
+    """The images of `draw_run`; arguments and errors as there. Runs on the same dataset get the same test images."""
+    dataset, detections = load_run(Path(output_dir))
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     try:
@@ -70,30 +84,32 @@ def drawings(output_dir: Path, images: int = 6, min_score: float = 0.3, per_imag
     classes = metadata.thing_classes
     to_class = metadata.get("thing_dataset_id_to_contiguous_id", {})  # COCO numbers its categories with gaps
     by_image = defaultdict(list)
-    for item in sorted(predictions, key=lambda item: -item["score"]):
+    for item in sorted(detections, key=lambda item: -item["score"]):
         if item["score"] >= min_score:
             label = f"{classes[to_class.get(item['category_id'], item['category_id'])]} {item['score']:.2f}"
             by_image[str(item["image_id"])].append((_corners(item["bbox"], XYWH), label))
     drawn, count = [], min(max(images, 1), len(entries))
     for entry in (entries[k * len(entries) // count] for k in range(count)):
         truth = [(_corners(box["bbox"], box["bbox_mode"]), classes[box["category_id"]]) for box in entry["annotations"]]
-        found = by_image[str(entry["image_id"])][:per_image]
+        detected = by_image[str(entry["image_id"])][:per_image]
         image, name = Image.open(entry["file_name"]).convert("RGB"), Path(entry["file_name"]).name
-        drawn.append(Drawing(name, with_boxes(image, truth, TRUTH), with_boxes(image, found, FOUND), len(found)))
+        pair = with_boxes(image, truth, TRUTH), with_boxes(image, detected, DETECTION)
+        drawn.append(Drawing(name, *pair, len(detected)))
     return drawn
 
 
 def load_run(output_dir: Path) -> tuple[str, list[dict]]:
-    """The first test dataset's name and the kept predictions of a finished run; of several trials, of the first.
+    """Name of the first test dataset and the detections of a finished run; of several trials, those of the first.
 
-    Raises UserError when it is none.
+    Raises:
+        UserError: The folder has no detections of a finished run.
     """
     import detection  # noqa: F401  (patches before detectron2)
     from detection.config import load_config
-    from detection.evaluation import PREDICTIONS
+    from detection.evaluation import DETECTIONS_FILE
 
     output_dir = output_dir / "trial_1" if (output_dir / "trial_1").is_dir() else output_dir
-    path = output_dir / "inference" / PREDICTIONS
+    path = output_dir / "inference" / DETECTIONS_FILE
     if not path.is_file():
         raise UserError(f"{path}: no predictions; give the OUTPUT_DIR of a finished detection/train_net.py")
     cfg = load_config(str(output_dir / "config.yaml"), [])
@@ -101,7 +117,7 @@ def load_run(output_dir: Path) -> tuple[str, list[dict]]:
 
 
 def with_boxes(image: Image.Image, boxes: Iterable[Box], colour: tuple[int, int, int]) -> Image.Image:
-    """A copy of the image, WIDTH_PX wide, with the boxes and their labels."""
+    """A copy of the image, resized to WIDTH_PX, with the boxes and their labels; boxes in pixels of the given image."""
     scale = WIDTH_PX / image.width
     canvas = image.resize((WIDTH_PX, round(image.height * scale)))
     pen = ImageDraw.Draw(canvas)
@@ -115,7 +131,7 @@ def with_boxes(image: Image.Image, boxes: Iterable[Box], colour: tuple[int, int,
 
 
 def side_by_side(rows: Sequence[tuple[Image.Image, Image.Image]], columns: int = 2) -> Image.Image:
-    """Pairs (left, right) as tiles, `columns` pairs in a row."""
+    """One image of all pairs (left, right) of images WIDTH_PX wide, `columns` pairs in a row."""
     gap = 6
     height = max(left.height for left, _ in rows) + gap
     lines = -(-len(rows) // columns)

@@ -1,1 +1,1 @@
-"""Checkpoints of any origin: formats, layouts, the model zoo, and the bridge to a torchvision ResNet."""
+"""Checkpoints of any origin: file formats, layouts, the model zoo, and `load_backbone`, which reads them all."""

@@ -1,4 +1,4 @@
-"""The user's own models in the zoo: files that came by other means, and rows of the user's manifest."""
+"""Add to the zoo: a file of a known model that was not downloaded by the zoo, or a model of the user's own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from adco.weights.zoo import accept, models, save_record
 
 
 def add_file(model: Model, file: Path) -> str:
-    """Copy a file that came by other means into the cache as `model`, after a download's checks. Returns its sha256."""
+    """Copy a file into the cache as the file of `model`, after the same checks as for a download.
+
+    Returns:
+        The file's sha256 in hexadecimal.
+
+    Raises:
+        UserError: The file is absent or is not the model's, or the model belongs to the package.
+    """
     if model.file:
         raise UserError(f"{model.name}: its file is {model.path} already; choose another name")
     try:
@@ -29,19 +36,28 @@ def add_file(model: Model, file: Path) -> str:
 
 
 def add_model(name: str, source: str, **keys: object) -> Model:
-    """A row of the user's own: `source` is a checkpoint file, which is copied into the cache, or an http(s) address.
+    """Add a row to the user's own manifest.
 
-    keys: any of the manifest's. Raises UserError: a name that is taken, a file that holds no ResNet we can read.
+    Args:
+        name: Name of the new model.
+        source: A checkpoint file, which is copied into the cache, or an http(s) address.
+        keys: Other keys of the row, e.g. method, epochs, licence (adco/weights/manifest.py); None is left out.
+
+    Returns:
+        The new model.
+
+    Raises:
+        UserError: The name is taken, a key is not valid, or the file has no ResNet that `load_backbone` can read.
     """
     own = own_manifest()
     row = {key: value for key, value in keys.items() if value is not None}
     if re.match(r"https?://", source):
         row["mirrors"] = [source]
     else:
-        from adco.weights.backbone import load_backbone  # torch: only here
+        from adco.weights.backbone import load_backbone  # imports torch, which an address does not need
 
-        found = load_backbone(_existing(Path(source)))
-        row |= {"arch": found.arch, "layout": found.source, "sha256": found.sha256}
+        backbone = load_backbone(_existing(Path(source)))
+        row |= {"arch": backbone.arch, "layout": backbone.source, "sha256": backbone.sha256}
         row |= {"bytes": Path(source).stat().st_size, "file": name + suffix_of(source)}
     model = as_model(own, name, row)
     with file_lock("zoo-manifest"):

@@ -1,10 +1,11 @@
-"""A checkpoint of ours -> a file small enough for the package: convolutions in float16, the row of the manifest."""
+"""Pack a checkpoint of this project for the package: convolutions in float16, and the manifest row for it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,33 +22,49 @@ from adco.weights.backbone import Backbone, load_backbone
 from adco.weights.manifest import as_model
 from adco.weights.readers import write_state
 
-BOUND = 2e-3  # of the relative difference of features; float16 rounds a weight by 2^-11 = 4.9e-4 of itself at most
-PICTURES, PICTURE_PX = 8, 96
+BOUND = 2e-3  # largest relative difference of features; float16 rounds a weight by at most 2^-11 = 4.9e-4 of itself
+IMAGES, IMAGE_PX = 8, 96
 
 
 @dataclass(frozen=True)
 class Packed:
-    """row: as it stands in a manifest beside the folder `models`; difference: the worst of the features, up to BOUND"""
+    """What `pack` made.
+
+    Attributes:
+        row: The row for a manifest that has the folder `models` beside it.
+        difference: The largest relative difference of features (`features_differ`), at most BOUND.
+    """
 
     row: dict[str, object]
     difference: float
 
 
 def pack(checkpoint: Path, out: Path, recipe: str, data: str, licence: str) -> Packed:
-    """Write `out` (.safetensors) from a checkpoint of tools/train_adco.py beside which its record.json lies.
+    """Write a checkpoint's backbone as a small `.safetensors` file.
 
-    recipe: the name of ours that it was trained by; data: what it was trained on, in words
-    Raises UserError: no record, a record of another file, other weights than float16 can hold, features that change
-    by more than BOUND. No file is left then.
+    Args:
+        checkpoint: The last checkpoint of a finished run of tools/train_adco.py, with record.json beside it.
+        out: The `.safetensors` file to write.
+        recipe: Name of the recipe that it was trained with.
+        data: Name of the training data, for readers.
+        licence: Licence of the weights.
+
+    Returns:
+        The manifest row and the difference of features.
+
+    Raises:
+        UserError: There is no record, or it belongs to another file; a weight is beyond float16's range; or features
+            change by more than BOUND. No file is written then.
     """
     if out.suffix != ".safetensors":
         raise UserError(f"{out}: expected a name that ends in .safetensors")
     original, record = load_backbone(checkpoint), _record_of(checkpoint)
-    small = Backbone(**(vars(original) | {"state": rounded(checkpoint, original.state)}))
+    small = replace(original, state=rounded(checkpoint, original.state))
     if (difference := features_differ(original, small)) > BOUND:
         raise UserError(f"{checkpoint}: in float16 its features change by {difference:.1e}, more than {BOUND:.0e}")
-    method, epochs = METHOD_NAMES[record.settings["method"]], int(record.settings["epochs"])
-    changes = changed_fields(asdict(load_recipe(recipe)), dict(record.settings))
+    trained: dict[str, Any] = dict(record.settings)  # the resolved recipe of the run
+    method, epochs = METHOD_NAMES[trained["method"]], int(trained["epochs"])
+    changes = changed_fields(asdict(load_recipe(recipe)), trained)
     facts = {"recipe": recipe, "changes": "; ".join(changes) or "none", "method": method, "epochs": epochs}
     facts |= {"data": data, "licence": licence, "commit": record.commit, "from_sha256": original.sha256}
     write_state(out, small.state, facts)
@@ -63,7 +80,17 @@ def pack(checkpoint: Path, out: Path, recipe: str, data: str, licence: str) -> P
 
 
 def rounded(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convolutions in float16; BatchNorm as it is: a thousandth of the size, and variances may be tiny or huge."""
+    """A state dict with convolutions in float16 and the rest in float32.
+
+    BatchNorm keeps float32: it is a thousandth of the size, and variances may be beyond float16's range.
+
+    Args:
+        path: The file that the message names.
+        state: Names -> tensors.
+
+    Raises:
+        UserError: A convolution has values beyond float16's range.
+    """
     small = {name: tensor.half() if tensor.ndim == 4 else tensor.float() for name, tensor in state.items()}
     for name, tensor in small.items():
         if not torch.isfinite(tensor).all():
@@ -73,10 +100,16 @@ def rounded(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def features_differ(first: Backbone, second: Backbone) -> float:
-    """The largest |a - b| / |a| of an image's map after any stage, both networks in float32, on smooth noise."""
+    """The largest relative difference of two backbones' feature maps.
+
+    Both run in float32 on the same smooth noise, (8, 3, 96, 96).
+
+    Returns:
+        The maximum over images and stages res2..res5 of |a - b| / |a|, with the 2-norm over an image's map.
+    """
     noise = torch.Generator().manual_seed(0)
-    coarse = torch.randn(PICTURES, 3, 8, 8, generator=noise)
-    images = F.interpolate(coarse, size=(PICTURE_PX, PICTURE_PX), mode="bilinear")
+    coarse = torch.randn(IMAGES, 3, 8, 8, generator=noise)
+    images = F.interpolate(coarse, size=(IMAGE_PX, IMAGE_PX), mode="bilinear")
     a, b = (stage_features(backbone.module(), images) for backbone in (first, second))
     return max(float(((a[k] - b[k]).flatten(1).norm(dim=1) / a[k].flatten(1).norm(dim=1)).max()) for k in a)
 

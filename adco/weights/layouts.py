@@ -1,7 +1,22 @@
-"""How each public project writes a ResNet checkpoint: one row per layout, read from the projects' released code.
+r"""How each public project writes a ResNet checkpoint: one `Layout` per format, taken from the projects' released code.
 
-A row says which dictionaries inside the file may hold the tensors, what precedes the backbone's names in them, how
-those names differ from torchvision's, and which other tensors are known and left out, with the reason.
+To add a format, add a `Layout` to LAYOUTS. Example: a project saves `{"model": {...}, "epoch": 9}`, and the state dict
+in it has `module.net.conv1.weight`, ..., `module.net.fc.weight`, `module.proj.0.weight` and `module.queue`. Its row is
+
+    Layout(
+        "my-project",  # the name that `--source` takes and that records keep
+        (("model",),),  # keys that lead from the file to the state dict; (("a", "b"),) for content["a"]["b"]
+        r"net\.",  # prefix of the backbone's names; `module.` of DistributedDataParallel is already removed
+        ((r"net\.fc\.", CLASSIFIER), (r"proj\.", HEAD), (r"queue", NEGATIVES)),  # tensors to drop, each with a reason
+    )
+
+What follows the prefix must be torchvision's name (`layer1.0.bn2.weight`); where a project has other names, give a
+`rename` function and the `probe`, its name of the first convolution (see `from_sequential`, `from_detectron2`). Every
+tensor must match the prefix or a dropped pattern; otherwise the other layouts are tried, and if none fits the file is
+refused. Order matters: the first layout that knows every tensor is used, so more specific rows come first.
+
+Then add a builder of such a file to tests/adco/weights/public_checkpoints.py (SOURCES), which tests the row end to end,
+and a line to the table in docs/detection.md.
 """
 
 from __future__ import annotations
@@ -25,19 +40,25 @@ Dropped = tuple[tuple[str, str], ...]
 
 
 def same(name: str) -> str:
-    """torchvision's own names."""
+    """The name unchanged, for projects that use torchvision's names."""
     return name
 
 
 def from_sequential(name: str) -> str:
-    """Names of `nn.Sequential(*list(resnet.children()))`: `0.weight` -> `conv1.weight`, `4.1.` -> `layer1.1.`"""
+    """torchvision's name of a tensor in `nn.Sequential(*resnet.children())`, e.g. `0.weight` -> `conv1.weight`.
+
+    The children are conv1, bn1, relu, maxpool, layer1 to layer4; a name with another first part is returned unchanged.
+    """
     children = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
     first, _, rest = name.partition(".")
     return f"{children[first]}.{rest}" if first in children else name
 
 
 def from_detectron2(name: str) -> str:
-    """`res2.0.conv2.norm.weight` -> `layer1.0.bn2.weight`; `stem.conv1.weight` -> `conv1.weight`, and so on."""
+    """torchvision's name of a tensor in detectron2's ResNet, e.g. `res2.0.conv2.norm.weight` -> `layer1.0.bn2.weight`.
+
+    The inverse of `detection.weights.detectron2_name`.
+    """
     name = name.removeprefix("stem.")
     name = re.sub(r"^res(\d)\.", lambda match: f"layer{int(match[1]) - 1}.", name)
     name = name.replace(".shortcut.norm.", ".downsample.1.").replace(".shortcut.", ".downsample.0.")
@@ -46,14 +67,20 @@ def from_detectron2(name: str) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way of writing a checkpoint. All patterns are matched at the start of a name whose wrapper is taken off.
+    """The format of one project's checkpoints.
 
-    entries: where the tensors may lie, as paths of keys; () is the file itself
-    prefix: pattern of what precedes the backbone's names
-    probe: the first convolution's name behind the prefix; a file without it is of another layout
-    rename: the project's name of a backbone tensor -> torchvision's
-    dropped: (pattern, reason) of the tensors beside the backbone; they come before `prefix`
-    small_stem: whether a 3x3 first convolution is ours, stride 1 and padding 1, with no pooling after it
+    Patterns are regular expressions. They are matched at the start of a name, after wrapper prefixes such as `module.`
+    are removed.
+
+    Attributes:
+        name: Name of the layout; several rows may share one.
+        entries: Where the state dict may be, each as a path of keys; `()` is the file's top level.
+        prefix: Pattern of what precedes the backbone's names.
+        dropped: (pattern, reason) of the known tensors that are not the backbone. Tested before `prefix`.
+        probe: Name of the first convolution after the prefix. A file without it has another layout.
+        rename: Function from the project's name of a backbone tensor, without the prefix, to torchvision's.
+        small_stem: Whether a 3x3 first convolution of this project is built like ours: stride 1, padding 1, no max
+            pooling. Where it is not, a file with such a stem is refused, because its outputs would differ.
     """
 
     name: str
@@ -65,7 +92,14 @@ class Layout:
     small_stem: bool = True
 
     def split(self, tensors: Mapping[str, object]) -> tuple[dict[str, str], dict[str, str], list[str]]:
-        """Sort names into (name -> torchvision's name, dropped name -> reason, names that the layout does not have)."""
+        """Divide the names of a state dict into backbone, dropped and unexpected.
+
+        Args:
+            tensors: A state dict; only its names are used.
+
+        Returns:
+            (name -> torchvision's name of the backbone's tensors, dropped name -> reason, unexpected names).
+        """
         backbone, dropped, unexpected = {}, {}, []
         wrapper = wrapper_of(tensors)
         for name in tensors:
@@ -81,25 +115,25 @@ class Layout:
         return backbone, dropped, unexpected
 
     def has_probe(self, tensors: Mapping[str, object]) -> bool:
-        """Whether a ResNet's first convolution stands where this layout has it."""
+        """Whether the state dict has a ResNet's first convolution under this layout's name."""
         wrapper, pattern = wrapper_of(tensors), re.compile(self.prefix + re.escape(self.probe))
         return any(pattern.fullmatch(name[len(wrapper) :]) for name in tensors)
 
 
 def wrapper_of(tensors: Mapping[str, object]) -> str:
-    """What every name begins with because the model was wrapped, e.g. `module.`; "" for an unwrapped model."""
-    found = ""
+    """The wrapper prefix that all names share, e.g. `module.` or `module._orig_mod.`; "" for an unwrapped model."""
+    wrapper = ""
     while tensors and (
-        more := next((w for w in WRAPPERS if all(name.startswith(found + w) for name in tensors)), None)
+        more := next((w for w in WRAPPERS if all(name.startswith(wrapper + w) for name in tensors)), None)
     ):
-        found += more
-    return found
+        wrapper += more
+    return wrapper
 
 
 STATE_DICT, BARE, MODEL = ("state_dict",), (), ("model",)
 RESNET = r"(?=(conv1|bn1|layer\d+)\.)"  # no prefix, but the first part of a name must be a ResNet's
 
-# Ordered: the first layout whose probe is there and which knows every other tensor wins.
+# Ordered: the first layout whose probe is present and which knows every other tensor is used.
 LAYOUTS = (
     Layout(
         "adco-suite",

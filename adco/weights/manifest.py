@@ -1,12 +1,13 @@
-"""The model zoo's manifest: which checkpoints there are, where, and what their owners publish about them."""
+"""The model zoo's manifest (`zoo.yaml`): its schema, and the reader that checks every row."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from adco.utils.errors import UserError
 from adco.utils.paths import cache_folder
@@ -18,12 +19,25 @@ MANIFEST = Path(__file__).with_name("zoo.yaml")
 
 @dataclass(frozen=True)
 class Model:
-    """One row of a manifest. None is "not known": nobody has published it where we looked.
+    """One row of a manifest. None means "not known": not published where we looked.
 
-    mirrors: http or https addresses, tried in turn; file: instead of them, a path beside the manifest
-    sha256, bytes: of the file; hash_prefix: `sha256:` or `md5:` and the first digits, where only these are published
-    layout: how the file is written (adco/weights/layouts.py); recipe: ours (adco/recipes) that trains the same thing
-    scores: what its owner publishes, in percent, each {protocol, source, metric: value ...}; none is measured by us
+    Attributes:
+        name: Name of the model, as in `zoo://NAME`.
+        folder: Folder of the manifest.
+        method, epochs, data: How it was pretrained, on what.
+        arch: torchvision's name of the architecture.
+        layout: Layout of the file (adco/weights/layouts.py).
+        recipe: The recipe of this project (adco/recipes) that trains the same.
+        mirrors: http or https addresses of the file, tried in this order.
+        file: A path relative to the manifest, instead of mirrors.
+        sha256: Hash of the file in hexadecimal.
+        hash_prefix: `sha256:` or `md5:` and the first digits, where the owner publishes only these.
+        bytes: Size of the file.
+        licence: Licence of the weights.
+        source: Where the model is published.
+        scores: What its owner publishes, in percent, each as {protocol, source, metric: value, ...}. None of them was
+            measured by this project.
+        note: Anything else worth knowing.
     """
 
     name: str
@@ -46,52 +60,68 @@ class Model:
 
     @property
     def path(self) -> Path:
-        """Where the file lies, or will lie once it is downloaded."""
+        """Where the file is, or will be after the download."""
         if self.file:
             return self.folder / self.file
         return zoo_folder() / f"{self.name}{suffix_of(self.mirrors[0].partition('?')[0])}"
 
     @property
     def record(self) -> Path:
-        """What was recorded at the first download: {sha256, from, date}. It outlives the file."""
+        """The JSON file with {sha256, from, date} of the first download. It is kept when the model is deleted."""
         return zoo_folder() / f"{self.name}.json"
 
 
 def zoo_folder() -> Path:
-    """Where downloaded models, their records and the user's own manifest lie."""
+    """The folder of downloaded models, their download records and the user's own manifest."""
     return cache_folder() / "zoo"
 
 
 def own_manifest() -> Path:
-    """The user's own rows; the file need not exist."""
+    """The path of the user's own manifest, which may not exist."""
     return zoo_folder() / MANIFEST.name
 
 
 def suffix_of(name: str) -> str:
-    """The suffix by which a file's reader is chosen (adco/weights/readers.py): `.pth` for all that are torch's."""
+    """The suffix that selects the reader (adco/weights/readers.py): `.safetensors`, `.pkl`, else `.pth` for torch."""
     suffix = Path(name).suffix
     return suffix if suffix in (".safetensors", ".pkl") else ".pth"
 
 
 def read_manifest(path: Path) -> dict[str, Model]:
-    """The models of a manifest. Raises UserError that names the file, the model, the key and what was expected."""
+    """The models of a manifest by name.
+
+    Raises:
+        UserError: Names the file, the model, the key and what was expected.
+    """
     return {name: as_model(path, name, row) for name, row in read_rows(path).items()}
 
 
 def read_rows(path: Path) -> dict[str, dict]:
-    """The rows of a manifest as they are written. Raises UserError when the file is none."""
-    try:
-        content = read_yaml(path, "manifest")
-        schema, rows = content["schema"], content["models"]
-    except (KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path}: expected the keys schema and models ({error})") from error
+    """The rows of a manifest as they are written, unchecked, by name.
+
+    Raises:
+        UserError: The file is not a manifest of this schema.
+    """
+    content = read_yaml(path, "manifest")
+    if not isinstance(content, dict) or not {"schema", "models"} <= content.keys():
+        raise UserError(f"{path}: expected the keys schema and models")
+    schema, rows = content["schema"], content["models"]
     if schema != SCHEMA or not isinstance(rows, dict):
         raise UserError(f"{path}: expected schema {SCHEMA} and a mapping `models`, found schema {schema!r}")
     return rows
 
 
 def as_model(path: Path, name: object, row: object) -> Model:
-    """A checked row. Raises UserError."""
+    """Check a row and return its model.
+
+    Args:
+        path: The manifest; messages name it, and the model's `file` is relative to its folder.
+        name: The row's key.
+        row: The row's value.
+
+    Raises:
+        UserError: Names the manifest, the model, the key and what was expected.
+    """
     known = [field.name for field in fields(Model) if field.name not in ("name", "folder")]
     if not isinstance(row, dict):
         raise UserError(f"{path}: {name}: expected keys and values, found {row!r}")
@@ -99,15 +129,15 @@ def as_model(path: Path, name: object, row: object) -> Model:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
             raise UserError(f"{path}: {name}: unknown key {key!r}" + (f"; did you mean {near[0]}?" if near else ""))
-    for key, (right, expected) in _checks(name, row).items():
-        if not right:
+    for key, (valid, expected) in _checks(name, row).items():
+        if not valid:
             raise UserError(f"{path}: {name}: {key}: expected {expected}, found {row.get(key)!r}")
-    tuples = {key: tuple(row.get(key) or ()) for key in ("mirrors", "scores")}
-    return Model(**(row | tuples), name=name, folder=path.parent)
+    values: dict[str, Any] = row | {key: tuple(row.get(key) or ()) for key in ("mirrors", "scores")}
+    return Model(**values, name=str(name), folder=path.parent)
 
 
 def _checks(name: object, row: Mapping) -> dict[str, tuple[bool, str]]:
-    """key -> (whether its value is right, what was expected)."""
+    """key -> (whether its value is valid, what was expected)."""
     mirrors, scores, file = row.get("mirrors") or [], row.get("scores") or [], row.get("file")
     inside = file is None or (_is(r"[\w.-]+(/[\w.-]+)*", file) and ".." not in file)
     texts = ("method", "data", "arch", "layout", "recipe", "licence", "source", "note")
@@ -133,5 +163,5 @@ def _is(pattern: str, value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
-def _all(values: object, right) -> bool:
-    return isinstance(values, list) and all(right(value) for value in values)
+def _all(values: object, valid: Callable[[object], bool]) -> bool:
+    return isinstance(values, list) and all(valid(value) for value in values)

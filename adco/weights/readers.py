@@ -1,4 +1,4 @@
-"""Weight files of every kind, read without running anything that is in them: torch, safetensors, NumPy pickles."""
+"""Reads torch, safetensors and NumPy pickle files without executing anything that is in them, and writes weights."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 import collections
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 import safetensors
@@ -19,31 +19,32 @@ from torch import Tensor
 from adco.utils.errors import UserError
 from adco.utils.files import atomic_write
 
-MOST_DEEP = 100  # dictionaries inside one another
+MAX_DEPTH = 100  # of nested dictionaries
 WEB_PAGES = (b"<!doctype", b"<html", b"<?xml")
-_ARRAYS = {  # what a pickle of arrays names; NumPy has moved these functions between its versions
-    "_reconstruct": lambda *_: np.zeros(0),  # as NumPy writes it; a file could ask for memory that it does not fill
+# Functions and classes that a pickle of arrays refers to, by name alone: their modules differ between NumPy's versions.
+_ARRAYS = {
+    "_reconstruct": lambda *_: np.zeros(0),  # what NumPy's own call gives; other arguments could reserve memory
     "_frombuffer": np.zeros(0).__reduce_ex__(5)[0],
     "scalar": np.float64(0).__reduce__()[0],
-    "ndarray": "ndarray",  # an argument; a call would make an array of whatever lies in memory
+    "ndarray": "ndarray",  # only an argument of _reconstruct; calling it would return uninitialised memory
     "dtype": np.dtype,
 }
-_ITEMSIZE = {  # bytes of a number, by the class that torch writes in a tensor's place
+_ITEMSIZE = {  # bytes of an element, by the storage class that torch writes for a tensor
     "ByteStorage": 1, "CharStorage": 1, "BoolStorage": 1, "ShortStorage": 2, "HalfStorage": 2, "BFloat16Storage": 2,
     "IntStorage": 4, "FloatStorage": 4, "LongStorage": 8, "DoubleStorage": 8, "ComplexFloatStorage": 8,
     "ComplexDoubleStorage": 16,
 }  # fmt: skip
 _PLAIN = {
     ("collections", "OrderedDict"): collections.OrderedDict,
-    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # bytes in an old pickle protocol
+    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # how pickle protocol 2 writes bytes
     ("__builtin__", "bytes"): bytes,
 }
 
 
 class ArraysOnly(pickle._Unpickler):
-    """Reads NumPy arrays and plain containers; anything else in a pickle is refused, not run.
+    """Unpickler of NumPy arrays and plain containers; anything else is refused and not executed.
 
-    It is the unpickler written in Python: the one in C reserves whatever memory a file's memo numbers ask for.
+    It derives from the unpickler written in Python: the one in C reserves as much memory as a file's memo numbers say.
     """
 
     def find_class(self, module: str, name: str) -> object:
@@ -55,7 +56,7 @@ class ArraysOnly(pickle._Unpickler):
 
 
 class Inert:
-    """Takes the place of an object of somebody else's class in a checkpoint: made without running that class."""
+    """Placeholder for an object of an unknown class in a checkpoint: that class is neither imported nor executed."""
 
     def __init__(self, *args: object, **kwargs: object):
         pass
@@ -66,10 +67,10 @@ class Inert:
     __setstate__ = __setitem__ = append = extend = add = _ignore
 
 
-class _Census(pickle._Unpickler):
-    """Goes through a torch checkpoint's pickle, making nothing; `sizes`: storage's key -> bytes that tensors expect."""
+class _StorageSizes(pickle._Unpickler):
+    """Reads a torch checkpoint's pickle without creating tensors; `sizes`: storage key -> bytes its tensors need."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: IO[bytes]):
         super().__init__(file, encoding="utf-8")
         self.sizes: dict[str, int] = {}
 
@@ -82,16 +83,28 @@ class _Census(pickle._Unpickler):
         return Inert()
 
 
-def load_arrays(file: BinaryIO, encoding: str = "latin1") -> object:
-    """`pickle.load` restricted to arrays and plain containers. Raises pickle.UnpicklingError for anything else."""
+def load_arrays(file: IO[bytes], encoding: str = "latin1") -> object:
+    """`pickle.load` restricted to NumPy arrays and plain containers.
+
+    Raises:
+        pickle.UnpicklingError: The pickle refers to anything else; nothing of it is executed.
+    """
     return ArraysOnly(file, encoding=encoding).load()
 
 
 def read_weights(path: Path) -> dict:
-    """A checkpoint's dictionary, tensors on the CPU; NumPy arrays become tensors at any depth.
+    """Read a checkpoint file.
 
-    Raises UserError that names the file and what is wrong with it: absent, empty, a web page, truncated, holding
-    objects that would have to be run.
+    Args:
+        path: A `.safetensors` file, a pickle of NumPy arrays (`.pkl`), or anything else that `torch.save` wrote.
+
+    Returns:
+        The file's dictionary with its nesting; tensors on the CPU in the file's dtype, NumPy arrays of numbers as
+        tensors too.
+
+    Raises:
+        UserError: Names the file and what is wrong with it: absent, empty, a web page, truncated, not a dictionary, or
+            holding objects that could only be read by executing code.
     """
     path = Path(path)
     if not path.is_file():
@@ -100,7 +113,7 @@ def read_weights(path: Path) -> dict:
         with path.open("rb") as file:
             head = file.read(256).lstrip().lower()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); mend its permissions, or copy it again") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fix its permissions or copy it again") from error
     if not head:
         raise UserError(f"{path}: the checkpoint is empty (0 bytes); download it again")
     if head.startswith(WEB_PAGES):
@@ -121,16 +134,22 @@ def read_weights(path: Path) -> dict:
         raise UserError(
             f"{path}: not readable: truncated or damaged, or no checkpoint at all ({first}); download or copy it again"
         ) from error
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         raise UserError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
     return content
 
 
-def load_torch(path: Path, classes: Sequence[object] = ()) -> object:
-    """`torch.load` to the CPU, of tensors, containers and `classes` alone, of a file whose sizes are what they say.
+def load_torch(path: Path, classes: Sequence[Callable | tuple[Callable, str]] = ()) -> object:
+    """`torch.load` with `weights_only` to the CPU, after checking the sizes that the file states.
 
-    Raises UserError for a zip that unpacks to more than it is or whose tensors are larger than their bytes (which some
-    versions of torch do not look at), and whatever torch raises for anything else it does not read.
+    Args:
+        path: A file that `torch.save` wrote.
+        classes: Classes to allow besides tensors and containers, as `torch.serialization.safe_globals` takes them.
+
+    Raises:
+        UserError: A zip that unpacks to more bytes than the file has, or tensors that need more bytes than their
+            storage has (some versions of torch do not check this).
+        Exception: Whatever torch raises for a file that it cannot read.
     """
     if zipfile.is_zipfile(path):
         _check_archive(path)
@@ -139,7 +158,16 @@ def load_torch(path: Path, classes: Sequence[object] = ()) -> object:
 
 
 def write_state(path: Path, state: Mapping[str, Tensor], origin: Mapping[str, object]) -> None:
-    """Write tensors as `.safetensors` (origin as its metadata) or as `.pth` (a bare state dict), atomically."""
+    """Write tensors atomically, as `.safetensors` or, for any other suffix, with `torch.save`.
+
+    Args:
+        path: The file to write.
+        state: Names -> tensors, on the CPU.
+        origin: Metadata of a `.safetensors` file, its values as text; a file of `torch.save` does not have it.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     with atomic_write(path) as file:
         if Path(path).suffix == ".safetensors":
@@ -159,7 +187,7 @@ def _read(path: Path) -> object:
 
 
 def _check_archive(path: Path) -> None:
-    """Raise UserError for what torch.save never writes: packed or doubled members, tensors without their bytes."""
+    """Raise UserError for what torch.save never writes: compressed or repeated members, storages that are too small."""
     with zipfile.ZipFile(path) as archive:
         members = {member.filename.lower(): member for member in archive.infolist()}
         unpacked = sum(member.file_size for member in archive.infolist())
@@ -167,21 +195,22 @@ def _check_archive(path: Path) -> None:
             raise UserError(f"{path}: refused: a zip that unpacks to {unpacked} bytes, which no checkpoint does")
         index = next((name for name in members if name.endswith("/data.pkl")), None)
         if index is None:
-            return  # torch will say what it misses
+            return  # torch.load reports what is missing
         with archive.open(members[index]) as file:
-            census = _Census(file)
-            census.load()
-        for key, size in census.sizes.items():
+            storages = _StorageSizes(file)
+            storages.load()
+        for key, needed in storages.sizes.items():
             member = members.get(f"{index.removesuffix('data.pkl')}data/{key}".lower())
-            if member is None or member.file_size < size:
-                found = member.file_size if member else 0
-                raise UserError(f"{path}: refused: tensors of {size} bytes in storage {key[:40]}, which holds {found}")
+            size = member.file_size if member else 0
+            if size < needed or member is None:
+                raise UserError(f"{path}: refused: tensors of {needed} bytes in storage {key[:40]}, which holds {size}")
 
 
 def _foreign_classes(path: Path) -> list[tuple[type, str]]:
-    """(a stand-in, its name) for each class that torch would refuse, so that settings and meters do no harm.
+    """(placeholder, name) for each class that torch would refuse, e.g. of settings and meters beside the tensors.
 
-    Modules that torch blocks outright, such as `os`, stay refused; older files, which are no zip, get no stand-ins.
+    Modules that torch always blocks, such as `os`, stay refused. Files before torch 1.6, which are not zip archives,
+    get no placeholders.
     """
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -191,9 +220,9 @@ def _foreign_classes(path: Path) -> list[tuple[type, str]]:
 
 
 def _as_tensors(value: object, done: dict[int, object], depth: int = 0) -> object:
-    """The same with arrays as tensors, each object once, whatever refers to it. done: by identity."""
-    if depth > MOST_DEEP:
-        raise ValueError(f"dictionaries inside one another, more than {MOST_DEEP} deep")
+    """The same containers with arrays as tensors. done: id of an object -> its conversion, which is made once."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"dictionaries inside one another, more than {MAX_DEPTH} deep")
     if id(value) in done:
         return done[id(value)]
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":

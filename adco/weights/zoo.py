@@ -1,7 +1,7 @@
-"""The model zoo: a name -> a checkpoint in the cache whose checksum was verified. `zoo://NAME` is such a name.
+"""The model zoo: `zoo://NAME` -> a checkpoint in the cache whose checksum was verified.
 
-`zoo.yaml` beside this file lists the models; the one in the cache's folder `zoo` lists the user's own. Where an owner
-publishes no checksum, the sha256 of the first download is recorded beside the file and enforced from then on.
+`zoo.yaml` beside this file lists the models; `zoo/zoo.yaml` in the cache folder lists the user's own. Where an owner
+publishes no checksum, the sha256 of the first download is recorded beside the file, and later downloads must match it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from adco.utils.errors import UserError
 from adco.utils.files import file_lock, sha256_of, write_text
 from adco.weights.manifest import MANIFEST, Model, own_manifest, read_manifest
 
-SCHEME = re.compile(r"zoo:/{1,2}")  # pathlib makes one slash of two
+SCHEME = re.compile(r"zoo:/{1,2}")  # pathlib writes two slashes as one
 
 
 def models() -> dict[str, Model]:
-    """Every model by name: the package's, then the user's own."""
+    """All models by name: the package's, then the user's own."""
     own = own_manifest()
     added = read_manifest(own) if own.is_file() else {}
     return _packaged() | {name: model for name, model in added.items() if name not in _packaged()}
@@ -36,7 +36,11 @@ def _packaged() -> dict[str, Model]:
 
 
 def find(name: str) -> Model:
-    """The model of `NAME` or `zoo://NAME`. Raises UserError that names the nearest one."""
+    """The model of `NAME` or `zoo://NAME`.
+
+    Raises:
+        UserError: There is none of that name; the message suggests the most similar one.
+    """
     name, known = SCHEME.sub("", name), models()
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
@@ -51,15 +55,23 @@ def is_zoo(path: str | Path) -> bool:
 
 
 def resolve(path: str | Path) -> Path:
-    """A checkpoint's file: of `zoo://NAME` the verified one, downloaded where it is not there; others as they are."""
+    """The file of a checkpoint: for `zoo://NAME` the verified file, downloaded if needed; other paths unchanged."""
     return download(find(str(path))) if is_zoo(path) else Path(path)
 
 
 def download(model: Model, offline: bool = False, patience: RetryPolicy = PATIENT) -> Path:
-    """Bring a model's file into the cache and return its path; a file that is there is only verified.
+    """Download a model's file into the cache, or verify the file that is already there.
 
-    offline: never ask the network; so does ADCO_OFFLINE=1 in the environment
-    Raises UserError that says of each mirror why it did not give the file; what has arrived is kept for the next time.
+    Args:
+        model: The model, as `find` returns it.
+        offline: Do not use the network. ADCO_OFFLINE=1 in the environment has the same effect.
+        patience: Timeout and number of tries of each mirror.
+
+    Returns:
+        The path of the verified file.
+
+    Raises:
+        UserError: Says for each mirror why it did not give the file. A partial download is kept and resumed next time.
     """
     if model.file or model.path.is_file():
         verify(model)
@@ -71,7 +83,7 @@ def download(model: Model, offline: bool = False, patience: RetryPolicy = PATIEN
         )
     reasons = []
     with file_lock(f"zoo-{model.name}"):
-        if model.path.is_file():  # another process was faster
+        if model.path.is_file():  # another process has downloaded it
             verify(model)
             return model.path
         for url in model.mirrors:
@@ -86,7 +98,14 @@ def download(model: Model, offline: bool = False, patience: RetryPolicy = PATIEN
 
 
 def verify(model: Model) -> str:
-    """The sha256 of a model's file. Raises UserError where it is absent, or not what was published or recorded."""
+    """Compare a model's file with the published and recorded checksums.
+
+    Returns:
+        The file's sha256 in hexadecimal.
+
+    Raises:
+        UserError: The file is absent, has another checksum, or no checksum is known.
+    """
     if not model.path.is_file():
         raise UserError(f"{model.path}: not there; `python tools/zoo.py download {model.name}`")
     checks = expected(model)
@@ -103,7 +122,10 @@ def verify(model: Model) -> str:
 
 
 def expected(model: Model) -> dict[str, str]:
-    """`ALGORITHM:DIGITS` -> who says so: the published sha256 and the recorded one, else the first digits published."""
+    """The checksums that a model's file must have, as `ALGORITHM:FIRST_DIGITS` -> where that comes from.
+
+    These are the published and the recorded sha256; the published first digits only where neither is known.
+    """
     checks = {f"sha256:{model.sha256}": "published"} if model.sha256 else {}
     if recorded := read_record(model):
         checks.setdefault(f"sha256:{recorded['sha256']}", f"recorded on {recorded['date']} in {model.record}")
@@ -113,11 +135,15 @@ def expected(model: Model) -> dict[str, str]:
 
 
 def read_record(model: Model) -> dict[str, object] | None:
-    """What was recorded at the first download; None where there was none. Raises UserError when it is damaged."""
+    """{sha256, from, date} of the first download, or None where there was none.
+
+    Raises:
+        UserError: The record's file is damaged.
+    """
     try:
-        found = json.loads(model.record.read_text())
-        if re.fullmatch(r"[0-9a-f]{64}", found["sha256"]) and found["date"]:
-            return found
+        record = json.loads(model.record.read_text())
+        if re.fullmatch(r"[0-9a-f]{64}", record["sha256"]) and record["date"]:
+            return record
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
@@ -126,7 +152,7 @@ def read_record(model: Model) -> dict[str, object] | None:
 
 
 def _from_mirror(model: Model, url: str, patience: RetryPolicy) -> Path:
-    """Download, check, record, and only then give the file its name. Raises DownloadError."""
+    """Download, check and record a file, and only then give it its final name. Raises DownloadError."""
     part = model.path.with_name(model.path.name + ".part")
     fetch(url, part, model.bytes, patience, model.name)
     try:
@@ -141,7 +167,14 @@ def _from_mirror(model: Model, url: str, patience: RetryPolicy) -> Path:
 
 
 def accept(model: Model, file: Path) -> str:
-    """The sha256 of a file that is about to become `model`. Raises DownloadError where it cannot be it."""
+    """Check a new file before it becomes the model's: its first bytes, its size and its checksums.
+
+    Returns:
+        The file's sha256 in hexadecimal.
+
+    Raises:
+        DownloadError: The file is not the model's; the text is the reason.
+    """
     check_head(file)
     size = file.stat().st_size
     if model.bytes not in (None, size):
@@ -150,7 +183,7 @@ def accept(model: Model, file: Path) -> str:
 
 
 def _compare(file: Path, checks: dict[str, str]) -> str:
-    """The file's sha256. Raises DownloadError where a digest does not begin as `checks` says."""
+    """The file's sha256. Raises DownloadError where a digest does not start with the digits in `checks`."""
     digests = {"sha256": sha256_of(file)}
     for check, origin in checks.items():
         algorithm, _, digits = check.partition(":")
@@ -170,7 +203,7 @@ def _md5_of(file: Path) -> str:
 
 
 def save_record(model: Model, digest: str, origin: str) -> None:
-    """Write the record of a first download; a later one has been compared with it."""
+    """Write the record of a first download; an existing record is kept, because `accept` has compared against it."""
     if not model.record.is_file():
         date = datetime.now(timezone.utc).date().isoformat()
         record = {"sha256": digest, "from": origin, "date": date}

@@ -1,4 +1,4 @@
-"""Tiny VOC and COCO folders of coloured rectangles, and checkpoints with BatchNorm statistics worth losing."""
+"""Tiny VOC and COCO folders of coloured rectangles, and checkpoints with BatchNorm statistics unlike a new model's."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from adco.models.resnet import build_resnet
+from adco.weights.backbone import load_backbone
 
 CLASSES = {"cat": (200, 60, 60), "dog": (60, 60, 200), "bus": (60, 180, 60)}
 SIZE = (120, 96)
@@ -104,3 +105,11 @@ def save_torchvision(path: Path, arch: str) -> Path:
     """A file as torchvision publishes them, classifier included."""
     torch.save(trained_state(arch) | {"fc.weight": torch.zeros(10, 8), "fc.bias": torch.zeros(10)}, path)
     return path
+
+
+def converted(tmp_path: Path, arch: str):
+    """(backbone, its tensors under detectron2's names, the path to write them to) of a new torchvision file."""
+    from detection import weights
+
+    backbone = load_backbone(save_torchvision(tmp_path / "net.pth", arch))
+    return backbone, weights.to_detectron2(backbone), tmp_path / "net.pkl"

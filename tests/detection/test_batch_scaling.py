@@ -1,4 +1,4 @@
-"""Fewer GPUs: the linear rule is detectron2's own, accumulation equals one large batch, nothing differs silently."""
+"""Fewer GPUs: the linear rule equals detectron2's, accumulation equals one large batch, every change is reported."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def planned(workers, *overrides, name=VOC, **options):
 
 
 def test_one_gpu_by_the_linear_rule_in_numbers():
-    cfg, found = planned(1)
+    cfg, batch_plan = planned(1)
     solver = cfg.SOLVER
     assert (solver.IMS_PER_BATCH, solver.BASE_LR) == (2, 0.0025)
     assert (solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS) == (192000, (144000, 176000), 800)
-    assert (found.rule, found.batch, found.passes, found.images_per_pass) == ("linear", 2, 1, 2)
-    printed = "\n".join(describe(found))
+    assert (batch_plan.rule, batch_plan.batch, batch_plan.passes, batch_plan.images_per_pass) == ("linear", 2, 1, 2)
+    printed = "\n".join(describe(batch_plan))
     assert "SOLVER.BASE_LR 0.02 -> 0.0025" in printed
     assert "SOLVER.STEPS (18000, 22000) -> (144000, 176000)" in printed
 
@@ -51,23 +51,23 @@ def test_the_rule_is_detectron2s_own_which_does_not_apply_it_twice(name, workers
 
 
 def test_the_recipes_own_gpus_change_nothing():
-    cfg, found = planned(8)
-    assert (found.rule, found.differences, found.passes) == ("reference", (), 1)
+    cfg, batch_plan = planned(8)
+    assert (batch_plan.rule, batch_plan.differences, batch_plan.passes) == ("reference", (), 1)
     assert cfg == load_config(str(CONFIGS / f"{VOC}.yaml"), [])
 
 
 @pytest.mark.parametrize(("images_per_gpu", "passes"), [(None, 8), (2, 8), (3, 8), (4, 4), (16, 1), (64, 1), (1, 16)])
 def test_one_gpu_keeps_the_batch_by_accumulation(images_per_gpu, passes):
-    cfg, found = planned(1, batch=16, images_per_gpu=images_per_gpu)
-    assert (found.rule, found.differences, found.passes) == ("reference", (), passes)
+    cfg, batch_plan = planned(1, batch=16, images_per_gpu=images_per_gpu)
+    assert (batch_plan.rule, batch_plan.differences, batch_plan.passes) == ("reference", (), passes)
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (16, 0.02, 24000)
-    assert found.images_per_pass * passes == 16
-    assert any("accumulated" in line for line in describe(found)) == (passes > 1)
+    assert batch_plan.images_per_pass * passes == 16
+    assert any("accumulated" in line for line in describe(batch_plan)) == (passes > 1)
 
 
 def test_another_batch_scales_by_its_ratio():
-    cfg, found = planned(2, batch=8, images_per_gpu=4)
-    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, found.passes, found.workers) == (0.01, 48000, 1, 2)
+    cfg, batch_plan = planned(2, batch=8, images_per_gpu=4)
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, batch_plan.passes, batch_plan.workers) == (0.01, 48000, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -85,15 +85,15 @@ def test_silently_different_training_is_refused(workers, overrides, says):
 
 
 def test_as_given_is_literal_and_says_what_differs():
-    cfg, found = planned(1, "SOLVER.IMS_PER_BATCH", "4", "SOLVER.BASE_LR", "0.1", as_given=True)
+    cfg, batch_plan = planned(1, "SOLVER.IMS_PER_BATCH", "4", "SOLVER.BASE_LR", "0.1", as_given=True)
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (4, 0.1, 24000)
-    assert (found.rule, found.passes) == ("as given", 1)
-    assert found.differences == ("SOLVER.IMS_PER_BATCH 16 -> 4", "SOLVER.BASE_LR 0.02 -> 0.1")
+    assert (batch_plan.rule, batch_plan.passes) == ("as given", 1)
+    assert batch_plan.differences == ("SOLVER.IMS_PER_BATCH 16 -> 4", "SOLVER.BASE_LR 0.02 -> 0.1")
 
 
-def test_overrides_of_an_unscaled_recipe_are_said_too():
-    _, found = planned(8, "SOLVER.MAX_ITER", "30000")
-    assert found.differences == ("SOLVER.MAX_ITER 24000 -> 30000",)
+def test_overrides_of_an_unscaled_recipe_are_reported_too():
+    _, batch_plan = planned(8, "SOLVER.MAX_ITER", "30000")
+    assert batch_plan.differences == ("SOLVER.MAX_ITER 24000 -> 30000",)
 
 
 @pytest.mark.parametrize("options", [{"batch": 15}, {"batch": -2}, {"images_per_gpu": 0}])

@@ -1,4 +1,4 @@
-"""The compatibility room: what 0.6 needs is patched, a newer detectron2 is left alone, a missing one is named."""
+"""Compatibility: detectron2 0.6 is patched, a newer one is not, and a missing one is reported."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def python(code: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, **options)
 
 
-def test_the_stand_in_says_what_is_missing_when_used():
-    stand_in = compat._stand_in()
-    assert stand_in.get_compiler_version() == "not built"
+def test_the_placeholder_says_what_is_missing_when_used():
+    placeholder = compat._placeholder()
+    assert placeholder.get_compiler_version() == "not built"
     with pytest.raises(UserError, match="deform_conv_forward.*install detectron2 from its Git"):
-        stand_in.deform_conv_forward(1)
-    assert not hasattr(stand_in, "__wrapped__")
+        placeholder.deform_conv_forward(1)
+    assert not hasattr(placeholder, "__wrapped__")
 
 
 def test_patches_are_applied_once_and_only_where_needed():
@@ -54,8 +54,8 @@ def test_detectron2s_own_hook_does_for_stock_scripts_all_that_ours_do():
         "import detectron2; from detectron2.modeling import ROI_HEADS_REGISTRY as R\n"
         "print('Res5ROIHeadsExtraNorm' in R)\n"
         "import detection.register as r; r.setup_environment()\n"
-        "from detection import scoring\n"
-        "print(scoring.in_use() == scoring.installed()[0])\n"
+        "from detection import coco_eval\n"
+        "print(coco_eval.in_use() == coco_eval.installed()[0])\n"
         "import detectron2.checkpoint.detection_checkpoint as d\n"
         "print(d.pickle.__name__, hasattr(d.DetectionCheckpointer.load, '__wrapped__'))"
     )

@@ -1,4 +1,4 @@
-"""Every config loads, says what the protocol's table says, and is fitted to the machine or refused in one line."""
+"""Every config loads, agrees with the published protocol, and is fitted to the machine or refused in one line."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_chosen_norm_goes_wherever_there_is_one(norm):
     assert (norm, "") == (cfg.MODEL.RESNETS.NORM, cfg.MODEL.ROI_BOX_HEAD.NORM)
 
 
-def test_machines_that_can_meet():
+def test_machine_ranks_and_addresses_are_checked():
     check_machines(1, 0, "tcp://127.0.0.1:5000")
     check_machines(4, 3, "tcp://first.cluster:5000")
     for machines, rank, url in ((2, 2, "tcp://a:1"), (2, -1, "tcp://a:1"), (2, 0, "auto"), (2, 0, "tcp://127.0.0.1:1")):

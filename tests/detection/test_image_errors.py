@@ -1,4 +1,4 @@
-"""An image that cannot be read is named in one line, wherever detectron2 meets it."""
+"""An image that cannot be read is named in one line, wherever detectron2 reads it."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def test_training_and_evaluation_name_the_file(entries, how, reason, training):
     assert mapper(training)(entries[3])["image"].shape[0] == 3
 
 
-def test_a_picture_of_another_size_than_its_annotation(entries):
+def test_an_image_of_another_size_than_its_annotation(entries):
     Image.new("RGB", (SIZE[0] + 1, SIZE[1])).save(entries[2]["file_name"])
     with pytest.raises(UserError, match="800002.jpg, got .121, 96., expect .120, 96.. Please check"):
         mapper()(entries[2])
 
 
-def test_a_loaders_process_tells_it_in_one_line(entries, capfd):
+def test_a_loaders_process_reports_it_in_one_line(entries, capfd):
     spoil(entries[2], CUT)
     loader = build_detection_test_loader(entries, mapper=mapper(), num_workers=1)
     assert command(lambda argv: [None for _ in loader] and 0)([]) == 2
@@ -64,7 +64,7 @@ def test_a_loaders_process_tells_it_in_one_line(entries, capfd):
     assert len(lines) == 1 and lines[0].startswith(f"error: {entries[2]['file_name']}: this image cannot be decoded")
 
 
-def test_what_is_told_in_one_line_has_no_traceback_in_the_log(entries, caplog):
+def test_what_is_reported_in_one_line_has_no_traceback_in_the_log(entries, caplog):
     log = logging.getLogger("detectron2.engine.train_loop")
     for error in (UserError("x.jpg: broken"), FloatingPointError("loss is NaN"), KeyError("a bug")):
         try:

@@ -1,4 +1,4 @@
-"""Whole detectors: every backbone tensor of a converted file arrives, BatchNorm statistics too, or it is an error."""
+"""Complete detectors: every backbone tensor of a converted file is loaded, statistics too, or it is an error."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def arrays_of(tmp_path, arch):
 
 
 def load(model, path):
-    names = backbone_tensors(list(model.state_dict()))
+    names = backbone_tensors(model)
     with every_tensor_loads(model, names, str(path)):
         DetectionCheckpointer(model).load(str(path))
     return names

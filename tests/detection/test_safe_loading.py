@@ -1,4 +1,4 @@
-"""Weights are read without running anything and never half, by detectron2's own loader."""
+"""detectron2's own loader executes nothing of a file, and never loads a part of a backbone."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_what_detectron2_unpickles_is_not_run(tmp_path, monkeypatch, checkpointe
     assert not (tmp_path / "executed").exists()
 
 
-def test_all_tensors_are_counted_and_said(tmp_path, checkpointer, arrays, capsys):
+def test_all_tensors_are_counted_and_reported(tmp_path, checkpointer, arrays, capsys):
     write_weights(arrays, {}, tmp_path / "x.pkl")
     checkpointer.load(str(tmp_path / "x.pkl"))
     assert (checkpointer.backbone_loaded, checkpointer.backbone_total) == (100, 100)
@@ -68,7 +68,7 @@ def test_none_or_fewer_than_all_stops(tmp_path, checkpointer, arrays, keep, coun
         checkpointer.load(str(tmp_path / "x.pkl"))
 
 
-def test_the_guard_is_installed_once(checkpointer):
+def test_the_check_is_installed_once(checkpointer):
     before = DetectionCheckpointer.load
     setup_environment()
     assert DetectionCheckpointer.load is before

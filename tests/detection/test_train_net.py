@@ -14,7 +14,7 @@ import pytest
 import detection  # noqa: F401
 from adco.evaluation.records import load_record
 from adco.weights.backbone import load_backbone
-from detection.evaluation import PREDICTIONS
+from detection.evaluation import DETECTIONS_FILE
 from detection.visualize import main as draw
 from detection.weights import to_detectron2, write_weights
 from tests import ROOT
@@ -71,7 +71,7 @@ def test_train_evaluate_record_and_draw(tmp_path, weights, monkeypatch):
     assert "plan: reference, batch 2 = 1 process(es) x 1 pass(es) x 2 image(s)" in run.stdout
     assert "differs from the recipe: SOLVER.MAX_ITER 160 -> 3" in run.stdout
     assert "SOLVER.MAX_ITER 160 -> 3" in record.settings["plan"]["differences"]
-    assert json.loads((out / "inference" / PREDICTIONS).read_text())
+    assert json.loads((out / "inference" / DETECTIONS_FILE).read_text())
 
     from detectron2.data import DatasetCatalog
     from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances
@@ -161,8 +161,8 @@ def test_missing_data_stops_before_training(tmp_path, weights):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["trainval", "test"])
-def test_a_broken_picture_ends_the_run_with_one_line(tmp_path, weights, split):
-    """Met in the training loader's own process, or in the evaluation after training."""
+def test_a_broken_image_ends_the_run_with_one_line(tmp_path, weights, split):
+    """In the training loader's own process, or in the evaluation after training."""
     root = make_voc(tmp_path)
     for path in (root / "VOC2007" / "JPEGImages").glob(f"{len(split)}*.jpg"):
         path.write_bytes(path.read_bytes()[:-100])
@@ -210,7 +210,7 @@ def test_two_seeded_runs_agree(tmp_path, weights):
     root = make_voc(tmp_path)
     for name in ("a", "b"):
         assert train(OURS, root, tmp_path / name, weights, "--num-gpus=0").returncode == 0
-    predictions = [(tmp_path / name / "inference" / PREDICTIONS).read_text() for name in ("a", "b")]
+    predictions = [(tmp_path / name / "inference" / DETECTIONS_FILE).read_text() for name in ("a", "b")]
     assert predictions[0] == predictions[1]
 
 
