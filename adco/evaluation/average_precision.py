@@ -1,7 +1,7 @@
-"""Average precision of rankings, and how it moves when the test images are drawn again. Fractions in [0, 1].
+"""Average precision of rankings, and its values on resampled test sets. Fractions in [0, 1].
 
-Where `weights` are taken, image i counts weights[..., i] times: with whole numbers that is the same as repeating it,
-which is how a test set is resampled a thousand times without sorting its images again.
+Where a function takes `weights`, image i counts weights[..., i] times. With integers this equals repeating the image,
+so a test set can be resampled a thousand times without sorting its images again.
 """
 
 from __future__ import annotations
@@ -17,9 +17,18 @@ def precision_recall(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Precision and recall at every distinct score, from the highest down.
 
-    positive: (N,) bool; scores: (N,) finite numbers, larger meaning surer. Images with one score enter together, so the
-    order of the images cannot move the result. weights: (..., N), all 1 when absent. Returns two (..., T) arrays,
-    T <= N; recall is NaN without positives.
+    Images with equal scores enter together, so the order of the images cannot change the result.
+
+    Args:
+        positive: (N,) bool, whether an image is positive.
+        scores: (N,) finite numbers, larger for more confident predictions.
+        weights: (..., N) how often each image counts; once by default.
+
+    Returns:
+        Precision and recall, both (..., T) in [0, 1] with T <= N. Recall is NaN without positives.
+
+    Raises:
+        ValueError: The shapes differ, or a score is NaN or infinite.
     """
     positive, scores = np.asarray(positive, dtype=bool), np.asarray(scores, dtype=np.float64)
     if positive.shape != scores.shape or positive.ndim != 1:
@@ -27,11 +36,12 @@ def precision_recall(
     if not np.isfinite(scores).all():
         raise ValueError("scores hold NaN or infinity; a ranking of them means nothing")
     order = np.argsort(-scores, kind="stable")
+    # one threshold for each distinct score: at the last image of those that share it
     last_of_tie = np.append(np.diff(scores[order]) != 0, True)[: len(order)]
     ranked = np.ones(len(order)) if weights is None else np.asarray(weights, dtype=np.float64)[..., order]
     true_positives = np.cumsum(ranked * positive[order], axis=-1)[..., last_of_tie]
     taken = np.cumsum(ranked, axis=-1)[..., last_of_tie]
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # 0 / 0 without positives
         recall = true_positives / true_positives[..., -1:]
     return np.divide(true_positives, taken, out=np.zeros_like(taken), where=taken > 0), recall
 
@@ -39,10 +49,25 @@ def precision_recall(
 def average_precision(
     positive: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None
 ) -> float | np.ndarray:
-    """All-point area under the monotone precision envelope (VOC2010 and later, VISSL): NaN without positives.
+    """Area under the monotone precision envelope at all points (VOC2010 and later, VISSL).
 
-    The envelope gives each recall the best precision at that recall or a larger one, so this is never below
-    scikit-learn's `average_precision_score`, which takes the precision as it is.
+    The envelope takes for each recall the best precision at that recall or a larger one. The result is therefore never
+    below scikit-learn's `average_precision_score`, which takes the precision as it is.
+
+    Args:
+        positive: (N,) bool, whether an image is positive.
+        scores: (N,) finite numbers, larger for more confident predictions.
+        weights: (..., N) how often each image counts; once by default.
+
+    Returns:
+        A float in [0, 1], or (...) of them with `weights`. NaN without positives.
+
+    Raises:
+        ValueError: The shapes differ, or a score is NaN or infinite.
+
+    Example:
+        >>> average_precision(np.array([True, False, True]), np.array([0.9, 0.8, 0.7]))
+        0.8333333333333333
     """
     if not np.any(positive):
         return _nan_for(weights)
@@ -51,7 +76,18 @@ def average_precision(
 
 
 def step_average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
-    """scikit-learn's `average_precision_score`: the sum of precision times the step in recall, without the envelope."""
+    """scikit-learn's `average_precision_score`: the sum of precision times the step in recall, without the envelope.
+
+    Args:
+        positive: (N,) bool, whether an image is positive.
+        scores: (N,) finite numbers, larger for more confident predictions.
+
+    Returns:
+        A float in [0, 1], NaN without positives.
+
+    Raises:
+        ValueError: The shapes differ, or a score is NaN or infinite.
+    """
     if not np.any(positive):
         return math.nan
     precision, recall = precision_recall(positive, scores)
@@ -59,10 +95,23 @@ def step_average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
 
 
 def eleven_point_ap(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float | np.ndarray:
-    """VOC2007's own metric: the mean of the best precision at recall >= 0, 0.1 ... 1. NaN without positives."""
+    """The metric of VOC2007: the mean of the best precision at recall >= 0, 0.1 ... 1.
+
+    Args:
+        positive: (N,) bool, whether an image is positive.
+        scores: (N,) finite numbers, larger for more confident predictions.
+        weights: (..., N) how often each image counts; once by default.
+
+    Returns:
+        A float in [0, 1], or (...) of them with `weights`. NaN without positives.
+
+    Raises:
+        ValueError: The shapes differ, or a score is NaN or infinite.
+    """
     if not np.any(positive):
         return _nan_for(weights)
     precision, recall = precision_recall(positive, scores, weights)
+    # recall that is never reached has precision 0
     best = np.append(_envelope(precision), np.zeros((*precision.shape[:-1], 1)), axis=-1)
     # tenth / 10, not 0.1 * tenth: the same correctly rounded division as in recall, so 3 of 10 reaches 0.3
     places = np.stack([(recall < tenth / 10).sum(axis=-1) for tenth in range(11)], axis=-1)
@@ -71,30 +120,56 @@ def eleven_point_ap(positive: np.ndarray, scores: np.ndarray, weights: np.ndarra
 
 
 def sample_average_precision(positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The AP of each IMAGE over its classes, as the released AdCo code scores VOC07: not comparable with VOC mAP.
+    """The AP of each image over its classes, which the released AdCo code reports for VOC07.
 
-    positive: (N, C) bool; scores: (N, C). Returns (N,) of scikit-learn's average precision, NaN for an image without
-    a positive class.
+    It is not comparable with VOC's mAP, which is the mean over classes of the AP over images.
+
+    Args:
+        positive: (N, C) bool, whether an image shows a class.
+        scores: (N, C) finite numbers, larger for more confident predictions.
+
+    Returns:
+        (N,) of scikit-learn's average precision in [0, 1], NaN for an image without a positive class.
+
+    Raises:
+        ValueError: The shapes differ, or a score is NaN or infinite.
     """
     return np.array([step_average_precision(p, s) for p, s in zip(positive, scores, strict=True)])
 
 
 def weighted_mean(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """A metric for `interval`: the mean of (N,) per-image values, those that are NaN left out."""
+    """The mean over images as a metric for `bootstrap.interval`.
+
+    Args:
+        values: (N,) one value for each image. Images whose value is NaN are left out.
+
+    Returns:
+        A function (B, N) weights -> (B,) weighted means.
+    """
     values = np.asarray(values, dtype=np.float64)
     counted = ~np.isnan(values)
     return lambda weights: weights[:, counted] @ values[counted] / weights[:, counted].sum(axis=1)
 
 
 def resamples(images: int, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Test sets drawn with replacement from `images`, as (<= 50, images) counts of each image, `draws` in all."""
+    """Test sets drawn with replacement.
+
+    Args:
+        images: Number of images N of the test set, and of each drawn one.
+        draws: Number of test sets to draw.
+        seed: Seed of numpy's default generator.
+
+    Yields:
+        (B, N) int64 with B <= 50: how often each image was drawn; B adds up to `draws`.
+    """
     generator = np.random.default_rng(seed)
-    for start in range(0, draws, 50):  # 50 at a time: little memory
+    for start in range(0, draws, 50):  # 50 at a time to save memory
         drawn = generator.integers(0, images, (min(50, draws - start), images))
         yield np.stack([np.bincount(row, minlength=images) for row in drawn])
 
 
 def _envelope(precision: np.ndarray) -> np.ndarray:
+    """(..., T) -> (..., T): the largest precision from each place on."""
     return np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
 
 

@@ -13,12 +13,30 @@ MIN_TEMPERATURE = 1 / 600  # exp(1 / temperature) must stay finite in float64
 def knn_predict(
     train: Tensor, train_labels: Tensor, test: Tensor, k: int, temperature: float, classes: int, chunk: int = 256
 ) -> Tensor:
-    """The votes of the k training rows of largest cosine, each weighing exp(cosine / temperature), summed by class.
+    """Class votes of the k nearest training embeddings, each weighted by exp(cosine / temperature).
 
-    train: (N, D) unit rows; train_labels: (N,) integers in [0, classes); test: (M, D) unit rows, on one device.
-    chunk: test rows per matrix product; memory is chunk x N numbers.
-    Equal cosines: the row that comes first in `train` is the nearer one, so the answer does not depend on the device's
-    sorting. Returns (M, classes) float64 votes on the CPU; the prediction is their argmax.
+    Of training embeddings with equal cosines the first one in `train` is the nearer one, so the result does not depend
+    on the device's sorting. The weights are those of Wu et al. (2018), "Unsupervised Feature Learning via
+    Non-Parametric Instance Discrimination", section 3.4.
+
+    Args:
+        train: (N, D) unit embeddings of the training images.
+        train_labels: (N,) integers in [0, classes).
+        test: (M, D) unit embeddings of the test images, on the device of `train`.
+        k: Number of neighbours, from 1 to N.
+        temperature: At least `MIN_TEMPERATURE`; usually 0.07.
+        classes: Number of classes C.
+        chunk: Test embeddings in one matrix product, which takes chunk x N numbers of memory.
+
+    Returns:
+        (M, C) float64 votes on the CPU. The prediction is their argmax.
+
+    Raises:
+        UserError: `k` or `temperature` is out of range.
+
+    Example:
+        >>> votes = knn_predict(train, train_labels, test, k=20, temperature=0.07, classes=10)
+        >>> predictions = first_argmax(votes)
     """
     if not 1 <= k <= len(train):
         raise UserError(f"kNN: k={k} must be from 1 to the number of training rows, {len(train)}; choose another k")
@@ -27,9 +45,10 @@ def knn_predict(
     labels = train_labels.cpu().long()
     votes = torch.zeros(len(test), classes, dtype=torch.float64)
     for start in range(0, len(test), chunk):
-        cosines, rows = _nearest(test[start : start + chunk] @ train.T, k)
+        cosines, neighbours = _nearest(test[start : start + chunk] @ train.T, k)  # both (chunk, k)
         weights = (cosines.double() / temperature).exp()
-        votes[start : start + chunk].scatter_add_(1, labels[rows], weights)
+        # each neighbour adds its weight to the column of its class
+        votes[start : start + chunk].scatter_add_(1, labels[neighbours], weights)
     return votes
 
 
@@ -43,20 +62,40 @@ def knn_accuracy(
     classes: int,
     chunk: int = 256,
 ) -> float:
-    """Percent of the test rows whose class has the most votes (`knn_predict`; equal votes: the lower class number)."""
+    """Top-1 accuracy of `knn_predict`. Of classes with equally many votes the lower class number is predicted.
+
+    Args:
+        train, train_labels, test, k, temperature, classes, chunk: See `knn_predict`.
+        test_labels: (M,) integers in [0, classes).
+
+    Returns:
+        Percent of the test images, in [0, 100].
+
+    Raises:
+        UserError: `k` or `temperature` is out of range.
+    """
     votes = knn_predict(train, train_labels, test, k, temperature, classes, chunk)
     return 100.0 * (first_argmax(votes) == test_labels.cpu()).double().mean().item()
 
 
 def first_argmax(scores: Tensor) -> Tensor:
-    """(M, C) -> (M,): the first column that holds each row's maximum (torch.argmax promises no order among equals)."""
+    """The first column that holds each row's maximum. torch.argmax promises no order among equal values.
+
+    Args:
+        scores: (M, C) numbers without NaN.
+
+    Returns:
+        (M,) int64 columns.
+    """
+    # columns before the first maximum are those where no maximum was seen yet
     return (scores == scores.amax(dim=1, keepdim=True)).int().cumsum(dim=1).eq(0).sum(dim=1)
 
 
 def _nearest(cosines: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(M, N) -> values and columns (M, k) of each row's k largest on the CPU, the first columns winning ties."""
+    """Values and columns, both (M, k) on the CPU, of each row's k largest of (M, N); of equals the first columns."""
     values, columns = cosines.topk(min(k + 1, cosines.shape[1]), dim=1)
-    if columns.shape[1] > k:  # where the cut falls between equals, topk's choice is arbitrary: sort those rows in order
+    if columns.shape[1] > k:
+        # where the k-th and the next value are equal, topk's choice is arbitrary: sort these rows with a stable sort
         tied = (values[:, k - 1] == values[:, k]).nonzero()[:, 0]
         for row in tied.tolist():
             order = cosines[row].argsort(descending=True, stable=True)[:k]

@@ -1,13 +1,16 @@
-"""What was predicted for every test image, small, beside its record: enough to score the same images drawn again.
+"""Compact predictions for every test image, kept beside a record: enough to compute its scores on resampled images.
 
-Three kinds of npz file, none with pickled objects, all with `images`, the sha256 of the test images' names in order:
-- `hits`: NAME -> (N,) bits, whether an image was right, for `top1`, `top5` and `HEAD/top1`. 63 kB for ImageNet.
-- `ranks`: multi-label scores as ranks, which is all that average precision looks at. `ranks` (M, C) uint16: place of an
-  image's score among its class's, equal ones equal; `rows` (M, C) uint8: the same among its image's, where the
-  metric is by image; `targets` (M, C) uint8: 0 negative, 1 positive, 2 not counted. 200 kB for VOC2007.
-- `boxes`: detections in order of class and falling score: `image`, `category`, and bit i of `matched` and of `ignored`
-  says what a detection is at the i-th IoU of .5, .55 ... .95; `positives` (I, C): boxes to be found; `points`: 11 or
-  101 recalls the precision is averaged over, 0 for the whole area under its envelope.
+There are three kinds of npz file without pickled objects. All have `images`, the sha256 of the test images' names in
+their order:
+- `hits`: NAME -> (N,) bits, whether an image was classified correctly, for `top1`, `top5` and `HEAD/top1`. 63 kB for
+  ImageNet.
+- `ranks`: multi-label scores as ranks, because average precision depends on nothing else. `ranks` (M, C) uint16: rank
+  of an image's score within its class, the same for equal scores; `rows` (M, C) uint8: rank of a class's score within
+  its image, where the metric is by image; `targets` (M, C) uint8: 0 negative, 1 positive, 2 not counted. 200 kB for
+  VOC2007.
+- `boxes`: detections sorted by class and by descending score: `image`, `category`, and bit i of `matched` and `ignored`
+  for the i-th IoU of .5, .55 ... .95; `positives` (I, C): number of true boxes; `points`: 11 or 101 recalls over which
+  the precision is averaged, 0 for the whole area under its envelope.
 """
 
 from __future__ import annotations
@@ -34,15 +37,38 @@ IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
 
 def write_hits(path: Path, names: Sequence[str], hits: Mapping[str, np.ndarray]) -> Predictions:
-    """hits: metric -> (N,) bool over the images `names` (N,)."""
+    """Write which images were classified correctly.
+
+    Args:
+        path: The npz file.
+        names: (N,) names of the test images.
+        hits: Metric -> (N,) bool.
+
+    Returns:
+        The reference to the file for the record.
+    """
     bits = {f"hits/{name}": np.packbits(np.asarray(hit, dtype=bool)) for name, hit in hits.items()}
-    return _write(path, "hits", names, bits | {"count": np.int64(len(names))})
+    return _write(path, "hits", names, bits | {"count": np.asarray(len(names))})
 
 
 def write_ranks(
     path: Path, names: Sequence[str], scores: np.ndarray, targets: np.ndarray, by_image: bool = False
 ) -> Predictions:
-    """scores: (M, C) finite; targets: (M, C) of 0 negative, 1 positive, 2 not counted; M below 65536, C below 256."""
+    """Write multi-label scores as ranks.
+
+    Args:
+        path: The npz file.
+        names: (M,) names of the test images, M below 65536.
+        scores: (M, C) finite numbers, C below 256.
+        targets: (M, C) integers: 0 negative, 1 positive, 2 not counted.
+        by_image: Also keep the ranks within each image, for `sample_AP`.
+
+    Returns:
+        The reference to the file for the record.
+
+    Raises:
+        ValueError: A score is NaN or infinite.
+    """
     arrays = {"ranks": _dense(scores.T).T.astype(np.uint16), "targets": np.asarray(targets, dtype=np.uint8)}
     if by_image:
         arrays["rows"] = _dense(scores).astype(np.uint8)
@@ -50,67 +76,99 @@ def write_ranks(
 
 
 def write_boxes(path: Path, names: Sequence[str], arrays: Mapping[str, np.ndarray]) -> Predictions:
-    """arrays: `image`, `category`, `matched`, `ignored` (D,), `positives` (I, C) and `points`, as the module says."""
+    """Write matched detections.
+
+    Args:
+        path: The npz file.
+        names: (I,) names of the test images.
+        arrays: `image`, `category`, `matched`, `ignored` (D,), `positives` (I, C) and `points`; see the module.
+
+    Returns:
+        The reference to the file for the record.
+    """
     return _write(path, "boxes", names, arrays)
 
 
 def load_predictions(record: Record) -> tuple[str, dict[str, Metric], int]:
-    """(digest of the images, metric by name, number of images) of the record's predictions.
+    """Read the predictions of a record.
 
-    Raises UserError when the file is absent, not the one of the record, or does not give the record's scores.
+    Args:
+        record: A record that was read from a file and has `predictions`.
+
+    Returns:
+        The sha256 of the images' names, metric by name, and the number of images.
+
+    Raises:
+        ValueError: The record has no predictions beside it.
+        UserError: The file is missing, is not the one of the record, or does not give the record's scores.
     """
-    path = record.folder / record.predictions.file
+    kept = record.predictions
+    if kept is None or record.folder is None:
+        raise ValueError("the record has no predictions beside it")
+    path = record.folder / kept.file
     if not path.is_file():
         raise UserError(f"{path}: not there; the record beside it names it")
-    if sha256_of(path) != record.predictions.sha256:
+    if sha256_of(path) != kept.sha256:
         raise UserError(f"{path}: not the file that its record names (its sha256 differs)")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        metrics, images = _METRICS[record.predictions.kind](arrays)
+        metrics, images = _METRICS[kept.kind](arrays)
         digest = str(arrays["images"])
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not readable as {record.predictions.kind} ({error})") from error
+        raise UserError(f"{path}: not readable as {kept.kind} ({error})") from error
     for name, metric in metrics.items():
-        found = float(metric(np.ones((1, images)))[0])
-        if name in record.scores and not abs(found - record.scores[name]) < 1e-3:
-            raise UserError(f"{path}: its {name} is {found:.3f}, the record's {record.scores[name]:.3f}")
+        value = float(metric(np.ones((1, images)))[0])
+        if name in record.scores and not abs(value - record.scores[name]) < 1e-3:
+            raise UserError(f"{path}: its {name} is {value:.3f}, the record's {record.scores[name]:.3f}")
     return digest, metrics, images
 
 
 def detection_ap(
     matched: np.ndarray, ignored: np.ndarray, image: np.ndarray, positives: np.ndarray, points: int, weights: np.ndarray
 ) -> np.ndarray:
-    """AP of one class at one IoU: (B, I) counts of the images -> (B,) in [0, 1], NaN where nothing is to be found.
+    """AP of one class at one IoU on resampled test sets.
 
-    matched, ignored, image: (D,) from the surest detection down; positives: (I,) boxes to be found.
+    Args:
+        matched: (D,) bool, whether a detection matches a true box; detections by descending score.
+        ignored: (D,) bool, whether a detection does not count.
+        image: (D,) index of the image of a detection.
+        positives: (I,) number of true boxes of each image.
+        points: Number of recalls over which the precision is averaged (11: VOC2007, 101: COCO), 0 for the area under
+            the monotone precision envelope.
+        weights: (B, I) how often each image counts.
+
+    Returns:
+        (B,) in [0, 1], NaN without true boxes.
     """
     taken = weights[:, image] * ~ignored  # (B, D)
     true = np.cumsum(taken * matched, axis=1)
     seen = np.cumsum(taken, axis=1)
-    wanted = weights @ positives
+    wanted = weights @ positives  # true boxes: (B,)
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = true / wanted[:, None]
         precision = np.where(seen > 0, true / seen, 0)
+    # monotone envelope: the best precision at this recall or a larger one
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     if not points:
-        found = np.sum(np.diff(recall, prepend=0.0, axis=1) * best, axis=1)
+        ap = np.sum(np.diff(recall, prepend=0.0, axis=1) * best, axis=1)
     else:
         asked = np.arange(0.0, 1.1, 0.1) if points == 11 else np.linspace(0, 1, points)
-        best = np.append(best, np.zeros((len(best), 1)), axis=1)
-        found = np.mean([best[range(len(best)), (recall < r).sum(axis=1)] for r in asked], axis=0)
-    return np.where(wanted > 0, found, np.nan)
+        best = np.append(best, np.zeros((len(best), 1)), axis=1)  # recall that is never reached has precision 0
+        ap = np.mean([best[range(len(best)), (recall < r).sum(axis=1)] for r in asked], axis=0)
+    return np.where(wanted > 0, ap, np.nan)
 
 
 def _write(path: Path, kind: str, names: Sequence[str], arrays: Mapping[str, np.ndarray]) -> Predictions:
     digest = hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
     with atomic_write(path) as file:
-        np.savez_compressed(file, images=np.str_(digest), **arrays)
+        # pyright takes the arrays for the stub's keyword allow_pickle, too
+        np.savez_compressed(file, images=np.asarray(digest), **arrays)  # pyright: ignore[reportArgumentType]
     return Predictions(Path(path).name, sha256_of(path), kind)
 
 
 def _dense(rows: np.ndarray) -> np.ndarray:
-    """(R, N) -> the place of each value among its row's, counted from 0; equal values have one place."""
+    """(R, N) -> rank of each value within its row, from 0; equal values have the same rank."""
     if not np.isfinite(rows).all():
         raise ValueError("scores hold NaN or infinity; a ranking of them means nothing")
     return np.stack([np.unique(row, return_inverse=True)[1] for row in rows])

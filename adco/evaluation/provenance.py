@@ -1,4 +1,4 @@
-"""Where a number came from: the machine, the libraries, the commit, and the code that could have moved it."""
+"""Provenance of a number: the machine, the libraries, the commit, and the code that can change it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-ROOMS = ("adco", "transfer", "detection", "benchmarks")
+PACKAGES = ("adco", "transfer", "detection", "benchmarks")
 SUFFIXES = (".py", ".c", ".h", ".yaml")
 
 
 def code_version(protocol: str) -> str:
-    """16 hexadecimal digits that change when the source that can move this protocol's score changes.
+    """16 hexadecimal digits that change when the source code that can change this protocol's score changes.
 
-    It is the hash of every file of the protocol's room (`detection/` for detection protocols, `benchmarks/` for
+    They are the hash of every file of the protocol's package (`detection/` for detection protocols, `benchmarks/` for
     benchmarks, adco's trainer for `pretrain/`, `transfer/` for all others) and of every module of adco that these
-    import, directly or not: what merely draws a report does not count. It says what the files hold, so a dirty tree
-    never passes for the commit it began at. Libraries are not in it: `Record.versions` has them. Computed once a
-    process, so call it as the work begins. `unknown` where the files are not there.
+    import, directly or indirectly. The hash is of the contents of the files, so uncommitted changes count. Versions of
+    libraries are not part of it; `Record.versions` has them. The result is cached for the process: call this when the
+    work starts.
+
+    Args:
+        protocol: Name of a protocol, e.g. `voc07-svm/pcl`.
+
+    Returns:
+        The digits; `unknown` if the files are not there.
     """
     kind = protocol.partition("/")[0]
     if kind == "pretrain":
@@ -33,7 +39,15 @@ def code_version(protocol: str) -> str:
 
 
 def source_files(entries: tuple[str, ...], root: Path = ROOT) -> list[Path]:
-    """The entries (modules, or folders with everything in them) and what they import of the project, sorted."""
+    """The files of some modules and of everything that they import from the project.
+
+    Args:
+        entries: Paths below `root`: modules, or folders, which stand for all files in them.
+        root: Root of the project.
+
+    Returns:
+        The files, sorted.
+    """
     found: set[Path] = set()
     waiting = [path for entry in entries for path in _files_of(root / entry)]
     while waiting:
@@ -58,19 +72,19 @@ def _code_version(entries: tuple[str, ...], root: Path = ROOT) -> str:
 
 
 def _files_of(entry: Path) -> list[Path]:
-    """A file, or everything in a folder that is code or read by code."""
+    """A file, or all files of a folder that are code or configuration."""
     return [path for path in entry.rglob("*") if path.suffix in SUFFIXES] if entry.is_dir() else [entry]
 
 
 def _files_of_import(module: Path) -> list[Path]:
-    """A module's file; a package's __init__ and, of one inside a room, the C sources beside it."""
+    """A module's file; for a package its __init__ and the C sources beside it."""
     if not module.is_dir():
         return [module.with_suffix(".py")]
     return [module / "__init__.py", *(path for path in module.iterdir() if path.suffix in (".c", ".h"))]
 
 
 def _imports(path: Path, root: Path) -> Iterator[str]:
-    """The project's own modules that a file imports anywhere in it, as paths without suffix below `root`."""
+    """The project's modules that a file imports anywhere in it, as paths without suffix below `root`."""
     for node in ast.walk(ast.parse(path.read_bytes())):
         names = []
         if isinstance(node, ast.Import):
@@ -78,19 +92,19 @@ def _imports(path: Path, root: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         for parts in (name.split(".") for name in names):
-            for depth in range(1, len(parts) + 1 if parts[0] in ROOMS else 1):
+            for depth in range(1, len(parts) + 1 if parts[0] in PACKAGES else 1):
                 place = "/".join(parts[:depth])
                 if (root / place).is_dir() or (root / f"{place}.py").is_file():
                     yield place
 
 
 def command_line() -> str:
-    """The command of this process, as it can be copied from the project's root: paths below that are relative to it."""
+    """The command of this process for a shell in the project's root; paths below the root are relative to it."""
     return shlex.join(word.removeprefix(f"{ROOT}/") for word in sys.argv)
 
 
 def hardware() -> str:
-    """The machine in words: the GPUs' names, else the processor and how many cores may be used."""
+    """Description of the machine: number and name of the GPUs, else the cores in use and the processor's name."""
     import torch
 
     if torch.cuda.is_available():
@@ -100,7 +114,7 @@ def hardware() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that can move a score."""
+    """Versions of Python and of the libraries that can change a score."""
     import torch
     import torchvision
 
@@ -108,7 +122,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The checkout's commit, `-dirty` when files differ from it; `unknown` for an installed copy."""
+    """The commit of the checkout, with `-dirty` if files differ from it; `unknown` for an installed copy."""
     try:
         run = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

@@ -17,16 +17,21 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Published:
-    """One number that somebody has published. None: the source does not say.
+    """One published number. None means that the source does not say.
 
-    table, source: e.g. `adco-4` and `AdCo, table 4`
-    protocol: a name of this project's, or `own/...` for a way that is not ours or not known; inferred: from the cited
-        method's code, not from the source itself
-    metric: as records name it; unit: `percent` or `GPU hours`
-    data, split, detector, schedule: what it was obtained on and with
-    recipe: ours (adco/recipes) that pretrains the same thing
-    caution: why it must not be read like its neighbours; ambiguous: what the source leaves unclear
-    printed_as: the method's name in the source where it differs
+    Attributes:
+        table, source: E.g. `adco-4` and `AdCo, table 4`.
+        method: Name of the method; `printed_as` is its name in the source if that differs.
+        metric: Name of the metric as in records.
+        value, unit: The number in `percent` or `GPU hours`.
+        protocol: Name of a protocol of this project, or `own/...` for one that is not ours or not known.
+        inferred: The protocol follows from the cited method's code, not from the source itself.
+        data, split, detector, schedule: What the number was obtained on and with.
+        epochs, batch, negatives, multicrop, symmetric: How the model was pretrained.
+        hardware: What it was pretrained on.
+        recipe: Our recipe (adco/recipes) with the same pretraining.
+        caution: Why the number is not comparable with others of the same column.
+        ambiguous: What the source leaves unclear.
     """
 
     table: str
@@ -53,15 +58,27 @@ class Published:
     printed_as: str | None = None
 
     @property
+    def text(self) -> str:
+        """The number with the decimals of the source: `68.6`, `0.25`."""
+        return f"{self.value:.{1 if self.unit == 'percent' and round(self.value, 1) == self.value else 2}f}"
+
+    @property
     def label(self) -> str:
-        """`AdCo, multi-crop, 800 epochs`."""
+        """Method and pretraining: `AdCo, multi-crop, 800 epochs`."""
         parts = [self.method, "multi-crop" if self.multicrop else "", f"{self.epochs} epochs" if self.epochs else ""]
         return ", ".join(part for part in parts if part)
 
 
 @functools.cache
 def load_published(path: Path = PATH) -> tuple[Published, ...]:
-    """Every number of the file, in its order. Raises UserError that names the file, the table, the row and the key."""
+    """All numbers of the file, in its order.
+
+    Args:
+        path: A YAML file in the format of published.yaml.
+
+    Raises:
+        UserError: The file is not in that format; the message names the file, the table, the row and the key.
+    """
     content = read_yaml(Path(path), "list of published numbers")
     if not isinstance(content, dict) or content.get("schema") != SCHEMA or not isinstance(content.get("tables"), dict):
         raise UserError(f"{path}: expected schema {SCHEMA} and a mapping `tables`")

@@ -1,33 +1,36 @@
-"""Result records, schema 2: one JSON file per measured row. Reports and MODEL_ZOO.md are made from these alone.
+"""Result records, schema 2: one JSON file for each measurement. Reports and MODEL_ZOO.md are made from these alone.
 
-Writing: `Record(protocol, scores, checkpoint, data, settings, seconds).write(path)`. Plain mappings are taken for the
-typed parts: `scores={"top1": 12.3}` or `{"top1": Score(12.3, 11.0, 13.6)}`, `checkpoint=backbone.describe()`, `data=
-{"name": ..., "fingerprint": ..., "train_images": 5}` (whole numbers become counts, what else there is becomes details).
+Writing: `Record(protocol, scores, checkpoint, data, settings, seconds).write(path)`. The typed parts may be given as
+plain mappings: `scores={"top1": 12.3}` or `{"top1": Score(12.3, 11.0, 13.6)}`, `checkpoint=backbone.describe()`,
+`data={"name": ..., "fingerprint": ..., "train_images": 5}` (integers become counts, all other values become details).
 
-Reading: `load_record(path)`; schema 1 is upgraded, anything else that does not fit is a
-UserError that names the file and the key. A Score is a float: `record.scores["top1"] > 50` and `f"{score:.2f}"` work,
-and `score.low`, `score.high`, `score.std` and `score.trials` are beside it.
+Reading: `load_record(path)`. It upgrades schema 1 and raises a UserError that names the file and the key for anything
+else that does not fit. A Score is a float: `record.scores["top1"] > 50` and `f"{score:.2f}"` work. It also has
+`score.low`, `score.high`, `score.std` and `score.trials`.
 
-Reuse: `reuse_obstacles(record, sha256, protocol, fingerprint, code_version(protocol))` is empty when the work need not
-be done again. Comparing: comparison.py. What others published: published.py, in the same terms.
+Reuse: `reuse_obstacles(record, sha256, protocol, fingerprint, code_version(protocol))` is empty when the measurement
+does not have to be repeated. comparison.py compares records; published.py holds published numbers in the same terms.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-
-from scipy.special import stdtrit
+from typing import TYPE_CHECKING, Any
 
 from adco.evaluation.provenance import code_version, command_line, commit, hardware, versions
+from adco.evaluation.score import Score
 from adco.utils.errors import UserError
 from adco.utils.files import write_text
 from adco.utils.serialization import build, plain
+
+if TYPE_CHECKING:
+    Json = Any  # a value of a JSON file, whose type its reader knows
+else:
+    Json = object  # `serialization.build` takes it as it is
 
 SCHEMA = 2
 _SCHEMA_1_KEYS = {
@@ -37,56 +40,19 @@ _SCHEMA_1_KEYS = {
 
 
 @dataclass(frozen=True)
-class Score(float):
-    """A measured value, in percent where papers give percent, with its 95% interval. It computes as its value.
-
-    over: what the interval is over: `images` (bootstrap of the test set) or `trials` (Student's t of their mean)
-    std: sample standard deviation over `trials` seeds or drawn samples, of which `value` is the mean
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    std: float | None = None
-    trials: int = 1
-    over: str | None = None
-
-    def __new__(cls, value: float, *_: object, **__: object):
-        return super().__new__(cls, value)
-
-    __hash__ = float.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        return asdict(self) == asdict(other) if isinstance(other, Score) else float(self) == other
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    @classmethod
-    def over_images(cls, value: float, interval: tuple[float, float]) -> Score:
-        """A value with the bootstrap interval of its test set."""
-        low, high = map(float, interval)
-        return cls(float(value), low, high, over="images") if math.isfinite(low + high) else cls(float(value))
-
-    @classmethod
-    def over_trials(cls, values: Sequence[float]) -> Score:
-        """Mean, sample standard deviation and Student's 95% interval of the mean; of one trial the value alone."""
-        values, count = [float(value) for value in values], len(values)
-        mean = statistics.fmean(values)
-        if count < 2:
-            return cls(mean)
-        std = statistics.stdev(values)
-        reach = float(stdtrit(count - 1, 0.975)) * std / math.sqrt(count)
-        return cls(mean, mean - reach, mean + reach, std, count, "trials")
-
-
-@dataclass(frozen=True)
 class Checkpoint:
-    """What was judged. Empty or None is "not known".
+    """The evaluated checkpoint. An empty string or None means "not known".
 
-    sha256: of the file; `random:ARCH:SEED` for random weights. source: the layout it was read as, or `random`.
-    method, recipe (a name, or the hash of the resolved one), epochs: how it was pretrained.
-    origin: of a converted file, the checkpoint it was converted from.
+    Attributes:
+        name: Name of the file.
+        sha256: Hash of the file; `random:ARCH:SEED` for random weights.
+        arch: Architecture, e.g. `resnet50`.
+        stem: First layers of the network, `imagenet` or `small`.
+        source: The layout it was read as, or `random`.
+        method: Pretraining method.
+        recipe: Name of the pretraining recipe, or the hash of the resolved one.
+        epochs: Epochs of pretraining.
+        origin: For a converted file, the checkpoint it was converted from.
     """
 
     name: str = ""
@@ -107,23 +73,31 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Data:
-    """What it was judged on. official: whether it is the release that its name says, None where nobody looked.
+    """The data that a checkpoint was evaluated on.
 
-    fingerprint: hash of the lists of images and labels; counts: e.g. train_images, test_images, classes
+    Attributes:
+        name: Name of the data set.
+        fingerprint: Hash of the lists of images and labels.
+        official: Whether it is the official release of that name; None if this was not checked.
+        counts: Integers such as train_images, test_images, classes.
+        details: All other facts.
     """
 
     name: str = ""
     fingerprint: str = ""
     official: bool | None = None
     counts: dict[str, int] = field(default_factory=dict)
-    details: dict[str, object] = field(default_factory=dict)
+    details: dict[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The npz file beside the record with what was predicted for every image (adco/evaluation/predictions.py).
+    """The npz file beside the record with the predictions for every image (adco/evaluation/predictions.py).
 
-    file: its name; sha256: its hash; kind: `hits`, `ranks` or `boxes`
+    Attributes:
+        file: Name of the file.
+        sha256: Hash of the file.
+        kind: `hits`, `ranks` or `boxes`.
     """
 
     file: str
@@ -133,18 +107,27 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Record:
-    """What was measured, under which protocol, on what, by what.
+    """One measurement: protocol, scores, checkpoint, data and provenance.
 
-    protocol: the benchmark and protocol by name, e.g. `voc07-svm/pcl`, `knn/k20-t0.07`, `detection/smoke_voc_R_18_C4`
-    settings: every choice that can move the score (seed, k, C, image size, norm, iterations ...)
-    code: `provenance.code_version` of the protocol, "" where it was not recorded (schema 1)
+    Attributes:
+        protocol: Benchmark and protocol, e.g. `voc07-svm/pcl`, `knn/k20-t0.07`, `detection/smoke_voc_R_18_C4`.
+        scores: Name -> score. The constructor also takes plain numbers.
+        checkpoint: The evaluated checkpoint. The constructor also takes a mapping, see `as_checkpoint`.
+        data: The data. The constructor also takes a mapping, see `as_data`.
+        settings: Every choice that can change the score (seed, k, C, image size, norm, iterations ...).
+        duration_seconds: How long the measurement took.
+        hardware, versions, commit, command, created: Provenance, filled in by default.
+        code: `provenance.code_version` of the protocol; "" if it was not recorded (schema 1).
+        predictions: The file of predictions beside the record, if there is one.
+        schema: Version of the format.
+        folder: Folder of the file that the record was read from, None for a new record.
     """
 
     protocol: str
     scores: dict[str, Score]
     checkpoint: Checkpoint
     data: Data
-    settings: dict[str, object] = field(default_factory=dict)
+    settings: dict[str, Json] = field(default_factory=dict)
     duration_seconds: float = 0.0
     hardware: str = field(default_factory=hardware)
     versions: dict[str, str] = field(default_factory=versions)
@@ -154,7 +137,20 @@ class Record:
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     predictions: Predictions | None = None
     schema: int = SCHEMA
-    folder: Path | None = field(default=None, init=False, compare=False, repr=False)  # it was read there
+    folder: Path | None = field(default=None, init=False, compare=False, repr=False)
+
+    if TYPE_CHECKING:  # what the constructor takes; `__post_init__` converts plain mappings
+
+        def __init__(
+            self,
+            protocol: str,
+            scores: Mapping[str, float],
+            checkpoint: Checkpoint | Mapping[str, object],
+            data: Data | Mapping[str, object],
+            settings: dict[str, Json] = ...,
+            duration_seconds: float = ...,
+            **provenance: Any,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         scores = {name: s if isinstance(s, Score) else Score(float(s)) for name, s in self.scores.items()}
@@ -165,13 +161,21 @@ class Record:
             object.__setattr__(self, name, value)
 
     def write(self, path: Path) -> Path:
-        """Write the record as JSON, atomically, and return the path."""
+        """Write the record as JSON, atomically.
+
+        Returns:
+            The path.
+        """
         write_text(path, json.dumps(plain(self), indent=2, sort_keys=True) + "\n")
         return Path(path)
 
 
 def load_record(path: Path) -> Record:
-    """Read a record of this schema or an older one. Raises UserError that names the file and the key."""
+    """Read a record of this schema or an older one.
+
+    Raises:
+        UserError: The file is not a record; the message names the file and the key.
+    """
     try:
         content = json.loads(Path(path).read_text())
         schema = content["schema"]
@@ -182,21 +186,33 @@ def load_record(path: Path) -> Record:
     return record
 
 
-def record_of(content: Mapping[str, object], where: str) -> Record:
-    """A record of schema 2 from plain containers. Raises UserError that begins with `where`."""
+def record_of(content: Mapping[str, Json], where: str) -> Record:
+    """A record of schema 2 from plain containers.
+
+    Raises:
+        UserError: The content does not fit; the message begins with `where`.
+    """
     return build(Record, {"code": "", **content}, where)
 
 
-def as_checkpoint(facts: Mapping[str, object] | Checkpoint) -> Checkpoint:
-    """A Checkpoint from what writers say of it, e.g. `Backbone.describe()`. Raises UserError for an unknown key."""
+def as_checkpoint(facts: Mapping[str, Json] | Checkpoint) -> Checkpoint:
+    """A Checkpoint from a mapping of its attributes, e.g. `Backbone.describe()`.
+
+    Raises:
+        UserError: A key is unknown or a value has the wrong type.
+    """
     if isinstance(facts, Checkpoint):
         return facts
     origin = facts.get("origin")
     return build(Checkpoint, {**facts, "origin": as_checkpoint(origin) if origin else None}, "checkpoint")
 
 
-def as_data(facts: Mapping[str, object] | Data) -> Data:
-    """Data from what writers say of it: name, fingerprint, official, whole numbers (counts), and the rest (details)."""
+def as_data(facts: Mapping[str, Json] | Data) -> Data:
+    """Data from a flat mapping: name, fingerprint, official, integers (they become counts) and the rest (details).
+
+    Raises:
+        UserError: A value has the wrong type.
+    """
     if isinstance(facts, Data):
         return facts
     own = {key: facts[key] for key in ("name", "fingerprint", "official") if key in facts}
@@ -207,9 +223,14 @@ def as_data(facts: Mapping[str, object] | Data) -> Data:
 
 
 def reuse_obstacles(record: Record, sha256: str, protocol: str, fingerprint: str, code: str) -> list[str]:
-    """Why a record does not stand for this work, in words; empty when it does.
+    """Reasons why a record cannot replace a new measurement; empty if it can.
 
-    sha256: of the checkpoint as it was pretrained: a converted file's origin counts, not the conversion
+    Args:
+        record: The record.
+        sha256: Hash of the checkpoint as it was pretrained: that of a converted file's origin, not of the conversion.
+        protocol: Name of the protocol.
+        fingerprint: Fingerprint of the data.
+        code: `provenance.code_version` of the protocol.
     """
     pairs = {
         "checkpoint": (record.checkpoint.pretrained.sha256, sha256),
@@ -223,7 +244,7 @@ def reuse_obstacles(record: Record, sha256: str, protocol: str, fingerprint: str
     return reasons + [f"the {what} is not known" for what in unknown]
 
 
-def _older(content: Mapping[str, object], schema: object, where: str) -> Record:
+def _older(content: Mapping[str, Json], schema: object, where: str) -> Record:
     if schema == 1:
         return record_of(_from_schema_1(content, where), where)
     if type(schema) is int and schema > SCHEMA:
@@ -231,10 +252,11 @@ def _older(content: Mapping[str, object], schema: object, where: str) -> Record:
     raise UserError(f"{where}: schema: expected 1 to {SCHEMA}, found {schema!r}")
 
 
-def _from_schema_1(content: Mapping[str, object], where: str) -> dict[str, object]:
-    """The plain form of schema 2: intervals, deviations and trials go from `settings` and `NAME_std` into the scores.
+def _from_schema_1(content: Mapping[str, Json], where: str) -> dict[str, Json]:
+    """The plain form of schema 2: intervals, deviations and trials move from `settings` and `NAME_std` to the scores.
 
-    Raises UserError that begins with `where` for a key that schema 1 did not have or a part of another type.
+    Raises:
+        UserError: A key is not of schema 1 or a part has another type; the message begins with `where`.
     """
     if unexpected := sorted(set(content) - _SCHEMA_1_KEYS):
         raise UserError(f"{where}: unknown key {unexpected[0]!r} in a record of schema 1")

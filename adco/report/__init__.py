@@ -1,11 +1,11 @@
-"""A report from records and metrics: tables that never mix protocols, figures, in one HTML file, Markdown and CSV."""
+"""A report from records and metrics: tables with one protocol a column, and figures, as HTML, Markdown and CSV."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from adco.report import ablations, appendix, costs, figures, leads, paper_tables, result_tables, significance
+from adco.report import ablations, accuracy_curves, appendix, cost, figures, paper_tables, result_tables, significance
 from adco.report.collect import Study, gather
 from adco.report.elements import Figure, Report, Section
 from adco.report.render import write
@@ -13,6 +13,11 @@ from adco.report.significance import compared
 from adco.report.text_table import as_text, table_rows
 
 __all__ = ["Figure", "Report", "Study", "as_text", "build", "compared", "gather", "table_rows", "write"]
+
+LEAD = (
+    "Checkpoints evaluated under named protocols. A column is one protocol on one data set. Published numbers, numbers "
+    "measured by this code and what was not run are marked differently."
+)
 
 
 def build(
@@ -26,49 +31,41 @@ def build(
 ) -> Report:
     """The report of a study.
 
-    out: the folder it will be written to, which links to records start from
-    with_papers: with the published tables and the cost of the published recipes; without, only what was measured
-    detections: test image -> (whose boxes, PNG) images of it; told: what they show
+    Args:
+        study: The results, see `gather`.
+        out: Folder that the report will be written to; links to records are relative to it.
+        title: Title of the page.
+        lead: Text under the title.
+        with_papers: Also show the published tables and the cost of the published recipes.
+        detections: Test image -> (whose boxes, PNG), several of one image side by side.
+        reported: Caption of these images.
     """
-    found: list[Section | None] = [
+    sections: list[Section | None] = [
         result_tables.section(study, out),
         significance.section(study, with_papers),
-        leads.section(study, out, with_papers),
+        accuracy_curves.section(study, out, with_papers),
         ablations.section(study, out, with_papers),
         figures.bank_section(study, with_papers),
         paper_tables.section(study, out) if with_papers else None,
-        costs.section(study, out, paper_tables.gpu_hours()) if with_papers else None,
-        _detection_section(study, detections or {}, reported),
+        cost.section(study, out, paper_tables.gpu_hours()) if with_papers else None,
+        figures.detection_section(study, detections or {}, reported),
         appendix.speed_section(study, out),
         appendix.records_section(study, out),
     ]
-    lead = lead or (
-        "Checkpoints judged under named protocols. A column is one protocol on one data set; what a paper prints, what "
-        "this code measured and what nobody ran are told apart."
-    )
-    return Report(title, lead, _facts(study), [section for section in found if section and section.blocks])
-
-
-def _detection_section(study: Study, detections: Mapping, reported: str) -> Section:
-    drawn = [figures.detection_figure(detections, reported)] if detections else []
-    blocks = [*drawn, *figures.class_figures(study)]
-    return Section("classes", "Detections and classes", [], blocks)
+    return Report(title, lead or LEAD, _facts(study), [section for section in sections if section and section.blocks])
 
 
 def _facts(study: Study) -> list[tuple[str, str]]:
-    """What stands under the title."""
+    """Name and value of the facts under the title."""
     records = [item.record for item in study.items]
     hardware = sorted({record.hardware for record in [*records, *(run.record for run in study.runs if run.record)]})
-    dates = sorted(record.created[:10] for record in records)
+    dates = sorted({record.created[:10] for record in records})
     facts = [
         ("Models", str(len(study.models))),
         ("Records", str(len(records))),
-        ("Protocols", str(len({item.record.protocol for item in study.items}))),
+        ("Protocols", str(len({record.protocol for record in records}))),
         ("Pretraining runs", str(len(study.runs))),
         ("Hardware", "; ".join(hardware) or "–"),
-        (
-            "Measured",
-            dates[0] if dates and dates[0] == dates[-1] else " to ".join((dates[0], dates[-1])) if dates else "–",
-        ),
+        ("Measured", " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "–"),
     ]
     return [*facts, ("Unreadable files", str(len(study.broken)))] if study.broken else facts

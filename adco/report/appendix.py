@@ -1,4 +1,4 @@
-"""The report's last chapters: speed races, every record with what it was made by, and files that could not be read."""
+"""The last chapters of a report: speed benchmarks, all records with their provenance, and unreadable files."""
 
 from __future__ import annotations
 
@@ -6,77 +6,72 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adco.report.collect import Item, Study, identity, is_evaluation
-from adco.report.elements import Cell, Column, Section, Table, measured
-from adco.report.result_tables import data_in_words, link
+from adco.report.elements import Cell, Section, Table, columns, measured, number
+from adco.report.result_tables import describe_data, link
 
 
 def speed_section(study: Study, out: Path) -> Section | None:
-    """Ratios of the benchmarks, each against a reference in the same run, beside the goal they were given."""
-    columns = [Column("race", numeric=False), Column("times as fast"), Column("goal")]
-    columns += [Column("hardware", numeric=False), Column("record", numeric=False)]
-    rows = [row for item in study.items for row in _races(item, out)]
+    """Speed ratios of the benchmarks to a reference in the same run, with their goals; None without any."""
+    heads = columns("benchmark", numeric=False) + columns("times as fast", "goal")
+    heads += columns("hardware", "record", numeric=False)
+    rows = [row for item in study.items for row in _ratios(item, out)]
     if not rows:
         return None
-    caption = "Each ratio is ours to the reference named, in one run on one machine; above 1 ours is the faster."
-    return Section("speed", "Speed", [], [Table("races", "Races", columns, rows, caption)])
+    caption = "Speed of ours divided by that of the named reference, in one run on one machine; above 1 ours is faster."
+    return Section("speed", "Speed", [], [Table("races", "Speed against a reference", heads, rows, caption)])
 
 
-def _races(item: Item, out: Path) -> Iterator[tuple[Cell, ...]]:
+def _ratios(item: Item, out: Path) -> Iterator[tuple[Cell, ...]]:
     if not item.record.protocol.startswith("benchmark/"):
         return
     goals = item.record.settings.get("goals") or {}
     for name, score in item.record.scores.items():
         if name.startswith("ratio/"):
-            race = name.removeprefix("ratio/")
-            goal = goals.get(race)
-            wanted = Cell("–") if goal is None else Cell(f"{goal:.2f}", value=float(goal))
-            words = race.replace("_", " ").replace(".", ": ")
-            yield (
-                Cell(words), measured(score.value, low=score.low, high=score.high), wanted, Cell(item.record.hardware),
-                Cell(item.path.stem, href=link(item.path, out)),
-            )  # fmt: skip
+            benchmark = name.removeprefix("ratio/")
+            ratio, goal = measured(score.value, interval=score.interval), number(goals.get(benchmark))
+            label = Cell(benchmark.replace("_", " ").replace(".", ": "))
+            yield label, ratio, goal, Cell(item.record.hardware), Cell(item.path.stem, href=link(item.path, out))
 
 
 def records_section(study: Study, out: Path) -> Section:
-    """The checkpoints by hash, every record by what made it, and what could not be read."""
+    """The checkpoints with their hashes, all records with their provenance, and the files that could not be read."""
     blocks = [_checkpoints(study)] if study.models else []
     blocks += [_records(study, out)] if study.items else []
     blocks += [_broken(study, out)] if study.broken else []
-    return Section("records", "Where the numbers come from", [], blocks)
+    return Section("records", "Provenance", [], blocks)
 
 
 def _checkpoints(study: Study) -> Table:
-    columns = [Column(name, numeric=False) for name in ("model", "network", "pretrained by", "sha256")]
     rows = {}
     for item in study.items:
         checkpoint = item.record.checkpoint.pretrained
         if is_evaluation(item.record) and (item.model not in rows or identity(item.record)):
             by = checkpoint.method or checkpoint.source or "not recorded"
-            epochs = f", {checkpoint.epochs} epochs" if checkpoint.epochs else ""
+            by += f", {checkpoint.epochs} epochs" if checkpoint.epochs else ""
             sha256 = identity(item.record)
-            short = sha256 if ":" in sha256 else sha256[:16]
-            cells = Cell(item.model), Cell(checkpoint.arch or "–"), Cell(by + epochs), Cell(short, note=sha256)
-            rows.setdefault(item.model, cells)
-    return Table("checkpoints", "Checkpoints", columns, list(rows.values()))
+            short = Cell(sha256 if ":" in sha256 else sha256[:16], note=sha256)
+            rows.setdefault(item.model, (Cell(item.model), Cell(checkpoint.arch or "–"), Cell(by), short))
+    heads = columns("model", "network", "pretrained by", "sha256", numeric=False)
+    return Table("checkpoints", "Checkpoints", heads, list(rows.values()))
 
 
 def _records(study: Study, out: Path) -> Table:
-    names = ("protocol", "model", "data", "hardware", "seconds", "commit", "made", "record")
-    columns = [Column(name, numeric=name == "seconds") for name in names]
+    heads = columns("protocol", "model", "data", "hardware", numeric=False) + columns("seconds")
+    heads += columns("commit", "made", "record", numeric=False)
     rows = [
         (
             Cell(item.record.protocol),
             Cell(item.model if is_evaluation(item.record) else "–"),
-            Cell(data_in_words(item.record.data)),
+            Cell(describe_data(item.record.data)),
             Cell(item.record.hardware),
-            Cell(f"{item.record.duration_seconds:,.0f}", value=item.record.duration_seconds),
+            number(item.record.duration_seconds, ",.0f"),
             Cell(_short(item.record.commit), note=item.record.commit),
             Cell(item.record.created[:10]),
             Cell(item.path.name, href=link(item.path, out)),
         )
         for item in sorted(study.items, key=lambda item: (item.record.protocol, item.model))
     ]
-    return Table("all-records", "All records", columns, rows)
+    return Table("all-records", "All records", heads, rows)
 
 
 def _short(commit: str) -> str:
@@ -85,8 +80,7 @@ def _short(commit: str) -> str:
 
 
 def _broken(study: Study, out: Path) -> Table:
-    columns = [Column("file", numeric=False), Column("why it could not be read", numeric=False)]
+    heads = columns("file", "why it could not be read", numeric=False)
     rows = [(Cell(link(path, out)), Cell(reason)) for path, reason in study.broken]
-    return Table(
-        "unreadable", "Files that could not be read", columns, rows, "Nothing of them is in this report.", prose=True
-    )
+    caption = "This report contains nothing of them."
+    return Table("unreadable", "Files that could not be read", heads, rows, caption, prose=True)

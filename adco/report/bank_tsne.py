@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from adco.config.loading import as_recipe
 from adco.config.schema import PretrainConfig, ViewConfig
+from adco.config.validation import BANKED, METHOD_NAMES
 from adco.data.batch import Request, RowByRow
 from adco.data.images import ImageIndex, UnreadableImage
 from adco.data.transforms import parameters
@@ -33,14 +34,21 @@ from adco.utils.threads import host_memory, in_threads
 from adco.weights.readers import read_weights
 
 BATCH = 64  # images at a time
-PERCENTILE = 5.0  # of the queries themselves, so many percent would be outliers
-NAMES = {"adco": "AdCo", "caco": "CaCo", "moco": "MoCo v2", "mochi": "MoCHi"}
+PERCENTILE = 5.0  # of the queries' cosines; about as many percent of a bank spread as the queries are outliers
 QUERIES, NEAR, FAR = "#9db4d3", "#e08e2b", "#b3123f"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a checkpoint holds for the image. rows: (K, D) unit rows of the bank; encoder: the query encoder."""
+    """What figure 2 needs of a checkpoint.
+
+    Attributes:
+        name: Name of its folder.
+        step: Its step.
+        recipe: Its configuration.
+        encoder: The query encoder, in evaluation mode.
+        rows: (K, D) unit rows of the bank.
+    """
 
     name: str
     step: int
@@ -50,11 +58,16 @@ class Run:
 
     @property
     def title(self) -> str:
-        return f"{self.name}: {NAMES[self.recipe.method]}, step {self.step:,}"
+        """Title of its panel."""
+        return f"{self.name}: {METHOD_NAMES[self.recipe.method]}, step {self.step:,}"
 
 
 def load_run(path: Path) -> Run:
-    """Read a checkpoint of ours. Raises UserError: not readable, another program's, of a method without a bank."""
+    """Read a checkpoint of tools/train_adco.py.
+
+    Raises:
+        UserError: The file is not readable, is not such a checkpoint, or is of a method without a bank.
+    """
     content = read_weights(path)
     try:
         recipe, state, step = content["recipe"], content["method"], int(content["step"])
@@ -62,7 +75,7 @@ def load_run(path: Path) -> Run:
         raise UserError(f"{path}: not a checkpoint of tools/train_adco.py, whose recipe and bank are needed") from None
     recipe = as_recipe(path, recipe)
     if "bank.rows" not in state:
-        raise UserError(f"{path}: {recipe.method} has no bank; give checkpoints of {', '.join(NAMES)}")
+        raise UserError(f"{path}: {recipe.method} has no bank; give checkpoints of {', '.join(BANKED)}")
     encoder = build_method(recipe).encoder
     try:
         encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")})
@@ -75,24 +88,37 @@ def load_run(path: Path) -> Run:
 
 @torch.no_grad()
 def queries_of(run: Run, index: ImageIndex, images: int, seed: int, device: torch.device, workers: int) -> Tensor:
-    """(M, D) unit embeddings, on the CPU, of `images` evenly spaced images through the run's first view, a query's.
+    """Embeddings of random query views (the first view of the recipe) of evenly spaced images.
 
-    BatchNorm uses its running statistics; images that cannot be read are left out. Raises UserError if fewer than 10
-    are left.
+    BatchNorm uses its running statistics.
+
+    Args:
+        run: The checkpoint; its encoder is moved to `device`.
+        index: The images.
+        images: Number of images.
+        seed: Seed of the views.
+        device: Where the encoder runs.
+        workers: Threads that read images.
+
+    Returns:
+        (M, D) unit embeddings on the CPU, without gradient. M is smaller than `images` if some cannot be read.
+
+    Raises:
+        UserError: Fewer than 10 images can be read.
     """
     chosen = np.linspace(0, len(index) - 1, min(images, len(index))).round().astype(int)
     wanted = (Request(0, rows) for rows in np.array_split(np.arange(len(chosen)), range(BATCH, len(chosen), BATCH)))
     draws = parameters.sample_params(run.recipe.views[0], seed, 0, chosen, 0)
     begin = partial(_views, index, chosen, run.recipe.views[0], draws, device)
-    encoder, found = run.encoder.to(device), []
+    encoder, parts = run.encoder.to(device), []
     for pixels, readable in in_threads(begin, wanted, workers):
-        images = from_uint8(upload(pixels, device)).contiguous(memory_format=torch.channels_last)
-        rows = encoder([images])[0].cpu()
-        found.append(F.normalize(rows, dim=1)[readable])
-    found = torch.cat(found)
-    if len(found) < 10:
-        raise UserError(f"{index.root}: only {len(found)} images can be read; at least 10 are needed")
-    return found
+        views = from_uint8(upload(pixels, device)).contiguous(memory_format=torch.channels_last)
+        embeddings = encoder([views])[0].cpu()  # (B, D)
+        parts.append(F.normalize(embeddings, dim=1)[readable])
+    queries = torch.cat(parts)
+    if len(queries) < 10:
+        raise UserError(f"{index.root}: only {len(queries)} images can be read; at least 10 are needed")
+    return queries
 
 
 def _views(
@@ -103,8 +129,8 @@ def _views(
     device: torch.device,
     request: Request,
 ) -> RowByRow:
-    """Random query views of images `chosen[request.samples]` in the making: (B, 3, px, px) uint8, and (B,)
-    whether each could be read."""
+    """The task that makes random query views of the images `chosen[request.samples]`: (B, 3, px, px) uint8, and (B,)
+    bool, whether each could be read."""
     size = len(request.samples)
     pixels = host_memory((size, 3, view.px, view.px), torch.uint8, device)
     readable = torch.ones(size, dtype=torch.bool)
@@ -122,7 +148,13 @@ def _views(
 
 @dataclass(frozen=True)
 class Outliers:
-    """mask: (K,) which rows are outliers; floor: the cosine below which they are; nearest: (K,) each one's largest."""
+    """Outliers among the rows of a bank.
+
+    Attributes:
+        mask: (K,) bool, which rows are outliers.
+        floor: Rows whose largest cosine is below it are outliers.
+        nearest: (K,) the largest cosine of each row to any query.
+    """
 
     mask: Tensor
     floor: float
@@ -130,28 +162,41 @@ class Outliers:
 
     @property
     def share(self) -> float:
+        """Share of the rows that are outliers, in [0, 1]."""
         return self.mask.float().mean().item()
 
 
 def outliers(queries: Tensor, rows: Tensor, percentile: float = PERCENTILE) -> Outliers:
     """The rows that are farther from every query than queries are from each other.
 
-    A row is an outlier if its largest cosine to any query is below the `percentile`-th percentile of what queries have
-    to their nearest other query. A bank spread as the queries are has about `percentile` percent of them.
-    queries: (M, D), rows: (K, D), unit rows.
+    A row is an outlier if its largest cosine to any query is below the `percentile`-th percentile of the cosines
+    between queries and their nearest other query. A bank spread as the queries has about `percentile` percent of them.
+
+    Args:
+        queries: (M, D) unit embeddings.
+        rows: (K, D) unit rows of the bank.
+        percentile: In [0, 100].
     """
+    # largest cosine of each query to another query: (M,)
     among = (queries @ queries.T).fill_diagonal_(-2).amax(dim=1)
     floor = among.quantile(percentile / 100).item()
+    # largest cosine of each row to a query: (K,), 4096 rows at a time
     nearest = torch.cat([(part @ queries.T).amax(dim=1) for part in rows.split(4096)])
     return Outliers(nearest < floor, floor, nearest)
 
 
-def numbers(queries: Tensor, rows: Tensor, found: Outliers) -> dict[str, float | int]:
-    """What the JSON beside the image says of one checkpoint."""
+def numbers(queries: Tensor, rows: Tensor, outliers: Outliers) -> dict[str, float | int]:
+    """The numbers of one checkpoint for the JSON file beside the image.
+
+    Args:
+        queries: (M, D) unit embeddings.
+        rows: (K, D) unit rows of the bank.
+        outliers: Their `outliers`.
+    """
     return {
-        "outlier_share": found.share,
-        "outlier_below_cosine": found.floor,
-        "median_nearest_cosine": found.nearest.median().item(),
+        "outlier_share": outliers.share,
+        "outlier_below_cosine": outliers.floor,
+        "median_nearest_cosine": outliers.nearest.median().item(),
         "bank_rows": len(rows),
         "queries": len(queries),
         "bank_effective_rank": effective_rank(rows).item(),
@@ -160,7 +205,16 @@ def numbers(queries: Tensor, rows: Tensor, found: Outliers) -> dict[str, float |
 
 
 def lay_out(queries: Tensor, rows: Tensor, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """t-SNE (van der Maaten & Hinton, 2008) of both together in the plane: (M, 2) and (R, 2)."""
+    """t-SNE (van der Maaten & Hinton, 2008) of queries and rows together in the plane.
+
+    Args:
+        queries: (M, D) unit embeddings.
+        rows: (R, D) unit rows of the bank.
+        seed: Seed of t-SNE.
+
+    Returns:
+        (M, 2) and (R, 2) float32.
+    """
     points = torch.cat([queries, rows]).numpy()
     perplexity = min(30.0, (len(points) - 1) / 3)
     plane = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
@@ -169,7 +223,15 @@ def lay_out(queries: Tensor, rows: Tensor, seed: int) -> tuple[np.ndarray, np.nd
 
 @dataclass(frozen=True)
 class Panel:
-    """One checkpoint's part of the image. queries (M, 2), rows (R, 2) in the plane; far: (R,) which are outliers."""
+    """The part of the image for one checkpoint.
+
+    Attributes:
+        title: Text above it.
+        queries: (M, 2) positions of the queries.
+        rows: (R, 2) positions of the bank's rows.
+        far: (R,) bool, which rows are outliers.
+        about: The numbers of the checkpoint, see `numbers`.
+    """
 
     title: str
     queries: np.ndarray
@@ -179,7 +241,7 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel]) -> bytes:
-    """The PNG: a square a checkpoint, its queries, its adversaries, and among these the outliers."""
+    """The image as PNG: a square for each checkpoint with its queries, negatives and outlier negatives."""
     figure, axes = plt.subplots(
         1, len(panels), figsize=(6.2 * len(panels), 6.9), layout="constrained", squeeze=False, facecolor="white"
     )
@@ -201,7 +263,7 @@ def draw(panels: Sequence[Panel]) -> bytes:
     legend = figure.legend(
         handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=12, markerscale=2.2
     )
-    for handle in legend.legend_handles:
+    for handle in filter(None, legend.legend_handles):
         handle.set_alpha(1)
     with io.BytesIO() as file:
         figure.savefig(file, format="png", dpi=150)

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: their colours are the page's own (`--s1` ... `--s8`), so one drawing serves light and dark."""
+"""Charts as inline SVG. Their colours are variables of the page (`--s1` ... `--s8`), for light and dark mode."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ from html import escape
 from matplotlib.ticker import MaxNLocator
 
 TOP, RIGHT, BOTTOM, LEFT = 14, 16, 44, 46  # px around the plotting area
-MARKERS = "circle", "square", "diamond", "triangle", "down", "plus", "cross", "bar"
+MARKERS = (  # SVG path of each slot's marker; the first is a circle
+    "",
+    "M-3-3H3V3H-3Z",
+    "M0-4.4L4.4 0L0 4.4L-4.4 0Z",
+    "M0-4.2L4 3.2H-4Z",
+    "M0 4.2L4-3.2H-4Z",
+    "M-1.3-4H1.3V-1.3H4V1.3H1.3V4H-1.3V1.3H-4V-1.3H-1.3Z",
+    "M-4-2.6L-2.6-4L0-1.4L2.6-4L4-2.6L1.4 0L4 2.6L2.6 4L0 1.4L-2.6 4L-4 2.6L-1.4 0Z",
+    "M-1.4-4.4H1.4V4.4H-1.4Z",
+)
 
 
 @dataclass(frozen=True)
 class Point:
-    """x, and y with the ends of its band or interval (the same as y where there is none)."""
+    """A value y at x. low, high: ends of its band or interval, equal to y if there is none."""
 
     x: float
     y: float
@@ -24,7 +33,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """A line. slot: 1 to 8, which colour and marker of the palette; lone: points without a line."""
+    """A line. slot: colour and marker of the palette, 1 to 8; lone: points without a line."""
 
     name: str
     points: Sequence[Point]
@@ -35,7 +44,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """Data from `low` to `high` on the pixels from `start` to `stop`."""
+    """A linear axis: data from `low` to `high` on the pixels from `start` to `stop`."""
 
     low: float
     high: float
@@ -47,9 +56,10 @@ class Axis:
         return round(self.start + share * (self.stop - self.start), 1)
 
     def ticks(self, count: int, whole: bool = False) -> list[float]:
-        found = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10], integer=whole).tick_values(self.low, self.high)
+        """At most about `count` round values in its range, integers if `whole`."""
+        values = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10], integer=whole).tick_values(self.low, self.high)
         slack = 1e-9 * (self.high - self.low)
-        return [float(tick) for tick in found if self.low - slack <= tick <= self.high + slack]
+        return [float(tick) for tick in values if self.low - slack <= tick <= self.high + slack]
 
 
 def line_chart(
@@ -58,19 +68,21 @@ def line_chart(
     x_label: str,
     y_label: str,
     named: bool = False,
-    level: tuple[str, float] | None = None,
 ) -> str:
-    """Mean lines over their bands. size: (width, height) px; named: names at the lines' ends; level: a dashed line."""
+    """Mean lines over their bands.
+
+    Args:
+        series: The lines.
+        size: Width and height in px.
+        x_label, y_label: Labels of the axes.
+        named: Write the names at the ends of the lines.
+    """
     width, height = size
     right = RIGHT + (max((_width(one.name) for one in series), default=0) + 14 if named else 0)
-    values = [v for one in series for p in one.points for v in (p.low, p.high)] + ([level[1]] if level else [])
-    low, high = _padded(values)
+    low, high = _padded([v for one in series for p in one.points for v in (p.low, p.high)])
     x = Axis(0, max((p.x for one in series for p in one.points), default=1), LEFT, width - right)
     y = Axis(low, high, height - BOTTOM, TOP)
     parts = [*_grid(x, y, width, height, right, x_label, y_label)]
-    if level:
-        parts.append(f'<path class="level" d="M{LEFT} {y(level[1])}H{width - right}"/>')
-        parts.append(_text(LEFT + 6, y(level[1]) - 5, level[0], "tick"))
     for one in series:
         parts += _band(one, x, y)
     for one in series:
@@ -81,7 +93,14 @@ def line_chart(
 
 
 def bar_chart(names: Sequence[str], series: Sequence[Series], width: int, unit: str) -> str:
-    """Horizontal bars with whiskers: one group a name, one bar a series, whose points are numbered by name (x)."""
+    """Horizontal bars with whiskers: a group for each name, in it a bar for each series.
+
+    Args:
+        names: Names of the groups.
+        series: The bars; x of a point is the index of its group.
+        width: Width in px.
+        unit: Label of the axis.
+    """
     thick = 9 if len(series) < 4 else 6
     group = thick * len(series) + 8
     left, height = max(map(_width, names), default=0) + 16, TOP + group * len(names) + BOTTOM
@@ -103,7 +122,7 @@ def bar_chart(names: Sequence[str], series: Sequence[Series], width: int, unit: 
 
 
 def swatch(slot: int, look: str) -> str:
-    """A legend's sample: a `line` with its marker, a `dashed` one, a `bar` or a `hollow` one."""
+    """The symbol of a legend. look: `line` (with its marker), `dashed`, `bar` or `hollow`."""
     dash = ' stroke-dasharray="5 3"' if look == "dashed" else ""
     drawn = f'<path class="line s{slot}" d="M1 6H29"{dash}/>{_marker(15, 6, slot)}'
     if look in ("bar", "hollow"):
@@ -141,26 +160,24 @@ def _line(one: Series, x: Axis, y: Axis) -> list[str]:
     dash = ' stroke-dasharray="6 4"' if one.dashed else ""
     path = " ".join(f"{x(p.x)},{y(p.y)}" for p in one.points)
     line = [] if one.lone else [f'<polyline class="line s{one.slot}" points="{path}"{dash}/>']
-    return [*line, *(_marker(x(p.x), y(p.y), one.slot, _told(one, p)) for p in one.points)]
+    return [*line, *(_marker(x(p.x), y(p.y), one.slot, _tooltip(one, p)) for p in one.points)]
 
 
-def _told(one: Series, p: Point) -> str:
+def _tooltip(one: Series, p: Point) -> str:
     spread = f" ({p.low:.1f} to {p.high:.1f})" if p.high > p.low else ""
     return f"{one.name}, {p.x:g}: {p.y:.1f}{spread}"
 
 
 def _names(series: Sequence[Series], x: Axis, y: Axis, height: int) -> list[str]:
-    """Each line's name right of its end, moved down where two would meet."""
-    ends = sorted((y(one.points[-1].y), one) for one in series if one.points) if series else []
-    parts, free = [], 0.0
-    places = []
-    for place, one in ends:
-        free = max(place, free)
-        places.append([free, one])
+    """The name of each line right of its end, moved down where two would overlap."""
+    places, free = [], 0.0
+    for one in sorted((one for one in series if one.points), key=lambda one: y(one.points[-1].y)):
+        free = max(y(one.points[-1].y), free)
+        places.append((free, one))
         free += 15
-    over = places[-1][0] - (height - BOTTOM) if places else 0
-    for place, one in places:
-        place = place - max(over, 0)
+    over = max(places[-1][0] - (height - BOTTOM), 0) if places else 0
+    parts = []
+    for place, one in ((place - over, one) for place, one in places):
         parts.append(
             f'<path class="leader" d="M{x(one.points[-1].x) + 6} {y(one.points[-1].y)}L{x.stop + 9} {place}"/>'
         )
@@ -183,21 +200,12 @@ def _bar(p: Point, x: Axis, top: float, thick: float, one: Series, number: int) 
     return parts
 
 
-def _marker(x: float, y: float, slot: int, reported: str = "") -> str:
-    """The palette's marker of a slot, so that lines are told apart without colour."""
-    title = f"<title>{escape(reported)}</title>" if reported else ""
-    shape = MARKERS[(slot - 1) % len(MARKERS)]
-    if shape == "circle":
+def _marker(x: float, y: float, slot: int, tooltip: str = "") -> str:
+    """The marker of a slot of the palette, which distinguishes lines without colour."""
+    title = f"<title>{escape(tooltip)}</title>" if tooltip else ""
+    path = MARKERS[(slot - 1) % len(MARKERS)]
+    if not path:
         return f'<circle class="mark s{slot}" cx="{x}" cy="{y}" r="3.4">{title}</circle>'
-    path = {
-        "square": "M-3-3H3V3H-3Z",
-        "diamond": "M0-4.4L4.4 0L0 4.4L-4.4 0Z",
-        "triangle": "M0-4.2L4 3.2H-4Z",
-        "down": "M0 4.2L4-3.2H-4Z",
-        "plus": "M-1.3-4H1.3V-1.3H4V1.3H1.3V4H-1.3V1.3H-4V-1.3H-1.3Z",
-        "cross": "M-4-2.6L-2.6-4L0-1.4L2.6-4L4-2.6L1.4 0L4 2.6L2.6 4L0 1.4L-2.6 4L-4 2.6L-1.4 0Z",
-        "bar": "M-1.4-4.4H1.4V4.4H-1.4Z",
-    }[shape]
     return f'<path class="mark s{slot}" transform="translate({x} {y})" d="{path}">{title}</path>'
 
 
@@ -206,10 +214,10 @@ def _text(x: float, y: float, text: str, look: str, anchor: str = "start") -> st
 
 
 def _padded(values: Sequence[float]) -> tuple[float, float]:
-    """The range of the values with a little air; never empty."""
+    """The range of the values with a margin; never empty."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    air = 0.06 * (high - low) or 1.0
-    return (0.0 if 0 <= low < 0.25 * high else low - air), high + air
+    margin = 0.06 * (high - low) or 1.0
+    return (0.0 if 0 <= low < 0.25 * high else low - margin), high + margin
 
 
 def _width(text: str) -> float:

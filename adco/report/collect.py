@@ -1,4 +1,4 @@
-"""What a report is made of: records, pretraining runs and images below some folders; broken files are listed."""
+"""The contents of a report: records, pretraining runs and images below some folders; broken files are listed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -14,13 +15,13 @@ from adco.evaluation.records import Record, load_record
 from adco.train.logger import read_metrics
 from adco.utils.errors import UserError
 
-RECORD_KEYS = {"protocol", "scores"}  # a JSON file with one of them means to be a record
-PASSED_OVER = {"features", "inference", "tensorboard", "world"}  # caches, predictions, logs, generated images
+RECORD_KEYS = {"protocol", "scores"}  # a JSON file with one of them is read as a record
+IGNORED = {"features", "inference", "tensorboard", "world"}  # folders of caches, predictions, logs, generated images
 
 
 @dataclass(frozen=True)
 class Item:
-    """A record, the file it came from, and the model it is of: the folder below the one that was given."""
+    """A record, its file, and the name of its model: the folder below the given one."""
 
     path: Path
     model: str
@@ -29,21 +30,26 @@ class Item:
 
 @dataclass(frozen=True)
 class Run:
-    """A pretraining run: rows of its `metrics.jsonl` (none: only its record is there), its recipe as plain containers.
+    """A pretraining run.
 
-    record: what came out at its end; None where it has not ended
+    Attributes:
+        name: Its folder below the given one.
+        path: Its `metrics.jsonl`, or its record if there are no metrics.
+        rows: Rows of the metrics.
+        recipe: Its recipe as plain containers.
+        record: Its record; None if it is not finished.
     """
 
     name: str
     path: Path
     rows: Sequence[Mapping[str, float]]
-    recipe: Mapping[str, object]
+    recipe: Mapping[str, Any]
     record: Record | None = None
 
 
 @dataclass(frozen=True)
 class Study:
-    """maps: JSON files of tools/draw_bank.py. broken: (file, why it cannot be read)."""
+    """All results of a report. maps: JSON files of tools/draw_bank.py; broken: (file, why it cannot be read)."""
 
     items: Sequence[Item] = ()
     runs: Sequence[Run] = ()
@@ -52,36 +58,43 @@ class Study:
 
     @property
     def models(self) -> list[str]:
-        """Names of what was judged, in the order in which they first come."""
+        """Names of the evaluated models, in the order of their first appearance."""
         return list(dict.fromkeys(item.model for item in self.items if is_evaluation(item.record)))
 
 
 def is_evaluation(record: Record) -> bool:
-    """Whether a record judges a checkpoint: neither a speed benchmark nor a pretraining run."""
+    """Whether a record evaluates a checkpoint, unlike a speed benchmark or a pretraining run."""
     return not record.protocol.startswith(("benchmark", "pretrain"))
 
 
 def gather(sources: Sequence[str]) -> Study:
-    """Everything below the sources: folders, files, or NAME=FOLDER to say whose records they are.
+    """All results below some sources. A broken record among others is listed in `Study.broken`.
 
-    A broken record among others is listed. Raises UserError: a source that is not there, nothing in any of them.
+    Args:
+        sources: Folders, files, or NAME=FOLDER to name the model of the records.
+
+    Raises:
+        UserError: A source does not exist, or none of them has a record or a `metrics.jsonl`.
     """
-    items, runs, maps, broken = [], [], [], []
+    items: list[Item] = []
+    runs: list[Run] = []
+    maps: list[Path] = []
+    broken: list[tuple[Path, str]] = []
     for source in sources:
         name, path = _named(source)
-        found = list(_records(path, maps, broken))
-        labels = [name] * len(found) if name else _labels(path, found)
-        items += [Item(file, label, record) for (file, record), label in zip(found, labels, strict=True)]
+        records = list(_records(path, maps, broken))
+        labels = [name] * len(records) if name else _labels(path, records)
+        items += [Item(file, label, record) for (file, record), label in zip(records, labels, strict=True)]
         for file in sorted(path.rglob("metrics.jsonl")) if path.is_dir() else ():
             try:
                 runs.append(_run(file, name or _below(path, file)))
             except UserError as error:
                 broken.append((file, str(error)))
-    runs += _lone_runs(items, runs)
+    runs += _runs_without_metrics(items, runs)
     if not items and not runs:
         reason = f"; {len(broken)} files are no records, the first: {broken[0][1]}" if broken else ""
         raise UserError(f"{', '.join(map(str, sources))}: no records and no metrics.jsonl{reason}")
-    return Study(_told_apart(items), runs, maps, broken)
+    return Study(_name_by_checkpoint(items), runs, maps, broken)
 
 
 def _named(source: str) -> tuple[str, Path]:
@@ -94,9 +107,9 @@ def _named(source: str) -> tuple[str, Path]:
 
 
 def _records(path: Path, maps: list[Path], broken: list[tuple[Path, str]]) -> Iterator[tuple[Path, Record]]:
-    """Files that are records; what means to be one and is not goes to `broken`, other JSON is passed over."""
+    """Files that are records. Unreadable records are added to `broken`; other JSON files are ignored."""
     for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
-        if path.is_dir() and PASSED_OVER & set(file.relative_to(path).parts[:-1]):
+        if path.is_dir() and IGNORED & set(file.relative_to(path).parts[:-1]):
             continue
         try:
             kind = "record" if path.is_file() else _kind(file)
@@ -109,7 +122,7 @@ def _records(path: Path, maps: list[Path], broken: list[tuple[Path, str]]) -> It
 
 
 def _kind(file: Path) -> str:
-    """What a JSON file means to be: a `record`, a `map` of the bank, or nothing of ours."""
+    """What a JSON file is: a `record`, a `map` of the bank, or neither (empty)."""
     try:
         with file.open("rb") as stream:
             if stream.read(256).lstrip()[:1] not in (b"{", b""):  # a list, of detections for example
@@ -127,14 +140,14 @@ def _kind(file: Path) -> str:
     return "record" if RECORD_KEYS & content.keys() else ""
 
 
-def _labels(path: Path, found: Sequence[tuple[Path, Record]]) -> list[str]:
-    """MODEL/RECORD.json: the first folder below `path`; `path` itself where all below it is of one checkpoint."""
-    first = [_below(path, file) for file, _ in found]
-    whose = defaultdict(set)
-    for (_, record), folder in zip(found, first, strict=True):
+def _labels(path: Path, records: Sequence[tuple[Path, Record]]) -> list[str]:
+    """The first folder below `path`; if several folders hold records of one checkpoint only, `path` itself."""
+    first = [_below(path, file) for file, _ in records]
+    folders = defaultdict(set)
+    for (_, record), folder in zip(records, first, strict=True):
         if identity(record):
-            whose[identity(record)].add(folder)
-    one_model = len(whose) == 1 and len(next(iter(whose.values()))) > 1
+            folders[identity(record)].add(folder)
+    one_model = len(folders) == 1 and len(next(iter(folders.values()))) > 1
     return [path.resolve().name if one_model else folder for folder in first]
 
 
@@ -144,21 +157,21 @@ def _below(path: Path, file: Path) -> str:
 
 
 def identity(record: Record) -> str:
-    """The sha256 of the checkpoint that was judged; of a converted file, its origin's. Empty: not known."""
+    """The sha256 of the evaluated checkpoint, for a converted file that of its origin; empty if not known."""
     return record.checkpoint.pretrained.sha256
 
 
-def _told_apart(items: Sequence[Item]) -> list[Item]:
-    """Where a folder holds several checkpoints, its name is none of theirs: then the file's name says whose it is.
+def _name_by_checkpoint(items: Sequence[Item]) -> list[Item]:
+    """Name the models of a folder with several checkpoints by the names of their files.
 
-    `adco-s0-knn-k20@64px.json` of protocol `knn/k20@64px` is of `adco-s0`; so are all others of that checkpoint.
+    `adco-s0-knn-k20@64px.json` with the protocol `knn/k20@64px` is of `adco-s0`; so are all others of that checkpoint.
     """
     held = defaultdict(set)
     for item in items:
         if is_evaluation(item.record):
             held[item.model].add(identity(item.record))
     mixed = {model for model, checkpoints in held.items() if len(checkpoints - {""}) > 1}
-    names = {}
+    names: dict[str, str] = {}
     for item in sorted(items, key=lambda item: item.model in mixed):  # a folder of one checkpoint names it best
         stem, protocol = item.path.stem, item.record.protocol.replace("/", "-")
         own = stem.removesuffix(f"-{protocol}") if stem.endswith(f"-{protocol}") else ""
@@ -172,7 +185,7 @@ def _told_apart(items: Sequence[Item]) -> list[Item]:
 
 
 def _run(file: Path, name: str) -> Run:
-    """A run from its metrics, with the recipe and the record beside them where they are."""
+    """A run from its metrics, with the recipe and the record beside them if they exist."""
     rows = [row for row in read_metrics(file) if isinstance(row, dict) and "epoch" in row]
     recipe, record = {}, None
     try:
@@ -188,12 +201,12 @@ def _run(file: Path, name: str) -> Run:
     return Run(f"{name}/{inside}" if inside else name, file, rows, recipe, record)
 
 
-def _lone_runs(items: Sequence[Item], runs: Sequence[Run]) -> list[Run]:
-    """Records of pretraining whose metrics were not kept beside them."""
-    known, found = {run.path.parent for run in runs}, []
+def _runs_without_metrics(items: Sequence[Item], runs: Sequence[Run]) -> list[Run]:
+    """Runs of which only the record was kept."""
+    known, lone = {run.path.parent for run in runs}, []
     for item in items:
         if item.record.protocol.startswith("pretrain/") and item.path.parent not in known:
             folder, stem = item.path.resolve().parent.name, item.path.stem
             name = folder if stem in ("pretrain", "record") else f"{folder}/{stem}"
-            found.append(Run(name, item.path, (), item.record.settings, item.record))
-    return found
+            lone.append(Run(name, item.path, (), item.record.settings, item.record))
+    return lone

@@ -1,4 +1,4 @@
-"""MODEL_ZOO.md, whole, from the zoo's manifest, the recipes, the published numbers and the records."""
+"""MODEL_ZOO.md and the table of README.md, from the zoo's manifest, the recipes, published numbers and records."""
 
 from __future__ import annotations
 
@@ -8,25 +8,15 @@ from pathlib import Path
 
 from adco.config.loading import RECIPES, load_recipe
 from adco.config.schema import PretrainConfig
-from adco.evaluation.comparison import incompatibilities
+from adco.config.validation import BANKED
 from adco.evaluation.published import Published, load_published
-from adco.evaluation.records import Record, Score, load_record
-from adco.report.model_zoo_tables import (
-    Notes,
-    cell,
-    family_of,
-    headlines,
-    linked,
-    measured,
-    models_table,
-    printed,
-    table,
-)  # fmt: skip
+from adco.evaluation.records import Record, load_record
+from adco.report.elements import MISSING, Notes
+from adco.report.model_zoo_tables import cell, comparable, family_of, headlines, linked, measured, models_table, printed
+from adco.report.text_table import markdown_table
 from adco.utils.errors import UserError
 from adco.utils.serialization import build
 from adco.weights.manifest import MANIFEST, Model, read_manifest
-
-BANKED = ("adco", "caco", "moco", "mochi")  # methods with adversaries or a queue
 
 INTRO = """\
 # Model zoo
@@ -64,7 +54,14 @@ Its other rows came about in other ways (DETR on COCO, SVMs on VOC07) and stand 
 
 
 def page(results: Path) -> str:
-    """The whole file. results: the folder of MODEL/RECORD.json. Raises UserError when it has none."""
+    """The whole file.
+
+    Args:
+        results: Folder with MODEL/RECORD.json.
+
+    Raises:
+        UserError: The folder has no records, or one of them cannot be read.
+    """
     records = read_results(results)
     models, published, notes = read_manifest(MANIFEST), load_published(), Notes()
     recipes = {path.stem: load_recipe(path) for path in sorted(RECIPES.glob("*_r50_*.yaml"))}
@@ -79,7 +76,7 @@ def page(results: Path) -> str:
         "## Measured here\n",
         models_table(records),
         *measured(records, published, notes),
-        notes.lines(),
+        notes.numbered(),
     ]
     return "\n".join(parts)
 
@@ -94,31 +91,31 @@ README_COLUMNS = {  # protocol, metric -> header
 
 
 def readme_table(results: Path) -> str:
-    """What the package's own models reach, beside random weights: a row a folder of results, linked to its records."""
+    """The table of README.md: a row for each folder of results, with links to its records. Raises as `page` does."""
     records, rows = read_results(results), {}
     for path, record in records.items():
         for metric in headlines(record):
             if (column := (record.protocol, metric)) in README_COLUMNS:
-                row = rows.setdefault(path.split("/")[-2], dict.fromkeys(README_COLUMNS, "not run"))
-                row[column] = cell("", record.scores[metric], path).replace("<br>", ", ")
+                row = rows.setdefault(path.split("/")[-2], dict.fromkeys(README_COLUMNS, MISSING.text))
+                row[column] = cell(record.scores[metric], path, ", {} to {}")
     names = ("ResNet-18", *README_COLUMNS.values())
-    return "\n" + table(names, [(linked(model), *row.values()) for model, row in rows.items()]) + "\n"
+    return "\n" + markdown_table(names, [(linked(model), *row.values()) for model, row in rows.items()]) + "\n"
 
 
 def read_results(results: Path) -> dict[str, Record]:
-    """`results/MODEL/RECORD.json` -> its record, for those that judge a model. Raises UserError where there is none."""
+    """`results/MODEL/RECORD.json` -> its record, for evaluations and pretraining runs. Raises as `page` does."""
     paths = sorted(results.glob("*/*.json"))
     if not paths:
         raise UserError(f"{results}: no records; expected MODEL/RECORD.json below it")
-    found = {f"{results.name}/{path.relative_to(results).as_posix()}": load_record(path) for path in paths}
-    return {path: record for path, record in found.items() if family_of(record)}
+    records = {f"{results.name}/{path.relative_to(results).as_posix()}": load_record(path) for path in paths}
+    return {path: record for path, record in records.items() if family_of(record)}
 
 
 def checkpoints_table(models: Mapping[str, Model], records: Mapping[str, Record], notes: Notes) -> str:
-    """One row a model of the manifest."""
+    """A row for each model of the manifest."""
     rows = []
     for model in models.values():
-        ours = [cell(name, score, path) for path, name, score in _of_checkpoint(model, records)]
+        ours = _of_checkpoint(model, records)
         where = f"[in the package](adco/weights/{model.file})" if model.file else f"[link]({model.mirrors[0]})"
         size = f"{model.bytes / 1e6:.1f} MB" if model.bytes else ""
         licence = (model.licence or "").split(" (")[0]
@@ -126,24 +123,24 @@ def checkpoints_table(models: Mapping[str, Model], records: Mapping[str, Record]
             model.epochs or "-",
             f"[recipe](adco/recipes/{model.recipe}.yaml)" if model.recipe else "-",
             "<br>".join(_owners(score) for score in model.scores) or "-",
-            "<br>".join(ours) or ("below" if model.file else "not run"),
+            "<br>".join(ours) or ("below" if model.file else MISSING.text),
             ", ".join(filter(None, (where, size, licence))),
             _checksum(model),
         )
-        rows.append((f"`{model.name}`{notes.mark(model.note)}", *cells))
-    return table(("model", "epochs", "config", "owner's", "ours", "file, size, licence", "checksum"), rows)
+        rows.append((f"`{model.name}`{notes.marks(model.note)}", *cells))
+    return markdown_table(("model", "epochs", "config", "owner's", "ours", "file, size, licence", "checksum"), rows)
 
 
 def recipes_table(
     recipes: Mapping[str, PretrainConfig], published: Sequence[Published], records: Mapping[str, Record], notes: Notes
 ) -> str:
-    """One row a recipe: what it is, what the papers print of its ImageNet linear top-1 and its cost, and ours."""
+    """A row for each recipe: its settings, ImageNet linear top-1 as published and ours, and the published cost."""
     rows = []
     for name, recipe in recipes.items():
         own = [row for row in published if row.recipe == name]
         linear = [row for row in own if (row.metric, row.data) == ("top1", "ImageNet")]
         ours = [
-            cell("", record.scores["top1"], path)
+            cell(record.scores["top1"], path)
             for path, record in records.items()
             if record.checkpoint.pretrained.recipe == name
             and record.data.official
@@ -151,23 +148,21 @@ def recipes_table(
         ]
         bank = recipe.bank.size if recipe.method in BANKED else "-"
         cost = [row for row in own if row.metric == "gpu_hours_per_epoch"]
-        cells = (bank, printed(linear, notes), "<br>".join(ours) or "not run", printed(cost, notes))
+        cells = (bank, printed(linear, notes), "<br>".join(ours) or MISSING.text, printed(cost, notes))
         rows.append((f"[`{name}`](adco/recipes/{name}.yaml)", recipe.epochs, recipe.batch, *cells))
-    return table(("recipe", "epochs", "batch", "K", "linear top-1, paper", "ours", "GPU hours an epoch, paper"), rows)
+    heads = "recipe", "epochs", "batch", "K", "linear top-1, paper", "ours", "GPU hours an epoch, paper"
+    return markdown_table(heads, rows)
 
 
 def transfer_table(rows: Sequence[Published], records: Mapping[str, Record], notes: Notes) -> str:
-    """Table 4 turned round: one row a number, under the protocol it came from."""
+    """Table 4 transposed: a row for each number with its protocol."""
     lines = []
     for row in sorted((row for row in rows if row.method == "AdCo"), key=lambda row: (row.protocol, row.metric)):
-        ours = [
-            cell("", record.scores[row.metric], path)
-            for path, record in records.items()
-            if row.metric in record.scores and not [r for r in incompatibilities(record, row) if "caution" not in r]
-        ]
-        paper = f"{row.value:.1f}{notes.mark(row.caution, row.ambiguous)}"
-        lines.append((row.label, f"`{row.protocol}`", row.metric, paper, "<br>".join(ours) or "not run"))
-    return table(("model", "protocol", "metric", "paper", "ours"), lines)
+        same = [path for path, record in records.items() if row.metric in record.scores and comparable(record, row)]
+        ours = "<br>".join(cell(records[path].scores[row.metric], path) for path in same) or MISSING.text
+        paper = f"{row.text}{notes.marks(row.caution, row.ambiguous)}"
+        lines.append((row.label, f"`{row.protocol}`", row.metric, paper, ours))
+    return markdown_table(("model", "protocol", "metric", "paper", "ours"), lines)
 
 
 def _owners(score: Mapping[str, object]) -> str:
@@ -181,17 +176,17 @@ def _checksum(model: Model) -> str:
     return f"`{model.hash_prefix}…`" if model.hash_prefix else "at first download"
 
 
-def _of_checkpoint(model: Model, records: Mapping[str, Record]) -> list[tuple[str, str, Score]]:
-    """(path, protocol and metric, score) of the records on official data that judge this file."""
+def _of_checkpoint(model: Model, records: Mapping[str, Record]) -> list[str]:
+    """`PROTOCOL METRIC SCORE` of the records of this file on official data."""
     if not model.sha256:
         return []
     own = {p: r for p, r in records.items() if r.checkpoint.pretrained.sha256 == model.sha256 and r.data.official}
-    return [(path, f"{r.protocol} {name}", r.scores[name]) for path, r in own.items() for name in headlines(r)]
+    return [f"{r.protocol} {name} {cell(r.scores[name], p)}" for p, r in own.items() for name in headlines(r)]
 
 
 def of_zoo(models: Mapping[str, Model]) -> tuple[Published, ...]:
-    """What the owners of the zoo's checkpoints print, from the manifest: {protocol, source, metric: value ...}."""
-    found = []
+    """The scores that the owners of the zoo's checkpoints publish, as published numbers."""
+    rows = []
     for model in models.values():
         for score in model.scores:
             values = {key: value for key, value in score.items() if key not in ("protocol", "source")}
@@ -200,8 +195,8 @@ def of_zoo(models: Mapping[str, Model]) -> tuple[Published, ...]:
                 row |= {"method": model.method, "metric": f"mAP/{metric}" if metric[1:].isdigit() else metric}
                 row |= {"unit": "percent", "protocol": score["protocol"], "data": _data_of(str(score["protocol"]))}
                 row |= {"epochs": model.epochs, "recipe": model.recipe, "multicrop": "multicrop" in model.name}
-                found.append(build(Published, row, f"zoo.yaml: {model.name}"))
-    return tuple(found)
+                rows.append(build(Published, row, f"zoo.yaml: {model.name}"))
+    return tuple(rows)
 
 
 def _data_of(protocol: str) -> str:

@@ -1,5 +1,5 @@
 "use strict";
-// Sorts a table by the column whose head is pressed; without this script the rows stand in the report's own order.
+// Sorts a table by the column whose head is clicked; without this script the rows keep the order of the report.
 for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0];
   if (body.rows.length < 3) continue;

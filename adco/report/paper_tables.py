@@ -1,16 +1,14 @@
-"""The AdCo paper's tables, each printed column split by protocol, with our own numbers beside where we have them."""
+"""The published tables, each printed column split by protocol, with our own numbers for the same recipe beside."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from string import ascii_lowercase
 
 from adco.evaluation.published import Published, load_published
 from adco.evaluation.records import Record
 from adco.report.collect import Study
-from adco.report.elements import MISSING, NOTHING, Cell, Column, Section, Table, published
+from adco.report.elements import MISSING, NOTHING, PUBLISHED, Cell, Column, Notes, Section, Table
 from adco.report.result_tables import score_cell, score_label
 
 TITLES = {
@@ -26,24 +24,25 @@ TITLES = {
     "vicreg": "VICReg",
 }
 HEADS = {"gpu_hours_per_epoch": "GPU hours an epoch", "sample_AP": "AP by image", "APs": "AP small"}
-FACTS = ("epochs", "batch", "negatives", "symmetric", "hardware")  # of a row, a column each where any row says it
+FACTS = ("epochs", "batch", "negatives", "symmetric", "hardware")  # a column each, if the rows differ in it
 
 
 def section(study: Study, out: Path) -> Section:
-    """Every published table. A printed column that mixes protocols becomes several."""
+    """Every published table. out: folder of the report, for links."""
     lead = (
-        "A column of the paper whose numbers were obtained under several protocols is split, so that no column here "
-        "has two. “own/” names a way that is not one of this project's, or that the source does not tell; nothing can "
-        "stand beside it. Where a protocol is ours, our own number for the same recipe stands beside the paper's."
+        "A printed column whose numbers were obtained under several protocols is split, so that each column here has "
+        "one. “own/” marks a protocol that is not one of this project's or that the source does not name; no number of "
+        "ours is comparable with it. For our protocols our own number for the same recipe is beside the paper's."
     )
     rows = load_published()
     keys = dict.fromkeys(row.table for row in rows)
     tables = [paper_table(key, [row for row in rows if row.table == key], study, out) for key in keys]
-    return Section("papers", "What the papers print", [lead], tables)
+    return Section("papers", "Published results", [lead], tables)
 
 
 def paper_table(key: str, numbers: Sequence[Published], study: Study, out: Path) -> Table:
-    """One published table: a row a method and setting, for each (metric, protocol) the paper's number and ours."""
+    """One published table: a row for each method and setting, and for each metric and protocol the paper's number and
+    ours."""
     notes = Notes()
     heads = list(dict.fromkeys((n.data, n.metric, n.protocol) for n in numbers))
     heads.sort(key=lambda head: [(n.data, n.metric) for n in numbers].index(head[:2]))
@@ -59,22 +58,22 @@ def paper_table(key: str, numbers: Sequence[Published], study: Study, out: Path)
         cells = [_method(same[0]), *(_fact(same[0], name) for name in facts)]
         for head in heads:
             one = next((n for n in same if (n.data, n.metric, n.protocol) == head), None)
-            cells.append(notes.cell(one) if one else NOTHING)
+            cells.append(published_cell(one, notes) if one else NOTHING)
             if not head[2].startswith("own/"):
                 cells.append(ours(one, study, out) if one else NOTHING)
-        rows.append(tuple(cells))
+        rows.append(cells)
     caption = f"Printed in: {'; '.join(dict.fromkeys(n.source for n in numbers))}."
     caption += f" All rows: {', '.join(shared)}." if shared else ""
-    return Table(f"paper-{key}", TITLES.get(key, key), columns, rows, caption, notes=notes.lines())
+    return Table(f"paper-{key}", TITLES.get(key, key), columns, rows, caption, notes.lettered())
 
 
 def _by_row(numbers: Iterable[Published], facts: Sequence[str]) -> list[list[Published]]:
     """The numbers that the paper prints in one row."""
-    found: dict[tuple, list[Published]] = {}
+    rows: dict[tuple[object, ...], list[Published]] = {}
     for n in numbers:
         key = (n.method, n.multicrop, *(getattr(n, name) for name in facts if name != "hardware"), n.epochs)
-        found.setdefault(key, []).append(n)
-    return list(found.values())
+        rows.setdefault(key, []).append(n)
+    return list(rows.values())
 
 
 def _method(n: Published) -> Cell:
@@ -92,45 +91,25 @@ def _fact(n: Published, name: str) -> Cell:
 
 
 def ours(n: Published, study: Study, out: Path) -> Cell:
-    """Our number for the same recipe, protocol, metric and whole data; `not run` where there is none."""
-    for item in study.items:
-        if same_thing(n, item.record):
-            return score_cell(item, n.metric, out)
-    return MISSING
+    """Our number for the same recipe, protocol, metric and official data; `not run` if there is none."""
+    return next((score_cell(item, n.metric, out) for item in study.items if same_thing(n, item.record)), MISSING)
 
 
 def same_thing(n: Published, record: Record) -> bool:
-    """Whether a record measures what was published: by recipe, protocol and metric, on the official data."""
+    """Whether a record has the recipe, the protocol and the metric of a published number, on the official data."""
     recipe = record.checkpoint.pretrained.recipe
     same = record.protocol == n.protocol and recipe is not None and recipe == n.recipe
     return same and n.metric in record.scores and record.data.official is True
 
 
-@dataclass
-class Notes:
-    """Footnotes of a table: a letter for each text, in the order in which they are needed."""
-
-    letters: dict[str, str] = field(default_factory=dict)
-
-    def cell(self, n: Published) -> Cell:
-        marks = "".join(sorted(self.letter(text) for text in cautions(n)))
-        decimals = 2 if n.unit == "GPU hours" or round(n.value, 1) != n.value else 1
-        return replace(published(n.value, f"{n.value:.{decimals}f}", n.source), mark=marks)
-
-    def letter(self, text: str) -> str:
-        return self.letters.setdefault(text, ascii_lowercase[len(self.letters)])
-
-    def lines(self) -> list[str]:
-        return [f"{letter}  {text}" for text, letter in self.letters.items()]
-
-
-def cautions(n: Published) -> list[str]:
-    """What a reader of the number must be told."""
+def published_cell(n: Published, notes: Notes) -> Cell:
+    """A published number with its footnotes."""
     inferred = "protocol inferred from the cited method's code; the source does not name it" if n.inferred else ""
-    return [text for text in (n.caution, n.ambiguous, inferred) if text]
+    marks = notes.letters(n.caution, n.ambiguous, inferred)
+    return Cell(n.text, PUBLISHED, n.value, note=n.source, mark=marks)
 
 
 def gpu_hours(rows: Iterable[Published] | None = None) -> Mapping[str, float]:
-    """recipe -> GPU hours an epoch that the AdCo paper prints."""
+    """recipe -> GPU hours of an epoch in the AdCo paper. rows: published numbers, all by default."""
     rows = load_published() if rows is None else rows
     return {n.recipe: n.value for n in rows if n.metric == "gpu_hours_per_epoch" and n.recipe}

@@ -1,4 +1,4 @@
-"""A report's three forms: one HTML file that loads nothing, Markdown, and CSV with a row for every number."""
+"""The three forms of a report: one self-contained HTML file, Markdown, and CSV with a row for every number."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from markupsafe import Markup, escape
 
 from adco.report.charts import swatch
 from adco.report.elements import MEASURED, NOT_RUN, PUBLISHED, Cell, Column, Figure, Report, Table
+from adco.report.text_table import markdown_table
 from adco.utils.files import output_folder, write_text
 
 HERE = Path(__file__).parent
+FORMATS = {MEASURED: "**{}**", PUBLISHED: "_{}_"}  # of a cell's text in Markdown
 
 
 def write(report: Report, out: Path) -> list[Path]:
-    """`report.html`, `report.md` and `report.csv` in the folder `out`; their paths."""
+    """Write `report.html`, `report.md` and `report.csv` to the folder `out`; returns their paths."""
     out = output_folder(out)
     forms = {"report.html": as_html(report), "report.md": as_markdown(report), "report.csv": as_csv(report)}
     for name, text in forms.items():
@@ -30,7 +32,7 @@ def write(report: Report, out: Path) -> list[Path]:
 
 
 def as_html(report: Report) -> str:
-    """The page; every text of the records is escaped, drawings are our own."""
+    """The page. It loads nothing; every text of the records is escaped, and the drawings are our own."""
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
@@ -39,24 +41,18 @@ def as_html(report: Report) -> str:
     environment.filters["hundredths"] = _hundredths
     environment.globals |= {"spans": spans, "swatch": swatch}
     css, js = ((HERE / name).read_text() for name in ("page.css", "page.js"))
-    return (
-        environment.get_template("page.html").render(report=report, css=css, js=js, has_papers=_quotes(report)).lstrip()
-    )
-
-
-def _quotes(report: Report) -> bool:
-    """Whether any cell is a paper's."""
-    tables = (block for section in report.sections for block in section.blocks if isinstance(block, Table))
-    return any(cell.kind == PUBLISHED for table in tables for row in table.rows for cell in row)
+    kinds = {cell.kind for section in report.sections for t in section.tables for row in t.rows for cell in row}
+    page = environment.get_template("page.html")
+    return page.render(report=report, css=css, js=js, has_papers=PUBLISHED in kinds).lstrip()
 
 
 def spans(columns: Sequence[Column]) -> list[tuple[str, int, str]]:
-    """The head above the columns' own: (group, how many columns it spans, its protocol)."""
+    """The row above the columns' labels: (group, number of columns, protocol)."""
     return [(name, len(list(same)), code) for (name, code), same in groupby(columns, lambda c: (c.group, c.code))]
 
 
 def as_markdown(report: Report) -> str:
-    """Tables as tables, figures as their captions; `_68.6_` is a paper's number, `**46.75**` measured."""
+    """Tables as tables, figures as their captions; `**46.75**` is measured, `_68.6_` is a published number."""
     lines = [f"# {report.title}", "", report.lead, "", "**46.75** measured by this code, _68.6_ printed in a paper."]
     for section in report.sections:
         lines += ["", f"## {section.title}", *(part for text in section.lead for part in ("", text))]
@@ -76,49 +72,41 @@ def _table_lines(table: Table) -> list[str]:
     notes = [part for note in table.notes for part in ("", f"- {note}")]
     if not table.rows:
         return [table.caption, *notes]
-    kept = [i for i, _ in enumerate(table.columns) if not all(not row[i].text for row in table.rows)]
-    heads = [_escaped(" ".join(filter(None, (c.group, c.code and f"`{c.code}`", c.label)))) for c in table.columns]
-    lines = [table.caption, ""] * bool(table.caption) + [f"| {' | '.join(heads[i] for i in kept)} |"]
-    lines.append(f"|{'|'.join('--:' if table.columns[i].numeric else ':--' for i in kept)}|")
-    lines += [f"| {' | '.join(_marked(row[i]) for i in kept)} |" for row in table.rows]
-    return [*lines, *notes]
+    kept = [i for i, _ in enumerate(table.columns) if any(row[i].text for row in table.rows)]
+    heads = [table.columns[i] for i in kept]
+    labels = [" ".join(filter(None, (c.group, c.code and f"`{c.code}`", c.label))) for c in heads]
+    rules = ["--:" if column.numeric else ":--" for column in heads]
+    rows = [[_as_markdown(row[i]) for i in kept] for row in table.rows]
+    return [*[table.caption, ""] * bool(table.caption), markdown_table(labels, rows, rules).rstrip("\n"), *notes]
 
 
-def _marked(cell: Cell) -> str:
-    text = _escaped(cell.text)
-    if cell.kind == MEASURED:
-        text = f"**{text}**"
-    elif cell.kind == PUBLISHED:
-        text = f"_{text}_"
-    elif cell.href:
+def _as_markdown(cell: Cell) -> str:
+    text = FORMATS.get(cell.kind, "{}").format(cell.text)
+    if cell.href and cell.kind not in FORMATS:
         text = f"[{text}]({cell.href.replace(' ', '%20')})"
     text += f" ({cell.mark})" if cell.mark else ""
-    return text if cell.low is None else f"{text} ({_hundredths(cell.low)} – {_hundredths(cell.high)})"
+    ends = [_hundredths(end) for end in (cell.low, cell.high) if end is not None]
+    return f"{text} ({' – '.join(ends)})" if ends else text
 
 
 def _breakable(text: str) -> Markup:
-    """A name may go over to the next line after a slash or an underscore."""
+    """A line may break after a slash or an underscore."""
     return Markup(re.sub("([/_])(?=.)", r"\1<wbr>", str(escape(text))))
 
 
 def _hundredths(value: float) -> str:
-    """`-0.25`, and `0.00` for what rounds to nothing from below."""
+    """`-0.25`; `0.00` for a negative number that rounds to zero."""
     return f"{round(value, 2) + 0.0:.2f}"
 
 
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
 def as_csv(report: Report) -> str:
-    """One row a number, in the long form that spreadsheets and data frames read."""
+    """One row for each number, in the long form for spreadsheets and data frames."""
     with io.StringIO(newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(("section", "table", "protocol", "row", "column", "source", "value", "low95", "high95", "note"))
         for section in report.sections:
-            for table in (block for block in section.blocks if isinstance(block, Table)):
-                for line in _numbers(table):
-                    out.writerow((section.title, table.title, *line))
+            for table in section.tables:
+                out.writerows((section.title, table.title, *line) for line in _numbers(table))
         return file.getvalue()
 
 

@@ -1,9 +1,10 @@
-"""By how much one method leads another at some epochs, on the same images, with 95% intervals.
+"""The difference in accuracy between two methods at some epochs, on the same images, with 95% intervals.
 
     python benchmarks/experiments/lead.py --first CURVE ... --second CURVE ... --epochs 5 10 20 --output lead.json
 
-A CURVE is an output folder of accuracy_curve.py, one a seed. The difference is of the means over seeds; its interval
-resamples the test images, the same for both methods; where there are several seeds, Student's interval over them too.
+A CURVE is an output folder of accuracy_curve.py, one for each seed. The difference is that of the means over seeds. Its
+interval resamples the test images, the same for both methods; with several seeds Student's interval over the seeds is
+recorded, too.
 """
 
 from __future__ import annotations
@@ -12,21 +13,22 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import numpy as np
 
-from adco.evaluation.bootstrap import interval
+from adco.evaluation.bootstrap import interval, weighted_mean
 from adco.evaluation.records import Record, Score, load_record
 from adco.utils.errors import UserError, command
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     for side in ("first", "second"):
-        parser.add_argument(f"--{side}", type=Path, nargs="+", required=True, metavar="CURVE", help="one a seed")
+        parser.add_argument(f"--{side}", type=Path, nargs="+", required=True, metavar="CURVE", help="one for each seed")
     parser.add_argument("--epochs", type=int, nargs="+", required=True)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     args = parser.parse_args(argv)
@@ -41,23 +43,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def lead(kind: str, epoch: int, first: Sequence[Path], second: Sequence[Path]) -> dict[str, object]:
-    """One comparison, in points of top-1: the mean over seeds of `first` minus that of `second`."""
+def lead(kind: str, epoch: int, first: Sequence[Path], second: Sequence[Path]) -> dict[str, Any]:
+    """The mean top-1 over the seeds of `first` minus that of `second`.
+
+    Args:
+        kind: Probe, `knn` or `linear`.
+        epoch: Epoch of pretraining.
+        first, second: Output folders of accuracy_curve.py, one for each seed, as many of each.
+
+    Returns:
+        The row of the record: both accuracies and `lead` in percent with its intervals.
+
+    Raises:
+        UserError: A folder has no such epoch, or the numbers of test images differ.
+    """
     ours, theirs = (np.stack([hits(folder, epoch, kind) for folder in folders]) for folders in (first, second))
     if ours.shape != theirs.shape:
-        raise UserError(f"{first[0]} and {second[0]}: judged on {ours.shape[1]} and {theirs.shape[1]} images")
-    difference = 100 * (ours.mean(axis=0) - theirs.mean(axis=0))  # (N,) of each image
-    low, high = interval(lambda weights: weights @ difference / weights.sum(axis=1), len(difference))
+        raise UserError(f"{first[0]} and {second[0]}: evaluated on {ours.shape[1]} and {theirs.shape[1]} images")
+    difference = 100 * (ours.mean(axis=0) - theirs.mean(axis=0))  # of each image: (N,)
+    low, high = interval(weighted_mean(difference), len(difference))
     row = {"probe": kind, "epoch": epoch, "first": 100 * float(ours.mean()), "second": 100 * float(theirs.mean()),
            "lead": float(difference.mean()), "interval95_images": (low, high), "seeds": len(first)}  # fmt: skip
     if len(first) > 1:
-        over_seeds = Score.over_trials(100 * (ours.mean(axis=1) - theirs.mean(axis=1)))
+        over_seeds = Score.over_trials((100 * (ours.mean(axis=1) - theirs.mean(axis=1))).tolist())
         row["interval95_seeds"] = (over_seeds.low, over_seeds.high)
     return row
 
 
 def hits(folder: Path, epoch: int, kind: str) -> np.ndarray:
-    """(N,) float, 1 where the test image was classified rightly. Raises UserError."""
+    """Which test images were classified correctly.
+
+    Returns:
+        (N,) float64, 0 or 1.
+
+    Raises:
+        UserError: The folder has no hits of the probe at the epoch.
+    """
     path = folder / f"epoch_{epoch}.npz"
     try:
         return np.load(path)[kind].astype(float)
@@ -65,8 +86,8 @@ def hits(folder: Path, epoch: int, kind: str) -> np.ndarray:
         raise UserError(f"{path}: no {kind} hits in it; run accuracy_curve.py with epoch {epoch}") from None
 
 
-def as_record(rows: Sequence[dict[str, object]], first: Sequence[Path], second: Sequence[Path]) -> Record:
-    """The comparisons as one record."""
+def as_record(rows: Sequence[dict[str, Any]], first: Sequence[Path], second: Sequence[Path]) -> Record:
+    """The rows of `lead` as one record, with the methods' names and the data from the folders' own records."""
     known = {side: load_record(folders[0] / "knn.json") for side, folders in (("first", first), ("second", second))}
     scores = {f"lead/{row['probe']}@{row['epoch']}ep": Score.over_images(row["lead"], row["interval95_images"])
               for row in rows}  # fmt: skip

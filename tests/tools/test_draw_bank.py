@@ -27,12 +27,12 @@ def test_outliers_are_rows_farther_from_every_query_than_queries_are_from_each_o
         angles = torch.tensor(degrees).deg2rad().double()
         return torch.stack([angles.cos(), angles.sin()], dim=1)
 
-    found = bank_tsne.outliers(at(0, 1, 2, 4), at(0.5, 4.9, 6.5, -1.5, 180), percentile=0)
-    assert found.floor == pytest.approx(np.cos(np.deg2rad(2)), abs=1e-9)
-    assert found.mask.tolist() == [False, False, True, False, True]
-    assert found.share == pytest.approx(0.4)
-    found = bank_tsne.outliers(at(0, 1, 2, 4), at(-1.5), percentile=50)  # now 1 degree is the limit
-    assert found.mask.tolist() == [True]
+    outliers = bank_tsne.outliers(at(0, 1, 2, 4), at(0.5, 4.9, 6.5, -1.5, 180), percentile=0)
+    assert outliers.floor == pytest.approx(np.cos(np.deg2rad(2)), abs=1e-9)
+    assert outliers.mask.tolist() == [False, False, True, False, True]
+    assert outliers.share == pytest.approx(0.4)
+    outliers = bank_tsne.outliers(at(0, 1, 2, 4), at(-1.5), percentile=50)  # now 1 degree is the limit
+    assert outliers.mask.tolist() == [True]
 
 
 def test_a_bank_spread_as_the_queries_are_has_the_percentile_as_outliers_and_a_distant_one_all():
@@ -87,7 +87,7 @@ def test_adco_beside_moco(images, tmp_path, capsys):
     assert "100.0% of 64 rows are outliers" in capsys.readouterr().out
 
 
-def test_the_queries_are_those_of_the_checkpoints_encoder_and_unreadable_pictures_are_left_out(
+def test_the_queries_are_those_of_the_checkpoints_encoder_and_unreadable_images_are_left_out(
     images, tmp_path, monkeypatch
 ):
     shutil.copytree(images / "train", tmp_path / "data")
@@ -99,8 +99,8 @@ def test_the_queries_are_those_of_the_checkpoints_encoder_and_unreadable_picture
     monkeypatch.setattr(os, "fork", None)
     assert torch.equal(queries, bank_tsne.queries_of(loaded, index, 1000, 0, torch.device("cpu"), 3))
     with torch.no_grad():
-        loaded.encoder.head[-1].weight.neg_()
-        loaded.encoder.head[-1].bias.neg_()
+        for parameter in loaded.encoder.get_submodule("head.2").parameters():  # the last layer
+            parameter.neg_()
     assert torch.allclose(-queries, bank_tsne.queries_of(loaded, index, 1000, 0, torch.device("cpu"), 0), atol=1e-5)
 
 

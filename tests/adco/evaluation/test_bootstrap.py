@@ -153,10 +153,10 @@ def test_sample_average_precision_by_hand():
     """Over each image's classes: ranked + - + gives (1 + 2/3) / 2; a class found first gives 1; no class gives NaN."""
     positive = np.array([[True, False, True], [False, True, False], [False, False, False]])
     scores = np.array([[0.9, 0.5, 0.1], [0.1, 0.9, 0.5], [0.3, 0.2, 0.1]])
-    found = sample_average_precision(positive, scores)
-    assert found[:2] == pytest.approx([(1 + 2 / 3) / 2, 1.0]) and math.isnan(found[2])
+    aps = sample_average_precision(positive, scores)
+    assert aps[:2] == pytest.approx([(1 + 2 / 3) / 2, 1.0]) and math.isnan(aps[2])
     expected = [average_precision_score(p, s) for p, s in zip(positive[:2], scores[:2], strict=True)]
-    assert found[:2] == pytest.approx(expected)
+    assert aps[:2] == pytest.approx(expected)
 
 
 def test_sample_ap_and_map_are_different_things():

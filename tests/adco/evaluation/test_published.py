@@ -49,8 +49,8 @@ def test_every_number_of_the_tables_is_there():
     ],
 )
 def test_rows_as_printed(table, method, multicrop, values):
-    found = [r.value for r in ROWS if (r.table, r.method, r.multicrop) == (table, method, multicrop)]
-    assert found == values
+    printed = [r.value for r in ROWS if (r.table, r.method, r.multicrop) == (table, method, multicrop)]
+    assert printed == values
 
 
 @pytest.mark.parametrize("row", [*ROWS, *OWNERS], ids=lambda row: f"{row.table}-{row.label}-{row.metric}")
@@ -63,27 +63,27 @@ def test_a_row_is_plausible(row):
     assert row.epochs is None or 10 <= row.epochs <= 1600
 
 
-def test_the_mixed_columns_of_table_4_are_told_apart_and_carry_their_caution():
+def test_the_mixed_columns_of_table_4_are_split_and_carry_their_caution():
     table = [row for row in ROWS if row.table == "adco-4"]
     for data, theirs, adcos in (
         ("VOC2007", {"own/voc07-svm", "voc07-svm/pcl"}, {"voc07-linear/adco"}),
         ("COCO", {"own/coco-detr"}, {"detection/coco_R_50_C4_2x"}),
     ):
-        found = [row for row in table if row.data == data]
-        assert {row.protocol for row in found if row.method == "AdCo"} == adcos
-        assert {row.protocol for row in found if row.method != "AdCo"} == theirs
-        assert all(row.caution for row in found)
+        column = [row for row in table if row.data == data]
+        assert {row.protocol for row in column if row.method == "AdCo"} == adcos
+        assert {row.protocol for row in column if row.method != "AdCo"} == theirs
+        assert all(row.caution for row in column)
     assert {row.metric for row in table if row.protocol == "voc07-linear/adco"} == {"sample_AP"}
 
 
 def test_one_number_for_one_model_under_one_protocol_or_a_word_about_it():
     """Paper, README and zoo agree on a recipe's number, or the row that differs has a caution."""
-    found = defaultdict(set)
+    values_of = defaultdict(set)
     for row in ROWS + OWNERS:
         if row.recipe and not row.protocol.startswith("own/") and not row.caution:
-            found[row.recipe, row.protocol, row.metric].add(row.value)
-    assert len(found) > 15
-    assert {key: values for key, values in found.items() if len(values) > 1} == {}
+            values_of[row.recipe, row.protocol, row.metric].add(row.value)
+    assert len(values_of) > 15
+    assert {key: values for key, values in values_of.items() if len(values) > 1} == {}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Result records: read back as written, old ones upgraded, strangers named; code versions see what can move a score."""
+"""Result records: read back as written, old ones upgraded, unknown keys named; code versions follow the source code."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ def record(**more) -> Record:
 
 def test_a_record_reads_back_as_written(tmp_path):
     written = record(predictions=Predictions("a.npz", "0" * 64, "hits"))
-    found = load_record(written.write(tmp_path / "a.json"))
-    assert found == written and found.scores["top1"].low == 11.0
+    read = load_record(written.write(tmp_path / "a.json"))
+    assert read == written and read.scores["top1"].low == 11.0
     assert written.hardware and set(written.versions) == {"python", "torch", "torchvision"}
-    assert written.code == code_version("knn/k20-t0.07") and len(written.code) == 16
+    assert written.code is not None and len(written.code) == 16
+    assert written.code == code_version("knn/k20-t0.07")
     assert written.data.counts == {"train_images": 3} and written.data.details == {"unreadable": {"count": 0}}
     assert written.checkpoint.pretrained == Checkpoint("y.pth", "1")
 
 
 def test_a_score_computes_as_its_value_and_is_more_than_it():
     score = Score(12.5, 11.0, 14.0)
-    assert score > 12 and f"{score:.1f}" == "12.5" and sum([score, score]) == 25 and {score: 1}[12.5] == 1
+    assert score > 12 and f"{score:.1f}" == "12.5" and sum([score, score]) == 25 and {12.5: 1}[score] == 1
     assert score == 12.5 and score != Score(12.5, 11.0, 15.0) and score == Score(12.5, 11.0, 14.0)
     assert json.dumps({"a": score}) == '{"a": 12.5}'
 
@@ -51,31 +52,34 @@ def test_a_score_computes_as_its_value_and_is_more_than_it():
 def test_over_trials_is_students():
     score = Score.over_trials([10.0, 12.0, 14.0])
     assert (score, score.std, score.trials, score.over) == (12.0, 2.0, 3, "trials")
-    assert score.high - score == pytest.approx(4.302653 * 2 / math.sqrt(3), rel=1e-5)
-    assert score.low == pytest.approx(2 * score - score.high)
+    assert score.interval is not None
+    low, high = score.interval
+    assert high - score == pytest.approx(4.302653 * 2 / math.sqrt(3), rel=1e-5)
+    assert low == pytest.approx(2 * score - high)
     assert Score.over_trials([3.0]) == Score(3.0)
     assert Score.over_images(3.0, (math.nan, math.nan)) == Score(3.0)
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_committed_record_loads_with_the_values_in_its_file(path):
-    content, found = json.loads(path.read_text()), load_record(path)
-    for name, score in found.scores.items():
+    content, read = json.loads(path.read_text()), load_record(path)
+    for name, score in read.scores.items():
         raw = content["scores"][name]
         assert score == pytest.approx(raw["value"] if isinstance(raw, dict) else raw, abs=1e-9)
-    assert found.checkpoint.sha256 == content["checkpoint"].get("sha256", "")
-    assert found.data.fingerprint == content["data"].get("fingerprint", "")
+    assert read.checkpoint.sha256 == content["checkpoint"].get("sha256", "")
+    assert read.data.fingerprint == content["data"].get("fingerprint", "")
 
 
 def test_schema_1_keeps_its_intervals_deviations_and_trials(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(SCHEMA1))
-    found = load_record(path)
-    score = found.scores["mAP/k1"]
+    read = load_record(path)
+    score = read.scores["mAP/k1"]
     assert (score, score.std, score.trials, score.over) == (12.0, 2.0, 3, "trials")
     assert (score.low, score.high) == pytest.approx((7.032, 16.968), abs=1e-3)
-    assert found.schema == 2 and found.code == "" and "interval95" not in found.settings
-    assert found.data.counts == {"test_images": 5} and found.checkpoint.origin.sha256 == "a"
+    assert read.schema == 2 and read.code == "" and "interval95" not in read.settings
+    assert read.data.counts == {"test_images": 5} and read.checkpoint.origin is not None
+    assert read.checkpoint.origin.sha256 == "a"
     trials = SCHEMA1 | {
         "protocol": "detection/x", "scores": {"AP": 2.0, "AP_std": 1.4142135623730951},
         "settings": {"trials": 2, "each_trial": [{"scores": {"AP": 1.0}}, {"scores": {"AP": 3.0}}]},
@@ -103,8 +107,8 @@ def test_schema_1_keeps_its_intervals_deviations_and_trials(tmp_path):
         ({"scores": {"top1": {"value": True}}}, r"scores\.top1: value: expected a number"),
         ({"scores": {"top1": {"valeu": 12}}}, "did you mean value"),
         ({"scores": {"top1": 12.5}}, r"scores\.top1: expected keys and values"),
-        ({"checkpoint": {"sha": "x"}}, "checkpoint: unknown key 'sha'"),
-        ({"data": {"counts": {"images": 1.5}}}, r"data: counts\.images: expected a whole number"),
+        ({"checkpoint": {"sha": "x"}}, r"unknown key 'checkpoint\.sha'"),
+        ({"data": {"counts": {"images": 1.5}}}, r"data\.counts\.images: expected a whole number"),
         ({"data": {"official": "yes"}}, "official: expected true or false"),
         ({"predictions": {"file": "a"}}, "sha256 is missing"),
     ],
@@ -118,6 +122,7 @@ def test_what_is_no_record_is_named_with_its_key(tmp_path, change, says):
 
 def test_a_record_is_reused_for_the_same_work_alone():
     made = record()
+    assert made.code is not None
     same = ("1", "knn/k20-t0.07", "f", made.code)
     assert reuse_obstacles(made, *same) == []
     for place, what in enumerate(("checkpoint", "protocol", "data", "code")):

@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -69,9 +70,15 @@ def score(value: float, half: float = 1.5) -> Score:
     return Score.over_images(value, (value - half, value + half))
 
 
-def record(protocol: str, scores: dict, name: str = "adco_s0", data: dict = IMAGENETTE, **more: object) -> Record:
+def record(protocol: str, scores: dict, name: str = "adco_s0", data: dict = IMAGENETTE, **more: Any) -> Record:
     checkpoint = {"name": f"{name}.pth", "sha256": f"{sum(name.encode()):064x}", "arch": "resnet18", "method": name[:4]}
-    made = {"hardware": HARDWARE, "commit": "c" * 40, "code": "1", "versions": {}, "command": "transfer/knn.py"}
+    made: dict[str, Any] = {
+        "hardware": HARDWARE,
+        "commit": "c" * 40,
+        "code": "1",
+        "versions": {},
+        "command": "transfer/knn.py",
+    }
     return Record(protocol, scores, checkpoint, data, **made | more)
 
 

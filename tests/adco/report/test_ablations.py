@@ -1,4 +1,4 @@
-"""Table 5 in small, ablations and GPU hours: what was timed, what the paper prints, and what nobody ran."""
+"""Table 5 in small, ablations and GPU hours: what was timed, what the paper prints, and what was not run."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from adco import report
 from adco.config.loading import load_recipe
 from adco.evaluation.published import load_published
 from adco.methods import METHODS, build_method
-from adco.report import ablations, costs, elements
+from adco.report import ablations, cost, elements
 from adco.report.elements import Cell, Table
 from benchmarks.speed import times
 from tests.adco.report.data import HARDWARE, make_results, record
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> report.Study:
+def study(tmp_path_factory) -> report.Study:
     return report.gather([str(make_results(tmp_path_factory.mktemp("results"), runs=False))])
 
 
 @pytest.fixture(scope="module")
-def table5(found, tmp_path_factory) -> Table:
-    return ablations.section(found, tmp_path_factory.mktemp("out"), papers=True).blocks[0]
+def table5(study, tmp_path_factory) -> Table:
+    return ablations.section(study, tmp_path_factory.mktemp("out"), papers=True).tables[0]
 
 
 def row(table: Table, *head: str) -> dict[str, Cell]:
@@ -67,8 +67,8 @@ def test_one_thing_that_was_timed_twice_is_one_row_with_a_note(table5):
     assert "up to 25 %" in table5.caption  # of whole steps; the bank's own rounds are another thing
 
 
-def test_the_table_without_the_papers_has_none_of_their_numbers(found, tmp_path):
-    table = ablations.section(found, tmp_path, papers=False).blocks[0]
+def test_the_table_without_the_papers_has_none_of_their_numbers(study, tmp_path):
+    table = ablations.section(study, tmp_path, papers=False).tables[0]
     assert not any(cell.kind == elements.PUBLISHED for cells in table.rows for cell in cells)
 
 
@@ -87,8 +87,8 @@ def test_methods_with_a_bank_and_with_one_query_view_are_those_there_are(name):
     assert entry.symmetric == (len(made.query_views) == 2)
 
 
-def test_an_ablation_says_what_it_changes_and_its_difference_from_the_base(found, tmp_path):
-    (table,) = (block for block in ablations.section(found, tmp_path, True).blocks if block.title == "Ablations")
+def test_an_ablation_says_what_it_changes_and_its_difference_from_the_base(study, tmp_path):
+    (table,) = (table for table in ablations.section(study, tmp_path, True).tables if table.title == "Ablations")
     assert [cells[0].text for cells in table.rows] == ["base", "bank_still", "symmetric_small"]
     assert [cells[1].text for cells in table.rows] == [
         "nothing",
@@ -104,17 +104,17 @@ def test_an_ablation_says_what_it_changes_and_its_difference_from_the_base(found
 # GPU hours
 
 
-def test_gpu_hours_are_of_gpus_alone(found, tmp_path):
-    hours = {run.name: costs.hours_cell(run, tmp_path) for run in found.runs}
+def test_gpu_hours_are_of_gpus_alone(study, tmp_path):
+    hours = {run.name: cost.hours_cell(run, tmp_path) for run in study.runs}
     assert hours["trained/gpu"].value == pytest.approx(9000 / 3600 * 8 / 50)
     assert hours["trained/cpu"] == hours["trained/apart"] == Cell("not run on a GPU", elements.NOT_RUN)
-    table = costs.run_table(found.runs, tmp_path)
+    table = cost.run_table(study.runs, tmp_path)
     assert row(table, "trained/cpu")["hardware"].text == HARDWARE
 
 
 def test_a_published_recipes_hours_come_from_the_same_recipe_on_the_whole_of_imagenet_alone(tmp_path):
     recipe = load_recipe("adco_r50_200ep")
-    whole = record("pretrain/adco", {"loss": 2.0}, "a", {"name": "ImageNet", "images": costs.IMAGENET},
+    whole = record("pretrain/adco", {"loss": 2.0}, "a", {"name": "ImageNet", "images": cost.IMAGENET},
                    settings=asdict(recipe), duration_seconds=72000.0, hardware="8 x NVIDIA H100")  # fmt: skip
     other = replace(whole, settings=asdict(load_recipe("adco_r50_200ep", ["batch=512"])))
     part = replace(whole, data=record("a/b", {}).data)
@@ -125,9 +125,9 @@ def test_a_published_recipes_hours_come_from_the_same_recipe_on_the_whole_of_ima
 
 
 def ours(made, folder: Path) -> dict[str, str]:
-    """What stands under `ours` beside AdCo, whose run's record alone is there."""
+    """The column `ours` of AdCo's row, when there is only the record of its run."""
     made.write(folder / "a" / "record.json")
-    table = costs.recipe_table({}, report.gather([str(folder / "a")]).runs, folder)
+    table = cost.recipe_table({}, report.gather([str(folder / "a")]).runs, folder)
     reported = {cells[0].text: cells[2].text for cells in table.rows}
     assert all(text == "not run" for name, text in reported.items() if name != "AdCo")
     return {"AdCo": reported["AdCo"]}

@@ -1,4 +1,4 @@
-"""The report in a real browser without a network: nothing is asked for, nothing overflows, tables are whole."""
+"""The report in a real browser without a network: nothing is requested, nothing overflows, tables are complete."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ addEventListener("load", () => {
       scrolls: getComputedStyle(box).overflowX === "auto" && box.tabIndex === 0,
     };
   }
-  const told = {
+  const reported = {
     inner: innerWidth,
     overflow: document.documentElement.scrollWidth - innerWidth,
     paper: getComputedStyle(document.body).backgroundColor,
     charts: [...document.querySelectorAll(".chart")].filter((c) => c.getBoundingClientRect().width > 0).length,
     faults,
     links: [...document.querySelectorAll("nav a")].every((a) => document.querySelector(a.getAttribute("href"))),
-    asked: performance.getEntriesByType("resource").map((entry) => entry.name),
+    requested: performance.getEntriesByType("resource").map((entry) => entry.name),
     tables,
   };
   const knn = document.querySelector("section[id^='knn'] table");
   knn.tHead.rows[1].cells[1].querySelector("button").click();
-  told.down = [...knn.tBodies[0].rows].map((row) => Number(row.cells[1].dataset.value));
-  told.sort = knn.tHead.rows[1].cells[1].getAttribute("aria-sort");
-  parent.postMessage(JSON.stringify(told), "*");
+  reported.down = [...knn.tBodies[0].rows].map((row) => Number(row.cells[1].dataset.value));
+  reported.sort = knn.tHead.rows[1].cells[1].getAttribute("aria-sort");
+  parent.postMessage(JSON.stringify(reported), "*");
 });
 </script></body>
 """
@@ -63,7 +63,7 @@ addEventListener("message", (event) => {{ document.getElementById("probe").textC
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
-    """A full report and, beside it, the same page with a script that tells what the browser made of it."""
+    """A full report and, beside it, the same page with a script that reports how the browser shows it."""
     root = tmp_path_factory.mktemp("browser")
     study = report.gather([str(make_results(root / "results"))])
     made, *_ = report.write(report.build(study, root / "report"), root / "report")
@@ -73,39 +73,40 @@ def page(tmp_path_factory) -> Path:
 
 
 def chromium(*words: str) -> subprocess.CompletedProcess[str]:
-    """One run of the browser in which no name resolves and no proxy is asked."""
+    """One run of the browser without host names and proxies."""
+    assert CHROMIUM
     alone = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage")
     cut_off = ("--host-resolver-rules=MAP * ~NOTFOUND", "--no-proxy-server", "--disable-background-networking")
     return subprocess.run([CHROMIUM, *alone, *cut_off, *words], capture_output=True, text=True, timeout=120)
 
 
 def look(page: Path, folder: Path, width: int, *words: str) -> tuple[dict, str]:
-    """What the probe told at a width, and the browser's own log."""
+    """The probe's report at a width, and the browser's log."""
     frame, profile = page.with_name(f"frame{width}.html"), f"--user-data-dir={folder}"
     frame.write_text(FRAME.format(width=width))
-    reported = (
+    options = (
         "--enable-logging=stderr",
         "--v=0",
         "--dump-dom",
         "--window-size=1400,1000",
         "--virtual-time-budget=5000",
     )
-    ended = chromium(*reported, profile, *words, frame.as_uri())
-    found = re.search(r'<script id="probe"[^>]*>(.*?)</script>', ended.stdout, re.DOTALL)
-    assert found and found[1], ended.stderr[-2000:]
-    return json.loads(html.unescape(found[1])), ended.stderr
+    ended = chromium(*options, profile, *words, frame.as_uri())
+    probed = re.search(r'<script id="probe"[^>]*>(.*?)</script>', ended.stdout, re.DOTALL)
+    assert probed and probed[1], ended.stderr[-2000:]
+    return json.loads(html.unescape(probed[1])), ended.stderr
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_is_asked_for_nothing_overflows_and_tables_are_whole(page, tmp_path, width):
+def test_nothing_is_requested_nothing_overflows_and_tables_are_complete(page, tmp_path, width):
     reported, errors = look(page, tmp_path / "profile", width)
     assert reported["inner"] == width
     assert reported["overflow"] <= 0
     assert reported["faults"] == []
     assert "CONSOLE" not in errors
-    assert reported["asked"] == []
+    assert reported["requested"] == []
     assert reported["links"]
-    assert reported["charts"] >= 3  # one drawing of each figure is seen, the wide or the narrow
+    assert reported["charts"] >= 3  # one drawing of each figure is visible, the wide or the narrow
     tables = reported["tables"]
     assert all(table["scrolls"] for table in tables.values())
     knn = next(table for key, table in tables.items() if key.startswith("knn"))
@@ -117,14 +118,14 @@ def test_nothing_is_asked_for_nothing_overflows_and_tables_are_whole(page, tmp_p
     assert tables["unreadable"]["rows"][0][0].endswith("cut.json")
 
 
-def test_a_page_that_asks_for_something_or_is_too_wide_would_be_caught(page, tmp_path):
+def test_a_page_that_requests_something_or_is_too_wide_would_be_noticed(page, tmp_path):
     wrong = page.parent / "wrong" / "report.html"
     wrong.parent.mkdir()
     fault = '<img src="http://example.com/x.png" alt="x"><div style="width: 3000px">x</div></body>'
     probed = page.with_name("probed.html").read_text()
     wrong.with_name("probed.html").write_text(probed.replace("</body>", fault))
     reported, _ = look(wrong, tmp_path / "profile", 390)
-    assert reported["asked"] == ["http://example.com/x.png"]
+    assert reported["requested"] == ["http://example.com/x.png"]
     assert reported["faults"] == ["http://example.com/x.png"]
     assert reported["overflow"] > 0
 

@@ -1,4 +1,4 @@
-"""The report: no column has two protocols, nothing is made up, counts are what a step computes, texts are escaped."""
+"""The report: one protocol a column, no number without a source, counts equal to a step's, texts are escaped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from adco.report import (
     cost,
     elements,
     figures,
-    leads,
     paper_tables,
     render,
     result_tables,
@@ -45,17 +44,18 @@ def results(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(results) -> collect.Study:
+def study(results) -> collect.Study:
     return report.gather([str(results)])
 
 
 @pytest.fixture(scope="module")
-def made(found, results) -> elements.Report:
-    return report.build(found, results / "report")
+def made(study, results) -> elements.Report:
+    return report.build(study, results / "report")
 
 
-def tables_of(section: elements.Section) -> list[Table]:
-    return [block for block in section.blocks if isinstance(block, Table)]
+def tables_of(section: elements.Section | None) -> list[Table]:
+    assert section is not None
+    return section.tables
 
 
 def cells(table: Table):
@@ -65,16 +65,22 @@ def cells(table: Table):
             yield row[0].text, column, cell
 
 
+def ends(cell: Cell) -> tuple[float, float, float]:
+    """low, value, high of a cell with an interval."""
+    assert cell.low is not None and cell.value is not None and cell.high is not None
+    return cell.low, cell.value, cell.high
+
+
 # what is read
 
 
-def test_every_record_run_and_map_is_found_and_broken_files_are_listed(found):
-    assert found.models == sorted(f"{method}_s{seed}" for method in DRAWN for seed in range(SEEDS))
-    assert len([run for run in found.runs if run.rows]) == len(DRAWN) * SEEDS
-    assert [run.name for run in found.runs if not run.rows] == [f"trained/{name}" for name in ("apart", "cpu", "gpu")]
-    assert [path.name for path in found.maps] == ["bank.json"]
-    assert {path.name: reason for path, reason in found.broken}.keys() == {"cut.json", "newer.json"}
-    assert any("newer" in reason for _, reason in found.broken)
+def test_every_record_run_and_map_is_read_and_broken_files_are_listed(study):
+    assert study.models == sorted(f"{method}_s{seed}" for method in DRAWN for seed in range(SEEDS))
+    assert len([run for run in study.runs if run.rows]) == len(DRAWN) * SEEDS
+    assert [run.name for run in study.runs if not run.rows] == [f"trained/{name}" for name in ("apart", "cpu", "gpu")]
+    assert [path.name for path in study.maps] == ["bank.json"]
+    assert {path.name: reason for path, reason in study.broken}.keys() == {"cut.json", "newer.json"}
+    assert any("newer" in reason for _, reason in study.broken)
 
 
 def test_a_model_is_named_by_its_folder_by_hand_or_by_its_file(tmp_path):
@@ -104,9 +110,9 @@ def test_a_source_that_is_not_there_is_named(tmp_path):
 # measured tables
 
 
-def test_each_score_stands_under_its_own_protocol_and_leads_to_its_record(found, results, tmp_path):
+def test_each_score_stands_under_its_own_protocol_and_leads_to_its_record(study, results, tmp_path):
     seen = set()
-    for table in tables_of(result_tables.section(found, tmp_path)):
+    for table in tables_of(result_tables.section(study, tmp_path)):
         for model, column, cell in cells(table):
             if cell.kind != elements.MEASURED:
                 continue
@@ -121,7 +127,7 @@ def test_each_score_stands_under_its_own_protocol_and_leads_to_its_record(found,
             assert cell.text == f"{value:.2f}"
             seen.add((path, column.label))
     assert {path for path, _ in seen} == {
-        item.path.resolve() for item in found.items if collect.is_evaluation(item.record)
+        item.path.resolve() for item in study.items if collect.is_evaluation(item.record)
     }
 
 
@@ -143,8 +149,8 @@ def test_two_data_sets_and_two_image_sizes_never_share_a_column(tmp_path):
     ) == 2  # each of two models under one of two
 
 
-def test_captions_say_subset_size_and_what_the_intervals_are(found, tmp_path):
-    reported = {table.title: table.caption for table in tables_of(result_tables.section(found, tmp_path))}
+def test_captions_say_subset_size_and_what_the_intervals_are(study, tmp_path):
+    reported = {table.title: table.caption for table in tables_of(result_tables.section(study, tmp_path))}
     assert "400 train of 5,011, 200 test of 4,952 images – a subset, not the official set" in reported["VOC07 SVM"]
     assert reported["VOC07 low-shot SVM"].endswith("95% intervals: Student's t of the mean of 3 trials.")
     assert reported["Nearest neighbours"] == (
@@ -155,8 +161,8 @@ def test_captions_say_subset_size_and_what_the_intervals_are(found, tmp_path):
 # published tables
 
 
-def test_every_published_number_stands_once_under_its_own_protocol(found, tmp_path):
-    section, rows = paper_tables.section(found, tmp_path), load_published()
+def test_every_published_number_stands_once_under_its_own_protocol(study, tmp_path):
+    section, rows = paper_tables.section(study, tmp_path), load_published()
     for table in tables_of(section):
         wanted = sorted((n.protocol, n.value) for n in rows if f"paper-{n.table}" == table.key)
         shown = sorted((c.code, cell.value) for _, c, cell in cells(table) if cell.kind == elements.PUBLISHED)
@@ -184,7 +190,7 @@ def test_nothing_of_ours_stands_beside_a_paper_unless_it_is_the_same_thing(tmp_p
     assert {cell.text for _, column, cell in cells(table) if cell.kind == elements.NOT_RUN} == {"not run"}
 
 
-def test_table_4s_mixed_columns_are_apart_and_the_reasons_are_printed():
+def test_table_4s_mixed_columns_are_split_and_the_reasons_are_printed():
     reported = {row[1].text: row[2].text for row in significance.published_table(load_published()).rows}
     mixed = next(why for pair, why in reported.items() if "AdCo 93.1 against SwAV, multi-crop 88.9" in pair)
     assert "voc07-linear/adco against own/voc07-svm" in mixed
@@ -195,8 +201,9 @@ def test_table_4s_mixed_columns_are_apart_and_the_reasons_are_printed():
 # differences
 
 
-def test_differences_are_tested_image_by_image_where_predictions_are_kept(found):
-    table = significance.test_table(found)
+def test_differences_are_tested_image_by_image_where_predictions_are_kept(study):
+    table = significance.test_table(study)
+    assert table is not None
     how = {row[0].text: row[-1].note for row in table.rows}
     assert how["knn/k20-t0.07@64px"].startswith("bootstrap, paired over 3,925 images")
     assert how["detection/smoke_voc_R_18_C4"].startswith("Welch's t")
@@ -205,8 +212,9 @@ def test_differences_are_tested_image_by_image_where_predictions_are_kept(found)
     pairs = [row[2].text for row in table.rows if row[0].text == "knn/k20-t0.07@64px"]
     assert len(pairs) == significance.FOLLOWERS
     for row in table.rows:
-        assert row[3].low <= row[3].value <= row[3].high
-        assert row[5].text == result_tables.verdict(row[3].low, row[3].high)
+        low, value, high = ends(row[3])
+        assert low <= value <= high
+        assert row[5].text == result_tables.verdict((low, high))
 
 
 def test_comparing_two_numbers_gives_reasons_or_a_test(results):
@@ -223,8 +231,8 @@ def test_comparing_two_numbers_gives_reasons_or_a_test(results):
 # figure 1
 
 
-def test_seeds_of_one_recipe_are_one_line_and_other_recipes_are_told_apart(found):
-    groups = accuracy_curves.groups_of(accuracy_curves.curves_of(found))
+def test_seeds_of_one_recipe_are_one_line_and_other_recipes_have_other_names(study):
+    groups = accuracy_curves.groups_of(accuracy_curves.curves_of(study))
     assert [group.name for group in groups] == ["AdCo", "MoCo v2", "CaCo", "SimCLR", "BYOL"]
     assert {len(group.curves[accuracy_curves.OWN]) for group in groups} == {SEEDS}
     curve = accuracy_curves.Curve(
@@ -239,16 +247,19 @@ def test_the_line_is_the_mean_and_the_band_the_range_where_all_seeds_have_the_ep
     assert [(p.x, p.y, p.low, p.high) for p in points] == [(1, 12, 10, 14), (2, 25, 20, 30)]
 
 
-def test_adcos_lead_is_that_of_the_means_and_one_seed_has_no_interval(found):
-    groups = accuracy_curves.groups_of(accuracy_curves.curves_of(found))
-    table = leads.lead_table(groups, accuracy_curves.OWN)
+def test_adcos_lead_is_that_of_the_means_and_one_seed_has_no_interval(study):
+    groups = accuracy_curves.groups_of(accuracy_curves.curves_of(study))
+    table = accuracy_curves.lead_table(groups, accuracy_curves.OWN)
+    assert table is not None
     assert [row[1].text for row in table.rows] == ["10", "20", "50"]
     ours, theirs = (groups[i].curves[accuracy_curves.OWN] for i in (0, 1))
     mean = sum(a[10] - b[10] for a, b in zip(ours, theirs, strict=True)) / SEEDS
-    assert table.rows[0][2].value == pytest.approx(mean)
-    assert table.rows[0][2].low < mean < table.rows[0][2].high
-    single = [replace_curves(group, 1) for group in groups]
-    assert {row[-1].text for row in leads.lead_table(single, accuracy_curves.OWN).rows} == {"one seed: no interval"}
+    low, value, high = ends(table.rows[0][2])
+    assert value == pytest.approx(mean)
+    assert low < mean < high
+    single = accuracy_curves.lead_table([replace_curves(group, 1) for group in groups], accuracy_curves.OWN)
+    assert single is not None
+    assert {row[-1].text for row in single.rows} == {"one seed: no interval"}
 
 
 def replace_curves(group: accuracy_curves.Group, count: int) -> accuracy_curves.Group:
@@ -268,9 +279,9 @@ def test_recorded_curves_and_leads_are_drawn_under_their_protocol(tmp_path):
         settings = {"rows": [row], "first": "adco", "second": "moco", "seeds": seeds}
         made = record("pretraining/lead@64px", {"lead/knn@5ep": points}, settings=settings)
         made.write(tmp_path / "f" / f"lead-{seeds}-seeds.json")
-    section = leads.section(report.gather([str(tmp_path)]), tmp_path, papers=False)
+    section = accuracy_curves.section(report.gather([str(tmp_path)]), tmp_path, papers=False)
     assert [block.title for block in section.blocks] == ["Figure 1: kNN top-1 over epochs", "Does AdCo lead early?"]
-    lead = section.blocks[1].rows[0]
+    lead = section.tables[0].rows[0]
     assert (lead[0].text, lead[2].text, lead[-1].text) == ("AdCo −\xa0MoCo v2, kNN top-1", "2.00", "ahead")
 
 
@@ -295,7 +306,9 @@ def test_a_counted_step_is_what_a_step_computes(method):
         step.loss.backward()
         made.update(step, moment, 0.1)
     real = counter.get_total_flops() / 2 / recipe.batch
-    assert cost.counted(recipe)[1].step == pytest.approx(real, rel=0.06)
+    counted = cost.counted(recipe)[1]
+    assert counted is not None
+    assert counted.step == pytest.approx(real, rel=0.06)
 
 
 def test_parameters_are_those_of_the_networks():
@@ -307,26 +320,28 @@ def test_parameters_are_those_of_the_networks():
     assert byol.tail > 1e6
 
 
-def test_speed_is_the_median_after_the_beginning():
+def test_speed_is_the_median_after_the_first_tenth():
     rows = [{"epoch": i, "images_per_second": 1.0 if i < 2 else 50.0 + i % 3} for i in range(20)]
-    assert cost.speed_of(rows).images_per_second == 51.0
+    speed = cost.speed_of(rows)
+    assert speed is not None
+    assert speed.images_per_second == 51.0
     assert cost.speed_of([{"epoch": 1, "loss": 2.0}]) is None
 
 
 # images
 
 
-def test_classes_of_the_best_of_each_method_have_whiskers(found):
-    (figure,) = figures.class_figures(found)
+def test_classes_of_the_best_of_each_method_have_whiskers(study):
+    (figure,) = figures.class_figures(study)
     assert len(figure.legend) == figures.MOST
     assert len({name.split("_")[0] for name, _, _ in figure.legend}) == figures.MOST
     drawing = figure.panels[0].wide
     assert all(name in drawing for name in CLASSES)
     assert drawing.count('class="whisker"') == figures.MOST * len(CLASSES)
-    assert f"{len(found.models) - figures.MOST} more models are not drawn" in figure.caption
+    assert f"{len(study.models) - figures.MOST} more models are not drawn" in figure.caption
 
 
-def test_classes_of_a_detector_are_drawn_with_intervals_over_trials_without_those_that_nobody_found(tmp_path):
+def test_classes_of_a_detector_are_drawn_with_intervals_over_trials_without_those_that_are_never_detected(tmp_path):
     for name, level in (("a", 8.0), ("b", 4.0)):
         scores = {"AP": Score.over_trials([level, level + 1]), "AP/cat": Score.over_trials([level - 1, level + 2]),
                   "AP50/cat": 20.0, "AP/dog": Score.over_trials([0.0, 0.01]), "segm/AP/cow": 3.0}  # fmt: skip
@@ -339,8 +354,10 @@ def test_classes_of_a_detector_are_drawn_with_intervals_over_trials_without_thos
     assert "Left out, below 0.05: 1 class." in figure.caption
 
 
-def test_the_banks_map_comes_with_its_numbers(found):
-    figure, table = figures.bank_section(found).blocks
+def test_the_banks_map_comes_with_its_numbers(study):
+    section = figures.bank_section(study)
+    (figure,), (table,) = section.figures, section.tables
+    assert section.blocks == [figure, table]
     assert figure.panels[0].png.startswith(b"\x89PNG")
     assert "adco_s0: 4.1% of 8192 negatives are outliers" in figure.panels[0].alt
     assert [row[1].text for row in table.rows] == ["4.1 %", "18.7 %"]
@@ -352,10 +369,10 @@ def test_a_record_of_the_banks_outliers_is_drawn_as_its_map_is(results, tmp_path
         tmp_path / "b.json"
     )
     (tmp_path / "b.png").write_bytes((results / "figure2" / "bank.png").read_bytes())
-    blocks = figures.bank_section(report.gather([str(tmp_path)])).blocks
-    drawn = figures.bank_section(collect.Study(maps=[results / "figure2" / "bank.json"])).blocks
-    assert blocks[0].panels == drawn[0].panels
-    assert blocks[1].rows == drawn[1].rows
+    recorded = figures.bank_section(report.gather([str(tmp_path)]))
+    drawn = figures.bank_section(collect.Study(maps=[results / "figure2" / "bank.json"]))
+    assert recorded.figures[0].panels == drawn.figures[0].panels
+    assert recorded.tables[0].rows == drawn.tables[0].rows
 
 
 # the three forms
@@ -385,7 +402,7 @@ def test_texts_of_records_are_escaped(tmp_path):
     assert "m|&lt;b&gt;" in page
 
 
-def test_the_page_loads_nothing_and_every_figure_is_told_in_words(made):
+def test_the_page_loads_nothing_and_every_figure_has_a_description(made):
     page = render.as_html(made)
     assert not re.search(r"""(?:src|href)=["'](?!#|data:)(?:\w+:)?//""", page)
     assert not re.search(r"@import|url\(", page)
@@ -456,7 +473,7 @@ def test_the_tool_writes_the_three_files_and_names_what_it_could_not_read(result
 
 
 @pytest.mark.parametrize("words", [[], ["/nowhere"], ["--compare", "a", "b"], ["--zoo", "z", "--results", "/nowhere"]])
-def test_the_tool_says_mistakes_in_one_line(words, tmp_path, capsys, monkeypatch):
+def test_the_tool_reports_mistakes_in_one_line(words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert tool.main(words) == 2
     errors = capsys.readouterr().err
@@ -467,12 +484,12 @@ def test_the_tool_says_mistakes_in_one_line(words, tmp_path, capsys, monkeypatch
 
 def test_the_real_results_make_a_page(tmp_path):
     root = Path(tool.ROOT) / "results"
-    found = report.gather([str(root)])
-    assert not found.broken
-    page = render.as_html(report.build(found, tmp_path))
+    study = report.gather([str(root)])
+    assert not study.broken
+    page = render.as_html(report.build(study, tmp_path))
     values = [
         v
-        for item in found.items
+        for item in study.items
         if result_tables.is_evaluation(item.record)
         for n, v in item.record.scores.items()
         if n == "top1"
