@@ -1,1 +1,1 @@
-"""What a pretraining run is: the typed configuration, its YAML files, and what it may say."""
+"""The configuration of a pretraining run: its dataclasses, its YAML files and the allowed values."""

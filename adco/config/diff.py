@@ -1,4 +1,4 @@
-"""How two recipes differ, and which of this project's recipes one is."""
+"""The differences between two recipes, and the name of the packaged recipe that a run used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict
 from adco.config.loading import RECIPES, load_recipe, over
 from adco.utils.yaml_io import read_yaml
 
-# where the work is done, not what it computes; everything else changes the result
+# these keys (and all below them) do not change the result of a run
 FREE_TO_CHANGE = (
     "device", "data.root", "data.workers", "data.in_memory", "probe", "checkpoint", "monitor", "bank.placement",
     "compute.fused_optimizer", "compute.channels_last", "compute.compile", "compute.cuda_graphs",
@@ -17,7 +17,7 @@ FREE_TO_CHANGE = (
 
 
 def changed_fields(old: dict, new: dict) -> list[str]:
-    """`key: before -> now` of every field that differs between two recipes and matters."""
+    """`key: before -> now` of every key whose value differs between two recipes, except for FREE_TO_CHANGE."""
     before, after = _flat(old), _flat(new)
     keys = [*after, *(key for key in before if key not in after)]
     changed = [key for key in keys if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE)]
@@ -25,11 +25,11 @@ def changed_fields(old: dict, new: dict) -> list[str]:
 
 
 def recipe_name(recipe: dict) -> str:
-    """The recipe of this project that a checkpoint was trained with, whatever the seed; a hash of its keys if none."""
+    """The name of the packaged recipe that equals a checkpoint's but for the seed; if there is none, a hash."""
     for path in sorted(RECIPES.glob("*.yaml")):
         content = read_yaml(path, "recipe")
         written = {key: value for key, value in content.items() if key not in ("base", "seed", "views")}
-        if changed_fields(recipe, over(recipe, written)):  # most are told apart by this, which is fast
+        if changed_fields(recipe, over(recipe, written)):  # a fast test that excludes most recipes
             continue
         if not changed_fields({**asdict(load_recipe(path)), "seed": None}, {**recipe, "seed": None}):
             return path.stem

@@ -1,14 +1,17 @@
-"""What a recipe's values may be: the first one that cannot mean anything is an error that names its key."""
+"""The allowed values of a recipe: an error names the first key whose value is not allowed, and what is."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
+from adco.config.schema import PretrainConfig, ViewConfig
 from adco.utils.errors import UserError
 
-METHOD_NAMES = {  # as recipes have them -> as the papers do
+METHOD_NAMES = {  # name in recipes -> name in the papers
     "adco": "AdCo",
     "moco": "MoCo v2",
     "caco": "CaCo",
@@ -51,20 +54,20 @@ ABOVE_ZERO = ("contrast.tau", "contrast.tau_bank", "swap.epsilon", "optimizer.tr
 SHARES = ("encoder.key_momentum", "bank.sgd_momentum", "optimizer.sgd_momentum")  # in [0, 1]
 
 
-def check_recipe(recipe) -> None:
-    """Raise UserError for the first value of a config.Recipe that cannot mean anything."""
+def check_recipe(recipe: PretrainConfig) -> None:
+    """Raise UserError for the first value that is out of range, or that does not fit to another value."""
 
-    def value(key: str):
-        found = recipe
+    def value(key: str) -> Any:
+        node = recipe
         for part in key.split("."):
-            found = getattr(found, part)
-        return found
+            node = getattr(node, part)
+        return node
 
     for key, number in _numbers(asdict(recipe)):
         _need(key, number, math.isfinite(number), "a finite number")
     for key, options in CHOICES.items():
         if value(key) not in options:
-            raise UserError(f"recipe: {key}={value(key)!r} is not known; choose one of {', '.join(options)}")
+            raise UserError(f"{key}={value(key)!r} is not known; choose one of {', '.join(options)}")
     for low, keys in AT_LEAST.items():
         for key in keys:
             _need(key, value(key), value(key) >= low, f"at least {low}")
@@ -72,6 +75,8 @@ def check_recipe(recipe) -> None:
         _need(key, value(key), value(key) > 0, "above 0")
     for key in SHARES:
         _need(key, value(key), 0 <= value(key) <= 1, "in [0, 1]")
+    is_device = re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", recipe.device) is not None
+    _need("device", recipe.device, is_device, "auto, cpu, cuda or cuda:INDEX")
     workers = recipe.data.workers
     fine = workers == "auto" or (isinstance(workers, int) and workers >= 0)
     _need("data.workers", workers, fine, "auto or a number of threads, at least 0")
@@ -85,7 +90,7 @@ def check_recipe(recipe) -> None:
         _check_view(f"views.{i}", view)
 
 
-def _check_batch(recipe) -> None:
+def _check_batch(recipe: PretrainConfig) -> None:
     encoder, accumulate = recipe.encoder, recipe.compute.accumulate
     parts = accumulate * encoder.norm_splits
     shared = recipe.batch % parts == 0 and recipe.batch // parts >= 2
@@ -93,15 +98,14 @@ def _check_batch(recipe) -> None:
     _need("batch", recipe.batch, shared, wanted)
     synced = "sync" in (encoder.batch_norm, encoder.key_batch_norm)
     _need("encoder.norm_splits", encoder.norm_splits, encoder.norm_splits == 1 or not synced, "1 with sync statistics")
-    _need(
-        "compute.accumulate", accumulate, accumulate == 1 or not synced, "1 with sync statistics, whose batch is whole"
-    )
+    whole = accumulate == 1 or not synced
+    _need("compute.accumulate", accumulate, whole, "1 with sync statistics, which are those of the whole batch")
     for key in ("compile", "cuda_graphs"):
         asked = getattr(recipe.compute, key)
-        _need(f"compute.{key}", asked, not (asked and synced), "false with sync statistics, which ranks exchange")
+        _need(f"compute.{key}", asked, not (asked and synced), "false with sync statistics, which the ranks exchange")
 
 
-def _check_method(recipe) -> None:
+def _check_method(recipe: PretrainConfig) -> None:
     method, count, encoder = recipe.method, len(recipe.views), recipe.encoder
     _need("views", count, count >= 2, "at least 2")
     if method in ("simclr", "byol", "simsiam", "moco", "mochi"):
@@ -112,17 +116,13 @@ def _check_method(recipe) -> None:
         fine = recipe.bank.init != "train_and_fill"
         _need("bank.init", recipe.bank.init, fine, "encode or random; only adco can train while it fills")
     if method == "mochi":
-        mix = recipe.mix
-        _need("mix.hard", mix.hard, mix.hard <= recipe.bank.size, f"at most bank.size={recipe.bank.size}")
-        _need(
-            "bank.placement",
-            recipe.bank.placement,
-            recipe.bank.placement != "sharded",
-            "replicated: the hardest are sought in all",
-        )
+        hard, bank = recipe.mix.hard, recipe.bank
+        _need("mix.hard", hard, hard <= bank.size, f"at most bank.size={bank.size}")
+        reason = "replicated: the hardest rows are those of the whole bank"
+        _need("bank.placement", bank.placement, bank.placement != "sharded", reason)
 
 
-def _check_view(name: str, view) -> None:
+def _check_view(name: str, view: ViewConfig) -> None:
     _need(f"{name}.px", view.px, view.px >= 8, "at least 8")
     ordered = len(view.scale) == 2 and 0 < view.scale[0] <= view.scale[1] <= 1
     _need(f"{name}.scale", view.scale, ordered, "two shares of the area, 0 < low <= high <= 1")
@@ -135,7 +135,7 @@ def _check_view(name: str, view) -> None:
 
 
 def _numbers(tree: dict | list, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Every number of a recipe with its key."""
+    """(dotted key, value) of every floating-point number of a recipe."""
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
         if isinstance(value, (dict, list)):
             yield from _numbers(value, f"{prefix}{key}.")
@@ -145,4 +145,4 @@ def _numbers(tree: dict | list, prefix: str = "") -> Iterator[tuple[str, float]]
 
 def _need(key: str, value: object, fine: bool, expected: str) -> None:
     if not fine:
-        raise UserError(f"recipe: {key}={value} is out of range; expected {expected}")
+        raise UserError(f"{key}={value} is out of range; expected {expected}")

@@ -1,4 +1,4 @@
-"""Which device a tool runs on: `auto`, `cpu`, `cuda` or `cuda:INDEX`; its arithmetic, its cores, and copies to it."""
+"""The device of a tool (`auto`, `cpu`, `cuda` or `cuda:INDEX`), its precision, its cores, and copies to it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ MOST_WORKERS_ON_CPU = 8  # the network needs the cores, too
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is the current GPU when there is one, else the CPU. A GPU that is named by its
-    index becomes the current one, where events, pinned memory and peak memory belong.
+    """The device of this name. A GPU that is named by its index becomes the current one, which events, pinned memory
+    and the measurement of peak memory refer to.
 
-    Raises UserError for an unknown name, and for a GPU that this machine (or this build of torch) does not have: asking
-    for `cuda` never falls back to the CPU.
+    Args:
+        name: `cpu`, `cuda`, `cuda:INDEX`, or `auto`: the current GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: The name is not known, or this machine or this build of torch has no such GPU. `cuda` never falls
+            back to the CPU.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise UserError(f"device {name!r} is not known; choose auto, cpu, cuda or cuda:INDEX")
@@ -40,7 +44,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def has_half_precision(device: torch.device) -> bool:
-    """Whether bf16 is faster than float32 there: on GPUs, and on CPUs that have instructions for it (Linux)."""
+    """Whether bf16 is faster than float32 on the device: on GPUs, and on CPUs with instructions for it (Linux)."""
     if device.type != "cpu":
         return True
     flags = Path("/proc/cpuinfo")
@@ -48,9 +52,15 @@ def has_half_precision(device: torch.device) -> bool:
 
 
 def set_arithmetic(device: torch.device, precision: str = "float32") -> None:
-    """Make float32 on a GPU mean float32, in this process: torch's default lets cuDNN's convolutions round their
-    inputs to TF32 (10 bits of mantissa); here only `tf32` does. Matrix products are float32 in any case, because
-    losses and banks are made of them. On a GPU cuDNN also times its algorithms for each new shape and keeps the best.
+    """Set torch's switches for TF32 and cuDNN in this process.
+
+    torch's default lets cuDNN's convolutions round their float32 inputs to TF32 (10 bits of mantissa); here only
+    `tf32` does. Matrix products are always float32, because losses and banks use them. On a GPU, cuDNN also times its
+    algorithms for each new shape and keeps the fastest.
+
+    Args:
+        device: Where the process computes.
+        precision: `float32`, `tf32`, `bf16` or `fp16`.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -58,7 +68,7 @@ def set_arithmetic(device: torch.device, precision: str = "float32") -> None:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: its affinity, and the container's limit of CPU time (cgroup v2)."""
+    """Number of cores that this process may use, by its affinity and the container's limit of CPU time (cgroup v2)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -68,8 +78,13 @@ def usable_cores() -> int:
 
 
 def resolve_workers(workers: int | str, device: torch.device) -> int:
-    """How many threads read images for one rank. `auto`: all of its cores but one, where a CPU trains at most 8, at
-    least 1. The ranks that torchrun starts on a machine share its cores; a task of SLURM has what it asked for."""
+    """The number of threads that read images for a rank.
+
+    Args:
+        workers: The number, or `auto`: all of the rank's cores but one, on a CPU at most 8; at least 1. The ranks that
+            torchrun starts on a machine share its cores; a task of SLURM has as many as it requested.
+        device: Where the rank trains.
+    """
     if workers != "auto":
         return int(workers)
     cores, ranks = usable_cores(), os.environ.get("LOCAL_WORLD_SIZE")
@@ -79,21 +94,27 @@ def resolve_workers(workers: int | str, device: torch.device) -> int:
 
 @functools.cache
 def constant(values: Sequence[float], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A tuple of numbers as a tensor on the device, made once: a copy to a GPU waits for all of the GPU's work. Not to
-    be written to."""
-    with torch.inference_mode(False):  # wherever it is made first, it may be used in training
+    """A constant tensor, cached, because a copy to a GPU would wait for all of the GPU's work. Must not be changed.
+
+    Args:
+        values: A tuple of N numbers.
+
+    Returns:
+        (N,) on the device.
+    """
+    with torch.inference_mode(False):  # a later call may be in training
         return torch.tensor(values, dtype=dtype, device=device)
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on the device. To a GPU it is copied from pinned memory, and the CPU does not wait."""
+    """A copy on the device of a tensor on the CPU. The copy to a GPU is from pinned memory and asynchronous."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def parse_workers(text: str) -> int | str:
-    """What `--workers` may be: `auto` (see device.resolve_workers) or a number of threads. Raises UserError."""
+    """The value of `--workers`: `auto` (see `resolve_workers`) or a number of threads. Raises UserError."""
     if text != "auto" and not (text.isascii() and text.isdigit()):
         raise UserError(f"--workers {text}: expected auto or a number of threads, at least 0")
     return text if text == "auto" else int(text)

@@ -1,4 +1,4 @@
-"""One file over HTTP or HTTPS: resumed where it broke off, bounded in size, and never a web page taken for weights."""
+"""Download of one file over HTTP or HTTPS: resumed after a break, bounded in size, and never a web page for weights."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from adco.utils.files import write_text
 from adco.utils.progress import progress
 
 BLOCK = 1 << 18  # bytes read at once
-MOST_BYTES = 2 << 30  # of a file whose size nobody has published: against answers without an end
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes that a later try may not meet
+MOST_BYTES = 2 << 30  # of a file whose size is not published, because an answer may have no end
+PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes after which another try may succeed
 WEIGHTS = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]|.{7}\x00\{", re.DOTALL)  # a zip, a pickle, safetensors
 WEB_PAGE = re.compile(rb"\s*<(!doctype|html|\?xml|head|body)", re.IGNORECASE)
 SHARE_LINK = "answers with a web page, not with the file (a share link that wants a visitor, or one that has expired)"
 
 
 class DownloadError(Exception):
-    """This address does not give the file, and asking it again would not help. The text is the reason."""
+    """This address does not give the file, and another try would not help. The text is the reason."""
 
 
 class FileTooLargeError(DownloadError):
@@ -36,16 +36,22 @@ class FileTooLargeError(DownloadError):
 
 
 class Interrupted(Exception):
-    """The transfer broke; what has arrived is kept, and another try may go on from there."""
+    """The transfer was interrupted. The received bytes are kept, and another try continues after them."""
 
 
 class StaleDownloadError(Interrupted):
-    """What has arrived is of no use for this address any more; another try starts from nothing."""
+    """The received bytes are not those of the file at this address any more. Another try starts from the beginning."""
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """timeout_seconds: of silence; tries: of one address; pause_seconds: before the second try, doubled each time."""
+    """When to stop waiting, and how often to try.
+
+    Attributes:
+        timeout_seconds: Longest wait for the next bytes.
+        tries: Tries of one address.
+        pause_seconds: Pause before the second try; it doubles for each one after.
+    """
 
     timeout_seconds: float = 30
     tries: int = 4
@@ -56,11 +62,20 @@ PATIENT = RetryPolicy()
 
 
 def fetch(url: str, part: Path, size: int | None = None, patience: RetryPolicy = PATIENT, title: str = "") -> None:
-    """Download `url` into `part`, going on behind the bytes that are there if they are of the same version of the file.
+    """Download `url` into `part`, after the bytes that are there if they are of the same version of the file.
 
-    size: the file's bytes where they are published; any other size is then refused
-    Raises DownloadError, also when every try was interrupted; UserError when the disk does not take the file.
-    `part` keeps what has arrived; `PART.origin` says of which address and version it is.
+    After an error `part` keeps the received bytes. `PART.origin` holds their address and version.
+
+    Args:
+        url: The http or https address.
+        part: The file to write.
+        size: Bytes of the file, where they are published; any other size is then an error.
+        patience: Timeout and number of tries.
+        title: Text before the progress bar; default: the name of the file in `url`.
+
+    Raises:
+        DownloadError: The address does not give the file, or every try was interrupted.
+        UserError: `part` cannot be written, or the disk is full.
     """
     for attempt in range(patience.tries):
         try:
@@ -77,13 +92,13 @@ def fetch(url: str, part: Path, size: int | None = None, patience: RetryPolicy =
 
 
 def discard(part: Path) -> None:
-    """Forget a part, so that the next transfer starts from nothing."""
+    """Remove a part, so that the next transfer starts from the beginning."""
     part.unlink(missing_ok=True)
     _origin(part).unlink(missing_ok=True)
 
 
 def check_head(path: Path) -> None:
-    """Raise DownloadError where a file does not begin as weights do: a zip, a pickle or safetensors."""
+    """Raise DownloadError unless a file begins like a zip, a pickle or safetensors, the formats of weights."""
     with path.open("rb") as file:
         head = file.read(256)
     if WEB_PAGE.match(head):
@@ -98,7 +113,7 @@ def _transfer(url: str, part: Path, size: int | None, timeout_seconds: float, ti
     done, version = _kept(part, url)
     try:
         answer = _ask(url, done, version, timeout_seconds)
-        if answer is None:  # nothing lies behind the bytes that are there
+        if answer is None:  # the part is the whole file
             return
         with answer:
             start, total = _extent(answer, done, size)
@@ -125,7 +140,7 @@ def _check_room(part: Path, start: int, total: int | None) -> None:
 
 
 def _ask(url: str, done: int, version: str, timeout_seconds: float) -> http.client.HTTPResponse | None:
-    """Open the address; None when the `done` bytes are all. Raises DownloadError or Interrupted."""
+    """Open the address; None if the file has `done` bytes. Raises DownloadError or Interrupted."""
     headers = {"User-Agent": "adco", "Accept": "*/*"}
     if done:
         headers |= {"Range": f"bytes={done}-", "If-Range": version}
@@ -173,10 +188,12 @@ def _extent(answer: http.client.HTTPResponse, done: int, size: int | None) -> tu
     return start, total
 
 
-def _blocks(answer, start: int, total: int | None, size: int | None, title: str) -> Iterator[bytes]:
-    """The answer's bytes up to what it announced (`total`), else up to its end.
+def _blocks(
+    answer: http.client.HTTPResponse, start: int, total: int | None, size: int | None, title: str
+) -> Iterator[bytes]:
+    """The answer's bytes, `total` of them, or all to its end if it did not announce how many.
 
-    Raises Interrupted where it breaks off or falls silent, FileTooLargeError where it does not end in time.
+    Raises Interrupted if it ends early or nothing comes in time, FileTooLargeError if it does not end in time.
     """
     most = total or size or MOST_BYTES
     done, bound = start, most if total is not None else most + 1
@@ -199,7 +216,7 @@ def _blocks(answer, start: int, total: int | None, size: int | None, title: str)
 
 
 class _WebOnly(web.HTTPRedirectHandler):
-    """Follows redirects to http and https alone, and never from https back to http."""
+    """Follows redirects to http and https only, and never from https to http."""
 
     max_redirections = 10
 
@@ -209,9 +226,10 @@ class _WebOnly(web.HTTPRedirectHandler):
 
 
 def web_opener() -> web.OpenerDirector:
-    """What opens http and https addresses and nothing else, wherever a redirect leads; else DownloadError.
+    """An opener of http and https addresses only, also after a redirect; for others it raises DownloadError.
 
-    Without the handlers for file, ftp and data that `build_opener` adds; proxies as the environment names them."""
+    It lacks the handlers for file, ftp and data that `build_opener` adds. Proxies are those of the environment.
+    """
     opener = web.OpenerDirector()
     for handler in (web.ProxyHandler, web.HTTPHandler, web.HTTPSHandler, web.HTTPDefaultErrorHandler):
         opener.add_handler(handler())
@@ -233,7 +251,7 @@ def _origin(part: Path) -> Path:
 
 
 def _kept(part: Path, url: str) -> tuple[int, str]:
-    """(bytes of `part` that a transfer of `url` can go on behind, the version they are of); (0, "") for none."""
+    """(bytes of `part` after which a transfer of `url` can continue, their version); (0, "") for none."""
     try:
         origin = json.loads(_origin(part).read_text())
         if origin["url"] == url and origin["version"]:
@@ -244,13 +262,13 @@ def _kept(part: Path, url: str) -> tuple[int, str]:
 
 
 def _version(answer: http.client.HTTPResponse) -> str:
-    """What tells one version of the file from another, for If-Range: a strong ETag, else the date of change."""
+    """The version of the file for If-Range: a strong ETag, else the date of the last change."""
     etag = answer.headers.get("ETag", "")
     return etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified", "")
 
 
 def _words(error: Exception) -> str:
-    """A network error in words."""
+    """A network error as a text."""
     reason = getattr(error, "reason", error)
     if isinstance(reason, TimeoutError):
         return "no answer in time"

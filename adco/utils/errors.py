@@ -1,4 +1,4 @@
-"""The project's one error for mistakes a user can mend, and how every command-line tool reports it."""
+"""The exceptions for errors of the user, and how every command-line tool reports them."""
 
 from __future__ import annotations
 
@@ -9,46 +9,55 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from adco.utils.paths import cache_folder
 
 REQUEUE = 75  # EX_TEMPFAIL: "try again later", the code that a scheduler's script requeues on
-CLOSED = 141  # what a shell says of a program whose reader (`| head`) has gone: 128 + SIGPIPE
+CLOSED = 141  # 128 + SIGPIPE, the code of a program whose reader (`| head`) has ended
 
 
 class UserError(Exception):
     """One line that names the file or key, what was expected, and what to do. Tools print it and exit with 2."""
 
 
-USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}: "  # how a traceback's text names it
+USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}: "  # its name in the text of a traceback
 
 
 class Failure(Exception):
-    """What broke is no mistake of the user's: one line that says what, and where the details lie. Exit code 1."""
+    """An error that is not the user's: one line that says what failed, and where the details are. Exit code 1."""
 
 
 class Requeue(Exception):
-    """The work was put down where it can be taken up again, as the machine asked (SIGTERM, SIGUSR1). Exit code 75."""
+    """The work was interrupted by SIGTERM or SIGUSR1 at a point from which it can be resumed. Exit code 75."""
 
 
-def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Sequence[str] | None], int]:
-    """Turn `main(argv)` into a tool: exit 0; on an error one line on stderr and 2 for a UserError or a file that the
-    system refuses, 1 for a Failure or any other exception, 75 for Requeue, 130 for Ctrl-C. An error whose
-    attribute `reported` is true has been printed already, by this rank or another one."""
+class Command(Protocol):
+    """A tool: its arguments without the program's name, by default sys.argv's -> exit code."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
+
+
+def command(main: Callable[[Sequence[str] | None], int | None]) -> Command:
+    """Turn `main(argv)` into a tool that returns an exit code, and prints one line on stderr for an error.
+
+    The codes are 0; 2 for a UserError, or a file that the system does not open; 1 for a Failure or any other exception;
+    75 for Requeue; 130 for Ctrl-C. An error that was reported before (see `set_reported`) is not printed.
+    """
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+        if reconfigure := getattr(sys.stdout, "reconfigure", None):
+            reconfigure(errors="backslashreplace")  # file names may hold any bytes
         try:
             return main(argv) or 0
         except (Requeue, KeyboardInterrupt) as reason:
             requeue = isinstance(reason, Requeue)
-            if os.environ.get("RANK", "0") == "0":  # all ranks stop together, one speaks
-                print(f"\nput down: {reason}" if requeue else "\ninterrupted", file=sys.stderr)
+            if os.environ.get("RANK", "0") == "0":  # all ranks stop together, one prints
+                print(f"\ninterrupted: {reason}" if requeue else "\ninterrupted", file=sys.stderr)
             return REQUEUE if requeue else 130
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest of the output is flushed to
             return CLOSED
         except Exception as error:
             return report(error)
@@ -59,15 +68,20 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Seq
 def report(error: Exception) -> int:
     """Print what went wrong on one line of stderr, once, and return the exit code that `command` gives it."""
     line, code = _explained(error)
-    alone = os.environ.get("LOCAL_RANK", "0") == "0"  # before ranks have met, a machine's first one reports
-    if not getattr(error, "reported", not alone):
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # before the process group starts, one rank of a machine reports
+    if not getattr(error, "reported", not first):
         print(line, file=sys.stderr, flush=True)
-    error.reported = True
+    set_reported(error)
     return code
 
 
+def set_reported(error: Exception, reported: bool = True) -> None:
+    """Note on an error that its line was printed, by this rank or another one: `report` then prints nothing."""
+    vars(error)["reported"] = reported
+
+
 def one_line(text: object) -> str:
-    """A message on one line; what a terminal would obey or cannot show is written as an escape."""
+    """A message on one line. Control characters and those that cannot be printed are written as escapes."""
     text = " ".join(line.strip() for line in str(text).splitlines() if line.strip())
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
@@ -75,7 +89,7 @@ def one_line(text: object) -> str:
 def _explained(fault: Exception) -> tuple[str, int]:
     """(the line to print, the exit code)."""
     if isinstance(fault, UserError):
-        # from a worker process torch brings an error back with the whole traceback as its text
+        # torch raises the error of a worker process again with the whole traceback as its text
         return f"error: {one_line(str(fault).rpartition(USER_ERROR)[2])}", 2
     if isinstance(fault, Failure):
         return f"failed: {one_line(fault)}", 1
@@ -85,7 +99,7 @@ def _explained(fault: Exception) -> tuple[str, int]:
 
 
 def _save_details(fault: Exception) -> str:
-    """Write the traceback to the user's cache folder, else to the system's for temporary files; says where."""
+    """Write the traceback to the cache folder, else to the folder for temporary files. Returns the place in words."""
     text = f"{sys.version}\n{' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(fault))}"
     for folder in (cache_folder() / "failures", Path(tempfile.gettempdir())):
         try:

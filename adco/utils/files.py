@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, hashes, output folders and who writes to them."""
+"""Atomic writes, hashes, output folders and locks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from adco.utils.paths import cache_folder
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Yield a binary file that becomes `path` when the block ends well: temporary file, fsync, rename, folder fsync.
+    """Yield a temporary binary file that is synced and renamed to `path` at the end of the block.
 
-    Raises UserError when the file cannot be written (no permission, no space); nothing is left behind then.
+    After an error in the block, or if the file cannot be written, the temporary file is removed and `path` unchanged.
+
+    Raises:
+        UserError: The file cannot be written (no permission, no space).
     """
     path = Path(path)
     temporary = None
@@ -42,12 +45,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         ) from error
     finally:
         if temporary is not None:
-            with suppress(OSError):  # a disk that became read-only: the error of the write is the one to report
+            with suppress(OSError):  # the disk may be read-only by now; the error to report is that of the write
                 os.unlink(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
-    """`atomic_write` for a text file (UTF-8; names of files that are none keep their bytes)."""
+    """`atomic_write` for a text file in UTF-8. Bytes of file names that are not UTF-8 are kept."""
     with atomic_write(path) as file:
         file.write(text.encode(errors="surrogateescape"))
 
@@ -62,7 +65,7 @@ def sha256_of(path: Path) -> str:
 
 
 def output_folder(path: Path | str) -> Path:
-    """Create the folder and prove it writable before any long work starts. Raises UserError otherwise."""
+    """Create the folder and test that it is writable, before any long work. Raises UserError if it is not."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -76,10 +79,15 @@ def output_folder(path: Path | str) -> Path:
 
 
 def lock_output_dir(folder: Path) -> BinaryIO | None:
-    """Keep other processes off an output folder while the returned file is open, at most as long as this process lives.
+    """Lock an output folder against other processes, until the returned file is closed or this process ends.
 
-    What a killed holder left half written is removed. The lock is fcntl's, of this process alone: workers that it forks
-    do not hold on to it. A file system without locks is not guarded. Raises UserError that names the holder.
+    Temporary files of a process that was killed are removed. The lock is fcntl's, which forked workers do not inherit.
+
+    Returns:
+        The open lock file; None on a file system without locks, where the folder is not locked.
+
+    Raises:
+        UserError: Another process holds the lock. The message names it.
     """
     try:
         file = (folder / ".lock").open("ab+", buffering=0)
@@ -118,7 +126,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def between(page: Path, begin: str, end: str, text: str) -> str:
-    """The page with `text` between its lines `begin` and `end`. Raises UserError unless each is there once."""
+    """The page's text with `text` between the lines `begin` and `end`. Raises UserError unless each occurs once."""
     lines = page.read_text().splitlines(keepends=True) if page.is_file() else []
     places = [number for number, line in enumerate(lines) if line.rstrip("\n") in (begin, end)]
     if [lines[number].rstrip("\n") for number in places] != [begin, end]:
@@ -129,7 +137,7 @@ def between(page: Path, begin: str, end: str, text: str) -> str:
 
 @contextmanager
 def file_lock(name: str) -> Iterator[None]:
-    """One process of this machine at a time: the others wait until the block has ended."""
+    """Only one process of this machine is in the block at a time; the others wait. Raises UserError."""
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import torch
+from torch.optim.optimizer import ParamsT
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum whose step is, for each tensor, scaled to trust * |w| / |g + wd w| (You et al., 2017).
+    """SGD with momentum whose gradient is scaled by trust * |w| / |g + weight_decay * w|, for each tensor.
 
-    A group with trust 0 (biases, norms) takes plain SGD steps. As in the released code of BYOL's and MoCo v3's users.
+    As in the released code of BYOL's and MoCo v3's users.
+
+    Args:
+        params: Parameters, or groups of them with options of their own.
+        lr, momentum, weight_decay: Those of SGD.
+        trust: Trust coefficient. A group with 0 (biases, norms) takes plain SGD steps.
     """
 
-    def __init__(self, params, lr: float, momentum: float, weight_decay: float, trust: float):
+    def __init__(self, params: ParamsT, lr: float, momentum: float, weight_decay: float, trust: float):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
-        """v <- m v + scale (g + wd w); w <- w - lr v."""
+    def step(self, closure: None = None) -> None:
+        """v <- momentum * v + scale * (g + weight_decay * w); w <- w - lr * v. A closure is not supported."""
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:
                 continue
             steps = torch._foreach_add([p.grad for p in weights], weights, alpha=group["weight_decay"])
-            if group["trust"]:
+            if group["trust"]:  # scale to trust * |w| / |g + weight_decay * w|, 1 where a norm is zero
                 sizes, lengths = torch._foreach_norm(weights), torch._foreach_norm(steps)
                 scales = [
                     torch.where((w > 0) & (g > 0), group["trust"] * w / g, 1.0)

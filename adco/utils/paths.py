@@ -1,4 +1,4 @@
-"""Where this project keeps what can be made again."""
+"""The folder for cached files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A progress bar for whatever takes long. Without torch, so that processes which only train SVMs start quickly."""
+"""A progress bar. Without torch, so that processes which only train SVMs start quickly."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ tqdm.set_lock(RLock())  # the usual one is shared with forked processes; one kil
 
 
 def progress(
-    total: int, title: str, unit: str, initial: int = 0, shown: bool = True, items: Iterable | None = None
+    total: int | None, title: str, unit: str, initial: int = 0, shown: bool = True, items: Iterable | None = None
 ) -> tqdm:
     """A progress bar with rate and time left on stderr; in a log file a line every 30 seconds instead.
 
-    shown: False on all ranks but one; items: what an iteration over the bar gives, each a step of it.
+    Args:
+        total: Steps at the end; None where they are not known.
+        title: Text before the bar.
+        unit: Of a step, e.g. `images`.
+        initial: Steps at the start.
+        shown: False on all ranks but one.
+        items: What an iteration over the bar yields, one step each.
     """
-    quiet = 0.1 if sys.stderr.isatty() else 30
-    pace = {"mininterval": quiet, "maxinterval": max(10, quiet), "delay": 0 if quiet < 1 else quiet}
-    return tqdm(items, total=total, initial=initial, desc=title, unit=unit, disable=not shown, **pace)
+    seconds = 0.1 if sys.stderr.isatty() else 30  # between two updates
+    return tqdm(
+        items, total=total, initial=initial, desc=title, unit=unit, disable=not shown,
+        mininterval=seconds, maxinterval=max(10, seconds), delay=0 if seconds < 1 else seconds,
+    )  # fmt: skip

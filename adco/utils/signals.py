@@ -1,4 +1,4 @@
-"""Being asked to stop: by Ctrl-C, by a scheduler that needs the machine, on any rank."""
+"""Requests to stop, by Ctrl-C or by a scheduler, on any rank."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from multiprocessing import resource_tracker
 
 from adco.utils.errors import Requeue
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; a scheduler's end; SLURM's warning before it
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; a scheduler's end of a job; its warning before
 
 
 class StopRequests:
-    """While entered, signals are noted instead of obeyed; a second Ctrl-C stops at once."""
+    """A context manager in which SIGNALS are recorded only. A second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -26,14 +26,14 @@ class StopRequests:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def anywhere(self) -> bool:
-        """Whether any rank was asked to stop: all ranks then stop after the same step."""
-        from adco.utils import distributed  # torch: only for those who have ranks
+    def any_rank(self) -> bool:
+        """Whether any rank was asked to stop, so that all ranks stop after the same step."""
+        from adco.utils import distributed  # imports torch, which only processes with ranks need
 
         return distributed.any_rank(bool(self.number))
 
     def stop(self) -> None:
-        """Raise KeyboardInterrupt for Ctrl-C, Requeue for what a scheduler sends."""
+        """Raise KeyboardInterrupt for Ctrl-C, Requeue for a scheduler's signal."""
         from adco.utils import distributed
 
         number = max(distributed.all_gather_objects(self.number))
@@ -49,11 +49,11 @@ class StopRequests:
 
 @contextmanager
 def starting_processes() -> Iterator[None]:
-    """Processes started anew inside never see Ctrl-C, not even while they import; it reaches this one at the end."""
-    resource_tracker.ensure_running()  # its start would let signals through
-    missed = []
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which they inherit
-    before = signal.signal(signal.SIGINT, lambda *_: missed.append(True))  # a thread that was there may still take it
+    """Processes spawned in the block do not see Ctrl-C, even while they import. This process gets it at the end."""
+    resource_tracker.ensure_running()  # its start would unblock signals
+    missed: list[bool] = []
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the processes inherit it
+    before = signal.signal(signal.SIGINT, lambda *_: missed.append(True))  # another thread may still receive it
     try:
         yield
     finally:

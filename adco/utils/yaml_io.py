@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,9 +13,21 @@ from adco.utils.errors import UserError, one_line
 MOST_VALUES = 100_000  # anchors make a few lines stand for billions
 MOST_CHARACTERS = 1 << 20
 MOST_BRACKETS = 4000  # PyYAML's time goes with the square of how deep they are
+MOST_BITS = 64  # of a whole number; Python refuses to print one of more than 4300 digits
 
 
-def read_yaml(path: Path, what: str) -> object:
+class _Loader(yaml.SafeLoader):
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number = super().construct_yaml_int(node)
+        if number.bit_length() > MOST_BITS:
+            raise ValueError(f"a whole number of more than {MOST_BITS} bits")
+        return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def read_yaml(path: Path, what: str) -> Any:
     """The content of a YAML file; what: `recipe`, for messages. Raises UserError that names it."""
     try:
         text = path.read_text()
@@ -23,14 +36,14 @@ def read_yaml(path: Path, what: str) -> object:
     return parse_yaml(text, path, what)
 
 
-def parse_yaml(text: str, source: Path | str, what: str) -> object:
+def parse_yaml(text: str, source: Path | str, what: str) -> Any:
     """What a text says; tags that would make objects are refused. Raises UserError that names `source`."""
     try:
         if len(text) > MOST_CHARACTERS:
             raise ValueError(f"{len(text)} characters, more than {MOST_CHARACTERS}")
         if text.count("[") + text.count("{") > MOST_BRACKETS:
             raise ValueError(f"more than {MOST_BRACKETS} brackets")
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _Loader)
         if sum(1 for _ in values_in(content)) > MOST_VALUES:
             raise ValueError(f"more than {MOST_VALUES} values")
     except Exception as error:  # beside its own errors PyYAML lets those of int(), datetime and recursion through

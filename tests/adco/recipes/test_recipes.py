@@ -1,4 +1,4 @@
-"""The recipes: what each says of itself, the numbers they were published with, and that each takes a step."""
+"""The recipes: their headers, their published hyper-parameters and scores, and a training step of each."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PUBLISHED = {  # name: (method, epochs, batch, rows of the bank, views, ImageNet
 
 
 def header(name: str) -> dict[str, str]:
-    """entry -> its text, lines joined, of a recipe's comment."""
+    """Each entry of a recipe's header with its text on one line."""
     entries, entry = {}, None
     for line in (RECIPES / f"{name}.yaml").read_text().splitlines():
         if not line.startswith("# "):
@@ -89,12 +89,12 @@ def test_published_rows_have_their_numbers(name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("adco_")])
 def test_adco_recipes_name_their_choice_wherever_paper_and_code_differ(name):
-    said = "".join((RECIPES / f"{ancestor}.yaml").read_text() for ancestor in lineage(name))
+    text = "".join((RECIPES / f"{ancestor}.yaml").read_text() for ancestor in lineage(name))
     for choice in ("in_batch_negatives:", "renormalize:", "lr_schedule:", "init:", "schedule_by:", "symmetric:"):
-        assert choice in said, f"{name} leaves {choice} unsaid"
+        assert choice in text, f"{name} does not set {choice}"
 
 
-def test_every_method_has_a_small_twin_that_sees_the_same_pictures_as_often():
+def test_every_method_has_a_small_twin_that_sees_the_same_images_as_often():
     adco = load_recipe("adco_r18_imagenette")
     for method in METHOD_NAMES:
         twin = load_recipe(f"{method}_r18_imagenette")

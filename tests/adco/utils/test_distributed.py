@@ -39,7 +39,7 @@ def exchanged() -> dict:
     (ours.squeeze() * torch.tensor([3.0, 5.0]) * (rank + 1)).sum().backward()
     summed = torch.tensor(2.0 + rank, requires_grad=True)
     (distributed.all_reduce_sum_with_gradient(summed) * (rank + 1)).backward()
-    found = {
+    results = {
         "ranks": (rank, distributed.world_size()),
         "gather": distributed.all_gather(mine)[:, 0].tolist(),
         "own": distributed.local_shard(torch.arange(4)).tolist(),
@@ -52,7 +52,7 @@ def exchanged() -> dict:
         "total_gradient": summed.grad.item(),
     }
     assert torch.equal(mine, torch.full((2, 3), float(rank)))  # nothing is changed in place
-    return found
+    return results
 
 
 @pytest.mark.parametrize("failure", [None, UserError("no such folder"), ValueError("odd"), KeyboardInterrupt()])
@@ -72,8 +72,8 @@ def test_a_rank_that_fails_under_nccl_reports_first_and_then_aborts(monkeypatch,
         group=SimpleNamespace(WORLD=world),
     )
     monkeypatch.setattr(distributed, "dist", fake)
-    monkeypatch.setattr(distributed, "_fresh", lambda store, **_: store)
-    monkeypatch.setattr(distributed, "_silent", lambda *_: [1])
+    monkeypatch.setattr(distributed, "_fresh_store", lambda store, *_: store)
+    monkeypatch.setattr(distributed, "_lost_ranks", lambda *_: [1])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", calls.append)
     monkeypatch.setattr(distributed.signal, "signal", lambda *_: None)

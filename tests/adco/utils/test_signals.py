@@ -1,4 +1,4 @@
-"""Ctrl-C while processes are being started: they never see it, and it is not lost."""
+"""Ctrl-C while processes are started: they do not see it, and it is not lost."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from adco.utils.signals import starting_processes
 
 
 @pytest.fixture(autouse=True)
-def heeded():
-    """Ctrl-C as a terminal's program takes it: one started by a shell's `&` ignores it."""
+def default_handler():
+    """Python's handler of Ctrl-C: a process that a shell starts with `&` ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-TOLD = "import signal, time; print('ready', flush=True); time.sleep(0.2); print('alive')"
+CHILD = "import signal, time; print('ready', flush=True); time.sleep(0.2); print('alive')"
 
 
 @pytest.mark.parametrize("threads", [0, 1])
@@ -31,7 +31,7 @@ def test_ctrl_c_waits_until_the_processes_are_started_and_they_do_not_see_it(thr
         threading.Thread(target=done.wait, daemon=True).start()  # of the threads there are any may take the signal
     whole, before = False, signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), starting_processes():
-        started = subprocess.Popen([sys.executable, "-c", TOLD], stdout=subprocess.PIPE, text=True)
+        started = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
         assert started.stdout.readline() == "ready\n"
         os.kill(started.pid, signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)

@@ -39,7 +39,7 @@ def test_batches_come_in_order_whatever_the_threads_and_the_mode_of_the_caller(w
     assert torch.equal(at_once(squares(wanted[3]))[0], made[3][0])
 
 
-def test_no_more_batches_are_begun_than_are_ahead():
+def test_no_more_batches_are_started_than_are_ahead():
     start = []
 
     def begin(request: Request) -> RowByRow:
