@@ -1,4 +1,4 @@
-"""What lies behind a detectron2 dataset name: every file is looked for before training, counted and fingerprinted."""
+"""The files of a detectron2 dataset: all are looked for before training, counted and fingerprinted."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from adco.data.datasets.annotations import VocObject, check_coco_content, inside, read_bytes, read_coco, voc_objects
+from adco.data.datasets.layouts import voc_annotation_path, voc_image_path, voc_list_path
 from adco.utils.errors import UserError
 from adco.utils.files import sha256_of
 
@@ -18,10 +19,16 @@ ROOT_HINT = "DETECTRON2_DATASETS must name the folder that holds VOC2007, VOC201
 
 
 def inspect_dataset(name: str) -> dict[str, object]:
-    """{name, images, boxes, classes_with_boxes, fingerprint} of a VOC or COCO dataset.
+    """Check a VOC or COCO dataset; images must exist, and are not decoded.
 
-    Raises UserError naming the first file that is absent or unreadable, or what its annotations cannot be. Pixels are
-    not read.
+    Args:
+        name: detectron2's name, e.g. `voc_2007_test`.
+
+    Returns:
+        {name, images, boxes, classes_with_boxes, fingerprint} for a record.
+
+    Raises:
+        UserError: an unknown dataset, or a file is absent, unreadable or has invalid annotations; it names the first.
     """
     if name not in DatasetCatalog.list():
         raise UserError(f"DATASETS: detectron2 knows no dataset {name!r}; e.g. voc_2007_test, coco_2017_val")
@@ -35,11 +42,22 @@ def inspect_dataset(name: str) -> dict[str, object]:
 
 
 def inspect_voc(folder: Path, split: str, classes: Sequence[str]) -> dict[str, object]:
-    """Facts of one VOC list. classes_with_boxes counts boxes that are not `difficult`, as the evaluator does.
+    """Check one VOC image list.
 
-    The fingerprint covers the list, the annotations and the sizes of the image files.
+    Args:
+        folder: one year's folder, e.g. VOCdevkit/VOC2007.
+        split: name of the list, e.g. `test`.
+        classes: the names that objects may have.
+
+    Returns:
+        {images, boxes, classes_with_boxes, fingerprint}. classes_with_boxes counts the classes of boxes that are not
+        `difficult`, as the evaluator does. The fingerprint covers the list, the annotations and the sizes of the image
+        files.
+
+    Raises:
+        UserError: a file is absent or invalid, or an object has another class.
     """
-    listing = folder / "ImageSets" / "Main" / f"{split}.txt"
+    listing = voc_list_path(folder, split)
     if not listing.is_file():
         raise UserError(f"{listing}: no such VOC image list; {ROOT_HINT}")
     ids = [line.strip() for line in os.fsdecode(read_bytes(listing, "image list")).splitlines()]
@@ -47,7 +65,7 @@ def inspect_voc(folder: Path, split: str, classes: Sequence[str]) -> dict[str, o
         raise UserError(f"{listing}: lists {len(ids)} images; detectron2 can read a list of two or more")
     boxes, counted, digest = 0, Counter(), hashlib.sha256()
     for image_id in ids:
-        annotation, image = folder / "Annotations" / f"{image_id}.xml", folder / "JPEGImages" / f"{image_id}.jpg"
+        annotation, image = voc_annotation_path(folder, image_id), voc_image_path(folder, image_id)
         for path in (annotation, image):
             if not inside(image_id) or not os.path.isfile(path):
                 raise UserError(f"{path}: no such file, but {listing} lists {image_id!r}")
@@ -60,16 +78,23 @@ def inspect_voc(folder: Path, split: str, classes: Sequence[str]) -> dict[str, o
 
 
 def inspect_coco(annotations: Path, images: Path) -> dict[str, object]:
-    """Facts of one COCO annotation file; its sha256 is the fingerprint. Every image that it names must be there."""
+    """Check one COCO annotation file and that every image it names exists below the folder `images`.
+
+    Returns:
+        {images, boxes, classes_with_boxes, fingerprint}; the fingerprint is the annotation file's sha256.
+
+    Raises:
+        UserError: a file is absent or invalid.
+    """
     if not annotations.is_file():
         raise UserError(f"{annotations}: no such COCO annotation file; {ROOT_HINT}")
     if not images.is_dir():
         raise UserError(f"{images}: no such image folder; {ROOT_HINT}")
     content = read_coco(annotations)
     if faults := check_coco_content(content)[0]:
-        raise UserError(f"{annotations}: {'; '.join(faults)}; mend the file, tools/check_data.py looks at all of it")
+        raise UserError(f"{annotations}: {'; '.join(faults)}; correct the file, tools/check_data.py lists everything")
     if not content["annotations"]:
-        raise UserError(f"{annotations}: it has no annotations; nothing can be trained or judged on it")
+        raise UserError(f"{annotations}: it has no annotations; nothing can be trained or evaluated on it")
     named, present = [image["file_name"] for image in content["images"]], set(os.listdir(images))
     for name in named:
         if name not in present and not os.path.isfile(images / name):
@@ -79,11 +104,11 @@ def inspect_coco(annotations: Path, images: Path) -> dict[str, object]:
 
 
 def _known_objects(path: Path, content: bytes, classes: Sequence[str]) -> list[VocObject]:
-    found = voc_objects(path, content)
-    for item in found:
+    objects = voc_objects(path, content)
+    for item in objects:
         if item.name not in classes:
             raise UserError(f"{path}: class {item.name!r} is not one of VOC's {len(classes)}")
-    return found
+    return objects
 
 
 def _facts(images: int, boxes: int, classes: int, fingerprint: str) -> dict[str, object]:

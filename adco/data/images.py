@@ -1,4 +1,4 @@
-"""Images in a fixed order: a folder of images, indexed once, and decoded one at a time. Other sources: sources.py."""
+"""Images in a fixed order: a folder of images, indexed once and decoded one at a time. Other sources: sources.py."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from adco.utils.errors import UserError, one_line
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM", "GIF")  # by content; EPS would run a program
 MOST_PIXELS = 89_478_485  # Pillow's limit against decompression bombs, and the C kernel's (native/jpeg.c)
-MOST_BYTES = 1 << 30  # of a file: more than MOST_PIXELS of any depth take
+MOST_BYTES = 1 << 30  # of a file: more than MOST_PIXELS need at any depth
 
-SIZED = 10_000  # images whose sizes tell that their content was replaced; of more, as many spread evenly
-CACHED_FROM = 10_000  # images; a smaller folder is read faster than it is worth remembering
-HOT_NS = 2_000_000_000  # a folder changed this recently may change again within its clock's step: not remembered
+SIZED = 10_000  # images whose sizes are compared to notice a replaced dataset; of a larger one, as many spread evenly
+CACHED_FROM = 10_000  # images; the list of a smaller folder is read fast enough without a cache
+HOT_NS = 2_000_000_000  # a folder changed this recently may change again within its clock's step: not cached
 
-ImageFile.LOAD_TRUNCATED_IMAGES = False  # a truncated file is an unreadable one, never half an image
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `opened` refuses what this only warns of
+ImageFile.LOAD_TRUNCATED_IMAGES = False  # a truncated file is unreadable; nothing is filled in
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `opened` raises an error instead
 
 
 class UnreadableImage(Exception):
-    """An image file that cannot be decoded; whoever reads many of them counts these and goes on."""
+    """An image file that cannot be read or decoded; readers of many images count these and continue."""
 
     def __init__(self, path: Path, reason: str):
         super().__init__(f"{path}: {reason}")
@@ -45,9 +45,13 @@ class UnreadableImage(Exception):
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """Images in a fixed order: `paths[i]`, relative to `root`, shows `classes[labels[i]]`. Here, files of a folder.
+    """Images in a fixed order, here the files of a folder. Other sources (adco/data/sources.py) are subclasses.
 
-    Other sources (adco/data/sources.py) are subclasses that read elsewhere; `paths` then names the image in messages.
+    Attributes:
+        root: the folder.
+        paths: the images' files relative to `root`; for other sources their names in messages.
+        labels: the images' class numbers.
+        classes: the classes' names, so that image i shows `classes[labels[i]]`.
     """
 
     root: Path
@@ -59,7 +63,7 @@ class ImageIndex:
         return len(self.paths)
 
     def read(self, i: int) -> bytes | np.ndarray:
-        """The content of image i's file, or its (H, W, 3) uint8 pixels. Raises UnreadableImage."""
+        """The content of image i's file, or its (H, W, 3) uint8 RGB pixels. Raises UnreadableImage."""
         return read_file(self.root / self.paths[i])
 
     def image(self, i: int) -> Image.Image:
@@ -75,14 +79,14 @@ class ImageIndex:
 
     @cached_property
     def sizes(self) -> str:
-        """A sha256 of the images' sizes in bytes, of SIZED of them where there are more: whether they were replaced
-        under the same names. A copy on another disk has the same."""
+        """A sha256 of the images' sizes in bytes, of SIZED of them where there are more: it changes when images are
+        replaced under the same names, and is the same for a copy on another disk."""
         chosen = range(0, len(self), -(-len(self) // SIZED) or 1)
         return hashlib.sha256(np.array([self.size(i) for i in chosen], dtype=np.int64).tobytes()).hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:
-        """A sha256 of names, order and classes (not of pixels): whether the dataset is the one it was."""
+        """A sha256 of names, order and classes (not of pixels): whether it is the same dataset."""
         digest = hashlib.sha256()
         for names in (self.paths, self.classes):
             digest.update(os.fsencode("\0".join(names)) + b"\0\0")
@@ -90,7 +94,7 @@ class ImageIndex:
         return digest.hexdigest()
 
     def stamp(self) -> str:
-        """A sha256 that changes when a file is replaced, too: place, sizes and times of change. Reads every file's."""
+        """A sha256 that also changes when a file is replaced: of the folder, each file's size and time of change."""
         digest = hashlib.sha256(f"{self.fingerprint}\0{os.path.realpath(self.root)}".encode(errors="surrogateescape"))
         for path in self.paths:
             try:
@@ -103,12 +107,12 @@ class ImageIndex:
 
 @dataclass(frozen=True)
 class ArrayIndex(ImageIndex):
-    """Images that already are pixels: (N, H, W, 3) uint8."""
+    """Images that are decoded already. `pixels`: (N, H, W, 3) uint8 RGB."""
 
     pixels: np.ndarray = field(default_factory=lambda: np.empty((0, 1, 1, 3), dtype=np.uint8), compare=False)
 
     def read(self, i: int) -> np.ndarray:
-        """Image i, (H, W, 3) uint8."""
+        """Image i, (H, W, 3) uint8 RGB."""
         return self.pixels[i]
 
     def size(self, i: int) -> int:
@@ -119,22 +123,22 @@ class ArrayIndex(ImageIndex):
 def index_folder(root: Path | str) -> ImageIndex:
     """Index `root/CLASS/**/*.jpg`, or a flat folder of images as one class. Order: by class, then by path.
 
-    A large folder is looked through once; the next time its list is taken from the cache if no folder below it has
-    changed since. Raises UserError when the folder or one below it cannot be read, or when there are no images.
+    A large folder is scanned once; the next time its list comes from the cache, if no folder below it has changed
+    since. Raises UserError when the folder or one below it cannot be read, or when there are no images.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such image folder")
     try:
-        found = _recall(root) or _scan(root)
+        index = _load_cached(root) or _scan(root)
     except OSError as error:
         raise UserError(
-            f"{error.filename}: this folder of images cannot be read ({error.strerror}); mend it, or move it away"
+            f"{error.filename}: this folder of images cannot be read ({error.strerror}); make it readable, or move it"
         ) from error
-    if not found.paths:
+    if not index.paths:
         kinds = ", ".join(sorted(SUFFIXES))
         raise UserError(f"{root}: no images in it; expected ROOT/CLASS/IMAGE or ROOT/IMAGE with a suffix of {kinds}")
-    return found
+    return index
 
 
 def _scan(root: Path) -> ImageIndex:
@@ -143,9 +147,9 @@ def _scan(root: Path) -> ImageIndex:
     classes = tuple(sorted(entry.name for entry in os.scandir(root) if os.path.isdir(entry.path))) or (".",)
     paths, labels = [], []
     for label, name in enumerate(classes):
-        found = sorted(_images_below(root, name, folders), key=lambda path: path.split("/"))
-        paths += found
-        labels += [label] * len(found)
+        of_class = sorted(_images_below(root, name, folders), key=lambda path: path.split("/"))
+        paths += of_class
+        labels += [label] * len(of_class)
     index = ImageIndex(root, tuple(paths), tuple(labels), classes)
     if len(index) >= CACHED_FROM and max(folders.values()) < start - HOT_NS:
         index_cache.save_cached(
@@ -159,8 +163,8 @@ def _scan(root: Path) -> ImageIndex:
     return index
 
 
-def _recall(root: Path) -> ImageIndex | None:
-    """The index as it was, if every folder it was made of still has the time of change it had."""
+def _load_cached(root: Path) -> ImageIndex | None:
+    """The cached index, if no folder that it was made of has another time of change now."""
     kept = index_cache.load_cached(f"folder {os.path.realpath(root)}")
     if kept is None:
         return None
@@ -177,7 +181,7 @@ def _recall(root: Path) -> ImageIndex | None:
 
 
 def read_file(path: Path | str) -> bytes:
-    """An image's file as it is. Raises UnreadableImage, also for what is no file (a pipe would be waited for)."""
+    """The bytes of an image's file. Raises UnreadableImage, also for what is no file: a pipe could block."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             state = os.fstat(file.fileno())
@@ -191,14 +195,14 @@ def read_file(path: Path | str) -> bytes:
 
 
 def read_image(path: Path | str) -> Image.Image:
-    """Decode a file to an RGB image. Raises UnreadableImage."""
+    """Decode a file: an RGB image. Raises UnreadableImage."""
     return decode(read_file(path), path)
 
 
 def decode(content: bytes | np.ndarray, path: Path | str) -> Image.Image:
     """A file's content, or an (H, W, 3) uint8 array, as an RGB image. Raises UnreadableImage that names `path`.
 
-    Of an animation the first image; of 16 bits a level the upper 8.
+    An animation gives its first image; levels of 16 bits give their upper 8.
     """
     if isinstance(content, np.ndarray):
         return Image.fromarray(content)
@@ -207,12 +211,12 @@ def decode(content: bytes | np.ndarray, path: Path | str) -> Image.Image:
             return _rgb(image)
     except MemoryError:
         raise
-    except Exception as error:  # decoders raise whatever a broken file leads them to
+    except Exception as error:  # a broken file may raise anything in a decoder
         raise UnreadableImage(Path(path), (str(error).splitlines() or [""])[0] or type(error).__name__) from error
 
 
 def opened(content: bytes) -> Image.Image:
-    """The image of a file's content, its header read and its pixels not yet. Raises whatever Pillow does, and
+    """The image of a file's content; its header is read, its pixels are not. Raises whatever Pillow does, and
     ValueError for more than MOST_PIXELS."""
     if not content:
         raise ValueError("the file is empty")
@@ -224,10 +228,10 @@ def opened(content: bytes) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range nobody knows; convert it to 8 or 16 bits")
+        raise ValueError("floating-point pixels, whose range is unknown; convert it to 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image.convert("RGB")
-    levels = np.asarray(image)  # Pillow would cut them off at 255: a white image
+    levels = np.asarray(image)  # Pillow's conversion would clip them at 255: a white image
     if levels.min() < 0 or levels.max() > 0xFFFF:
         raise ValueError("pixels of more than 16 bits; convert it to 8 or 16 bits")
     return Image.fromarray((levels >> 8).astype(np.uint8)).convert("RGB")
@@ -235,9 +239,14 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 @dataclass
 class BadImages:
-    """The files below `root` that could not be read: counted, named, an error once they pass `max_share` of `total`.
+    """The unreadable images of a dataset, counted and named; too many of them are an error.
 
-    setting: how the user raises max_share, for the error's advice.
+    Attributes:
+        root: the folder that the paths are relative to.
+        total: images of the dataset.
+        max_share: the share of `total` that may be unreadable.
+        setting: the option that sets max_share, for the error's advice.
+        reasons: path -> reason of the unreadable images so far.
     """
 
     root: Path
@@ -247,7 +256,7 @@ class BadImages:
     reasons: dict[str, str] = field(default_factory=dict)
 
     def update(self, reasons: dict[str, str]) -> None:
-        """Note unreadable files, path -> reason. Raises UserError, naming one, when there are now too many."""
+        """Add unreadable images, path -> reason. Raises UserError, naming one, when there are now too many."""
         self.reasons.update(reasons)
         count = len(self.reasons)
         if count > self.max_share * self.total:
@@ -255,7 +264,7 @@ class BadImages:
             enough = min(0.99, max(0.01, 2 * count / self.total))
             raise UserError(
                 f"{self.root / path}: cannot be read ({reason}); {count} of {self.total} images are unreadable so "
-                f"far, more than {self.setting}={self.max_share:g} allows: mend the file, or skip such images with "
+                f"far, more than {self.setting}={self.max_share:g} allows: repair the file, or skip such images with "
                 f"{self.setting}={enough:.2g}"
             )
 
@@ -265,9 +274,9 @@ class BadImages:
 
 
 def _images_below(root: Path, name: str, folders: dict[str, int]) -> Iterator[str]:
-    """Image files below root/name, relative to root, links followed, no folder visited twice.
+    """Image files below root/name, relative to root; links are followed, and no folder is visited twice.
 
-    folders: gets every folder visited and its time of change, taken before it was read.
+    Every visited folder is added to `folders`, with its time of change from before it was read.
     """
     seen = set()
     for place, inner, files in os.walk(root / name, onerror=_raise, followlinks=True):

@@ -1,4 +1,4 @@
-"""Small images decoded once and kept in memory that all processes of a machine share (`data.in_memory`)."""
+"""Small images decoded once into memory that all processes of a machine share (`data.in_memory`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ _HEAD = 2  # words before the table: magic, number of images
 
 @dataclass(frozen=True)
 class MemoryIndex(ImageIndex):
-    """Decoded images: `table[i]` = (offset, height, width) into `pixels`, 3 bytes a pixel; height 0: unreadable."""
+    """Decoded images in shared memory.
+
+    Attributes:
+        table: (N, 3) int64, each image's offset in `pixels`, height and width; height 0 for an unreadable image.
+        pixels: the images' uint8 RGB levels one after another, 3 bytes a pixel.
+    """
 
     table: np.ndarray = field(default_factory=lambda: np.empty((0, 3), dtype=np.int64), compare=False)
     pixels: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.uint8), compare=False)
@@ -40,10 +45,17 @@ class MemoryIndex(ImageIndex):
 
 
 def in_memory(index: ImageIndex, workers: int) -> ImageIndex:
-    """Decode every image of an index into shared memory, or find it there, put by another process of this machine.
+    """Decode every image of an index into shared memory, or use what another process of this machine decoded there.
 
-    Images that are pixels already (CIFAR) stay as they are. The memory is given back when the last process that uses
-    it ends. Raises UserError, before anything is decoded, when the images do not fit.
+    Images that are decoded already (CIFAR) are returned as they are. The memory is released when the last process that
+    uses it ends.
+
+    Args:
+        index: the images.
+        workers: threads that decode.
+
+    Raises:
+        UserError: the images do not fit (before anything is decoded), or the memory cannot be opened.
     """
     if isinstance(index, ArrayIndex):
         return index
@@ -60,13 +72,13 @@ def in_memory(index: ImageIndex, workers: int) -> ImageIndex:
         raise UserError(f"{path}: another user's file; have it removed, or set data.in_memory=false")
     table = None
     while table is None:
-        if _locked(file):  # nobody fills or uses it
+        if _locked(file):  # no other process fills or uses it
             try:
                 _fill(file, index, workers, folder)
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise
-        fcntl.flock(file, fcntl.LOCK_SH)  # waits for who fills, and is held while in use
+        fcntl.flock(file, fcntl.LOCK_SH)  # waits for the process that fills it, and is held while in use
         table = _table(file, len(index))
     atexit.register(_remove_if_last, file, path)
     pixels = np.frombuffer(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ), dtype=np.uint8)
@@ -74,8 +86,8 @@ def in_memory(index: ImageIndex, workers: int) -> ImageIndex:
 
 
 def _fill(file: BinaryIO, index: ImageIndex, workers: int, folder: Path) -> None:
-    """Write images, then the table, then the magic word, so that half a file is none; nothing if it is whole."""
-    if _table(file, len(index)) is not None:  # left by a process that was killed
+    """Write images, then the table, then the magic word, without which the file is unfinished; not if finished."""
+    if _table(file, len(index)) is not None:  # filled by a process that was killed
         return
     with ThreadPoolExecutor(max(1, workers)) as pool:
         sizes = np.array(list(pool.map(lambda i: _size(index, i), range(len(index)))), dtype=np.int64).reshape(-1, 2)
@@ -106,7 +118,7 @@ def _fill(file: BinaryIO, index: ImageIndex, workers: int, folder: Path) -> None
 
 
 def _table(file: BinaryIO, count: int) -> np.ndarray | None:
-    """The table of a file that another process has filled; None if it has not."""
+    """The table of a filled file; None of an unfinished one."""
     content = os.pread(file.fileno(), 8 * (_HEAD + 3 * count), 0)
     words = np.frombuffer(content[: len(content) // 8 * 8], dtype=np.int64)
     if len(words) != _HEAD + 3 * count or words[0] != _MAGIC or words[1] != count:
@@ -115,14 +127,14 @@ def _table(file: BinaryIO, count: int) -> np.ndarray | None:
 
 
 def _size(index: ImageIndex, i: int) -> tuple[int, int]:
-    """(height, width), (0, 0) if unreadable; of a file only the header is decoded."""
+    """(height, width), (0, 0) of an unreadable image; only a file's header is decoded."""
     try:
         content = index.read(i)
         if isinstance(content, np.ndarray):
             return content.shape[0], content.shape[1]
         with opened(content) as image:
             return image.height, image.width
-    except Exception:  # `put` will say why
+    except Exception:  # `MemoryIndex.read` reports it
         return 0, 0
 
 
@@ -136,7 +148,7 @@ def _check_room(needed: int, folder: Path, index: ImageIndex) -> None:
 
 
 def _free_memory() -> int:
-    """Bytes that programs can still take, as the kernel estimates them."""
+    """Bytes that programs can still allocate, as the kernel estimates them."""
     for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else ():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
@@ -144,7 +156,7 @@ def _free_memory() -> int:
 
 
 def _locked(file: BinaryIO) -> bool:
-    """Whether this process now has the file for itself."""
+    """Whether this process now holds the only lock of the file."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -1,7 +1,7 @@
-"""What was found out about a dataset once, kept for the next start: lists of names and places, never pixels.
+"""A cache of the lists of a dataset's images, so that the next start need not scan it: names and offsets, no pixels.
 
-It lies in the user's cache folder, never in the dataset: `$ADCO_CACHE`, else `$XDG_CACHE_HOME/adco`, else
-`~/.cache/adco`. Deleting it costs one scan. Where it cannot be written, nothing is kept and nothing is said.
+The files are in the user's cache folder, never in the dataset: `$ADCO_CACHE`, else `$XDG_CACHE_HOME/adco`, else
+`~/.cache/adco`. Deleting it costs one scan. Where it cannot be written, nothing is cached, without a message.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,34 +18,35 @@ from adco.utils.errors import UserError
 from adco.utils.files import atomic_write
 from adco.utils.paths import cache_folder
 
-SCHEMA = 1  # raise it when what is kept changes its meaning
+SCHEMA = 1  # increase it when the arrays' meaning changes
 
 
 def load_cached(source: str) -> dict[str, np.ndarray] | None:
-    """What `save_cached` kept about a source; None when nothing (whole) is there."""
+    """The arrays that `save_cached` saved for a source; None where there are none, or they are damaged."""
     try:
-        with np.load(_place(source), allow_pickle=False) as found:
-            return dict(found)
-    except Exception:  # whatever is wrong with it, it can be made again
+        with np.load(_place(source), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception:  # whatever is wrong with the file, it can be made again
         return None
 
 
 def save_cached(source: str, **arrays: np.ndarray) -> None:
-    """Keep arrays about a source."""
+    """Save named arrays for a source, e.g. `folder PATH`."""
+    content: dict[str, Any] = dict(arrays)  # one of savez's own keywords, allow_pickle, is no array
     try:
         with atomic_write(_place(source)) as file:
-            np.savez(file, **arrays)
-    except UserError:  # a read-only home is no reason to stop
+            np.savez(file, **content)
+    except UserError:  # a read-only home folder is no reason to stop
         return
 
 
 def pack(names: Sequence[str]) -> np.ndarray:
-    """Names as one array of bytes; file names may be any bytes but zero."""
+    """Names as one array of bytes, (N,) uint8, separated by zero, which no file name contains."""
     return np.frombuffer(os.fsencode("\0".join(names)), dtype=np.uint8)
 
 
 def unpack(names: np.ndarray) -> tuple[str, ...]:
-    """The names of `pack`; none for an empty array."""
+    """The names that `pack` was given; none for an empty array."""
     return tuple(os.fsdecode(names.tobytes()).split("\0")) if len(names) else ()
 
 

@@ -1,9 +1,9 @@
-"""Batches in a fixed order: which samples make step s, and the threads that make their views.
+"""The batches of a pretraining: which samples belong to a step, and the threads that make their views.
 
-A step's batch is a function of (seed, epoch, step) and the index alone, so training may stop after any step and go on
+A step's batch is a function of (seed, epoch, step) and the index alone. So training may stop after any step and resume
 at the next one with the same batches, whatever the number of workers or ranks.
 
-Backends, one meaning (`resolve_backend` chooses):
+Backends, which make the same views (`resolve_backend` chooses):
   native     decode and one fused pass a view in C, in threads of this process (adco/data/native)
   device     decode and crop on the CPU, in C where it is built; colour and blur in batches on the training device
   nvjpeg     threads read files; decode, crop, colour and blur on the GPU (adco/data/nvjpeg.py)
@@ -20,20 +20,40 @@ from functools import partial
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from adco.config.schema import ViewConfig
 from adco.data import native, nvjpeg
-from adco.data.batch import Batch, Request, RowByRow, merged
-from adco.data.images import ImageIndex, UnreadableImage, decode
-from adco.data.transforms import parameters
-from adco.data.transforms.reference import reference_levels
+from adco.data.batch import Batch, Request, merged
+from adco.data.images import UnreadableImage, decode
+from adco.data.view_dataset import ViewDataset
 from adco.utils import philox
 from adco.utils.errors import UserError
-from adco.utils.threads import at_once, host_memory, in_threads
+from adco.utils.threads import host_memory, in_threads
 
-THREADS_FOR_A_GPU = 8  # from here on threads make whole views faster than a GPU trains on them
+THREADS_FOR_A_GPU = 8  # with this many, threads make whole views faster than a GPU trains on them
+
+
+def shuffled_steps(
+    seed: int, count: int, steps_per_epoch: int, first_step: int, last_step: int, first_epoch: int = 0
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Each step's place in the shuffled epochs, for samplers: the same wherever the training starts.
+
+    Args:
+        seed: with the epoch's number, what the order depends on.
+        count: samples of the dataset.
+        steps_per_epoch: steps after which the next epoch starts, in its own order.
+        first_step, last_step: the steps [first_step, last_step) are yielded.
+        first_epoch: number of the epoch that step 0 belongs to.
+
+    Yields:
+        (epoch, step within the epoch, the epoch's order of all samples, (count,) int64).
+    """
+    epoch, order = None, np.empty(0, dtype=np.int64)
+    for step in range(first_step, last_step):
+        number, place = first_epoch + step // steps_per_epoch, step % steps_per_epoch
+        if number != epoch:
+            epoch, order = number, philox.permutation(seed, number, count)
+        yield number, place, order
 
 
 def requests(
@@ -48,26 +68,42 @@ def requests(
 ) -> Iterator[Request]:
     """The requests of steps [first_step, last_step): whole batches of each epoch's order, the remainder left out.
 
-    batch: images a step over all ranks. Rank r gets rows [r * batch / ranks, (r + 1) * batch / ranks) of each step, so
-    that the ranks together see what one process sees. Raises ValueError where ranks do not divide the batch.
+    Rank r gets rows [r * batch / ranks, (r + 1) * batch / ranks) of each step, so that the ranks together see what one
+    process sees.
+
+    Args:
+        seed: seed of the order.
+        count: images of the dataset.
+        batch: images a step over all ranks.
+        first_step, last_step: which steps, counted from the start of epoch `first_epoch`.
+        first_epoch: number of the first epoch.
+        rank, ranks: this process and how many there are.
+
+    Raises:
+        ValueError: the ranks do not divide the batch.
     """
     if batch % ranks or not 0 <= rank < ranks:
         raise ValueError(f"rank {rank} of {ranks} cannot have an equal part of a batch of {batch}")
-    steps_per_epoch, share = count // batch, batch // ranks
-    epoch, order = None, None
-    for step in range(first_step, last_step):
-        number, place = first_epoch + step // steps_per_epoch, step % steps_per_epoch
-        if number != epoch:
-            epoch, order = number, philox.permutation(seed, number, count)
+    share = batch // ranks
+    for epoch, place, order in shuffled_steps(seed, count, count // batch, first_step, last_step, first_epoch):
         first = place * batch + rank * share
         yield Request(epoch, order[first : first + share])
 
 
 def resolve_backend(name: str, device: torch.device, workers: int) -> str:
-    """The backend that `data.backend` means here: native, device, nvjpeg or reference. Raises UserError.
+    """The backend that `data.backend` means here: native, device, nvjpeg or reference.
 
-    `auto` is native on the CPU, and on a GPU with at least 8 workers, so that the GPU does nothing but train; fewer
-    leave colour and blur to the GPU. Where the kernel was not built it is `device`, and says so once.
+    `auto` is native on the CPU, and on a GPU with at least 8 workers, so that the GPU does nothing but train. With
+    fewer workers the GPU does colour and blur. Where the C kernel was not built, `auto` is `device`, with one note on
+    stderr.
+
+    Args:
+        name: `data.backend`, one of the four or `auto`.
+        device: the device that trains.
+        workers: threads that make views.
+
+    Raises:
+        UserError: the backend that was asked for cannot run here.
     """
     if name == "native" and not native.available():
         raise UserError(f"data.backend=native: the C kernel is not built; {_HOW_TO_BUILD}, or set data.backend=auto")
@@ -76,65 +112,29 @@ def resolve_backend(name: str, device: torch.device, workers: int) -> str:
     if name != "auto":
         return name
     if not native.available():
-        _say_once(f"the input pipeline's C kernel is not built and a slower one is used; {_HOW_TO_BUILD}")
+        _note_once(f"the input pipeline's C kernel is not built and a slower one is used; {_HOW_TO_BUILD}")
         return "device"
     return "native" if device.type == "cpu" or workers >= THREADS_FOR_A_GPU else "device"
-
-
-class ViewDataset:
-    """Request -> Batch: decode each image once, make every view of it with the numbers that parameters.draw gives.
-
-    An unreadable image is replaced by the next readable one of the index and named in `Batch.bad`; past `max_bad` of
-    them in a row the image is black, and the trainer stops, because `bad` is then longer than it allows.
-    """
-
-    def __init__(self, index: ImageIndex, specs: Sequence[ViewConfig], seed: int, max_bad: int, backend: str = "auto"):
-        self.index, self.specs, self.seed, self.max_bad, self.backend = index, specs, seed, max_bad, backend
-
-    def __getitem__(self, request: Request) -> Batch:
-        """The batch, made by Pillow at once; backend `reference`, or else `device`."""
-        return at_once(self.by_pillow(request, torch.device("cpu")))
-
-    def by_pillow(self, request: Request, device: torch.device) -> RowByRow:
-        """The same in the making, in memory that a copy to the device is fast from."""
-        full = self.backend == "reference"
-        draws, size = self.draws(request), len(request.samples)
-        pixels = [host_memory((size, 3, spec.px, spec.px), torch.uint8, device) for spec in self.specs]
-
-        def fill(row: int, sample: int, bad: dict[str, str]) -> None:
-            image = self.image(sample, bad)
-            for spec, draw, out in zip(self.specs, draws, pixels, strict=True):
-                if full:
-                    out.numpy()[row] = reference_levels(image, spec.px, spec.scale, draw, row)
-                else:
-                    box = parameters.crop_box(*image.size, spec.scale, draw.crops[row])
-                    out.numpy()[row] = parameters.resized_crop(image, spec.px, box)
-
-        choices = None if full else tuple(draw.choices for draw in draws)
-        return RowByRow(request.samples, fill, lambda bad: Batch(tuple(pixels), choices, bad))
-
-    def draws(self, request: Request) -> list[parameters.ViewParams]:
-        """Everything random about the views of a request."""
-        return [
-            parameters.sample_params(spec, self.seed, request.epoch, request.samples, v)
-            for v, spec in enumerate(self.specs)
-        ]
-
-    def image(self, sample: int, bad: dict[str, str]) -> Image.Image:
-        """The sample's RGB image, or the one that stands in for it; notes unreadable files in `bad`."""
-        for step in range(min(self.max_bad + 1, len(self.index))):
-            number = (sample + step) % len(self.index)
-            try:
-                return decode(self.index.read(number), self.index.paths[number])
-            except UnreadableImage as error:
-                bad[self.index.paths[number]] = error.reason
-        return Image.new("RGB", (8, 8))
 
 
 def batches(
     dataset: ViewDataset, wanted: Iterable[Request], workers: int, device: torch.device
 ) -> Generator[Batch, None, None]:
-    """One Batch a request, in order, made ahead by `workers` threads (0: when asked for), which end with it."""
+    """One Batch a request, in the order of the requests, made ahead by threads that end with the generator.
+
+    Args:
+        dataset: makes the batches.
+        wanted: the requests, e.g. of `requests`.
+        workers: threads; with 0 a batch is made when it is asked for.
+        device: the device that trains.
+
+    Yields:
+        Batches with pixels (B, 3, S_v, S_v), on the device where that is a GPU. On the CPU their memory is used again
+        once nothing refers to it.
+
+    Raises:
+        UserError: the dataset's backend cannot run here.
+    """
     backend = resolve_backend(dataset.backend, device, workers)
     if backend == "nvjpeg":
         begin = partial(nvjpeg.Work, dataset, device=device)
@@ -143,13 +143,13 @@ def batches(
     else:
         full = backend == "native"
         buffers = _Buffers(torch.float32 if full and device.type == "cpu" else torch.uint8, device)
-        begin = partial(_Work, dataset, buffers=buffers, full=full)
+        begin = partial(_NativeBatch, dataset, buffers=buffers, full=full)
     made = in_threads(begin, wanted, workers)
     return _uploaded(made, device) if device.type == "cuda" else made
 
 
-class _Work:
-    """One batch in the making."""
+class _NativeBatch:
+    """One batch in the making, by the C kernel."""
 
     def __init__(self, dataset: ViewDataset, request: Request, buffers: _Buffers, full: bool):
         self.dataset, self.samples = dataset, request.samples
@@ -159,13 +159,13 @@ class _Work:
         self.choices = None if full else tuple(draw.choices for draw in draws)
 
     def rows(self, first: int, last: int) -> dict[str, str]:
-        """Make rows [first, last); returns the unreadable images met, path -> reason."""
+        """Make rows [first, last); returns their unreadable images, path -> reason."""
         bad: dict[str, str] = {}
         for row in range(first, last):
             sample = int(self.samples[row])
             try:
                 self._row(row, sample)
-            except UnreadableImage:  # named there, and another one stands in for it
+            except UnreadableImage:  # `image` names it in `bad`, and returns the next readable one
                 self.canvas.pixels(row, np.asarray(self.dataset.image(sample, bad)))
         return bad
 
@@ -177,14 +177,14 @@ class _Work:
         elif not self.canvas.jpeg(row, content):
             self.canvas.pixels(row, np.asarray(decode(content, index.paths[sample])))
 
-    def batch(self, bad: Sequence[dict[str, str]]) -> Batch:
+    def batch(self, parts: Sequence[dict[str, str]]) -> Batch:
         """The finished batch."""
         pixels = tuple(p.permute(0, 3, 1, 2) for p in self.pixels)
-        return Batch(pixels, self.choices, merged(bad))
+        return Batch(pixels, self.choices, merged(parts))
 
 
 class _Buffers:
-    """Memory for views, used again once nothing refers to it: fresh pages cost as much as a blur."""
+    """Memory for views, used again once nothing refers to it: new pages cost as much time as a blur."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device):
         self.dtype, self.device = dtype, device
@@ -201,17 +201,18 @@ class _Buffers:
         return torch.from_numpy(lent)
 
 
-def _uploaded(made: Iterable[Batch], device: torch.device) -> Generator[Batch, None, None]:
+def _uploaded(made: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:
     """Batches on a GPU: the next one is copied on a stream of its own while the one before is used."""
-    stream, made, waiting = torch.cuda.Stream(device), iter(made), None
+    stream = torch.cuda.Stream(device)
+    waiting: tuple[Batch, torch.cuda.Event] | None = None
     while True:
         with torch.cuda.stream(stream):  # where nvjpeg's batches are made, too
-            batch = next(made, None)
-            moved = batch and batch.to(device)
-            copied = stream.record_event()
+            batch, copied = next(made, None), torch.cuda.Event()
+            moved = None if batch is None else batch.to(device)
+            copied.record(stream)
         if waiting:
             yield _arrived(*waiting)
-        if batch is None:
+        if moved is None:
             return
         waiting = moved, copied
 
@@ -225,10 +226,10 @@ def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
 
 
 _HOW_TO_BUILD = "install a C compiler, then this project again (pip install -e . or uv sync --reinstall-package adco)"
-_said: set[str] = set()
+_noted: set[str] = set()
 
 
-def _say_once(text: str) -> None:
-    if text not in _said and os.environ.get("RANK", "0") == "0":
+def _note_once(text: str) -> None:
+    if text not in _noted and os.environ.get("RANK", "0") == "0":
         print(f"note: {text}", file=sys.stderr)
-    _said.add(text)
+    _noted.add(text)

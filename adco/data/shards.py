@@ -1,9 +1,9 @@
 """Images in tar shards (webdataset's layout), on disk or behind a URL, read in any order.
 
-Each shard is looked through once for where its images begin; after that an image is one read at an offset, or one
-HTTP range request. So order, resumption and the number of ranks mean the same as for a folder: exact. What a URL cannot
-promise is that its content stays the same; a shard whose size has changed is looked through again, and the index's
-fingerprint then differs. The first look at a URL transfers the whole shard; copy shards to disk where you can.
+Each shard is scanned once for the offsets of its images; after that an image is one read at an offset, or one HTTP
+range request. So the order of samples, resuming and the number of ranks work exactly as for a folder. The content of a
+URL may change; a shard whose size has changed is scanned again, and the index's fingerprint then differs. The first
+scan of a URL transfers the whole shard; copy shards to disk where you can.
 """
 
 from __future__ import annotations
@@ -27,12 +27,17 @@ from adco.utils.errors import UserError
 TIMEOUT_SECONDS = 60
 TRIES = 3  # of one range request
 MOST_SHARDS = 1_000_000
-BROKEN_WEB = (OSError, http.client.HTTPException, DownloadError, ValueError)  # the last: an address that is none
+BROKEN_WEB = (OSError, http.client.HTTPException, DownloadError, ValueError)  # ValueError: an invalid address
 
 
 @dataclass(frozen=True)
 class ShardIndex(ImageIndex):
-    """`paths[i]` is SHARD/MEMBER; its content lies at `places[i]` = (shard number, offset, size) of `shards`."""
+    """Images in tar shards; `paths[i]` is SHARD/MEMBER.
+
+    Attributes:
+        shards: paths or URLs.
+        places: (N, 3) int64, each image's shard number, offset in bytes and size in bytes.
+    """
 
     shards: tuple[str, ...] = ()
     places: np.ndarray = field(default_factory=lambda: np.empty((0, 3), dtype=np.int64), compare=False)
@@ -55,7 +60,7 @@ class ShardIndex(ImageIndex):
         return int(self.places[i, 2])
 
     def stamp(self) -> str:
-        """A sha256 that changes when a shard is replaced, too: names, sizes and times of change."""
+        """A sha256 that also changes when a shard is replaced: of the shards' names, sizes and times of change."""
         stamps = [(os.path.realpath(shard), *_stamp(shard)) for shard in self.shards]
         return hashlib.sha256(f"{self.fingerprint}\0{stamps}".encode()).hexdigest()
 
@@ -63,8 +68,8 @@ class ShardIndex(ImageIndex):
 def index_shards(pattern: str) -> ShardIndex:
     """Index `PATH/{000..146}.tar` or `https://HOST/{000..146}.tar`, in the order of the pattern and of the tars.
 
-    An image's class is its folder in the tar; of several images with one key (webdataset's `key.ext`) the first
-    counts. Raises UserError for a shard that is absent, is no tar, or has members that lead out of it.
+    An image's class is its folder in the tar; of several images with one key (webdataset's `key.ext`) the first is
+    used. Raises UserError for a shard that is absent, is no tar, or has members whose paths lead out of it.
     """
     shards = expand(pattern)
     paths, places, folders = [], [], []
@@ -83,16 +88,19 @@ def index_shards(pattern: str) -> ShardIndex:
 
 
 def expand(pattern: str) -> tuple[str, ...]:
-    """`a-{000..146}.tar` -> 147 names, zeros kept; several ranges multiply; without braces, the name itself."""
-    found = re.search(r"\{(\d{1,18})\.\.(\d{1,18})\}", pattern)
-    if not found:
+    """The names of a pattern: `a-{000..146}.tar` has 147, with the zeros; several ranges multiply; without braces, one.
+
+    Raises UserError for a range that counts down, and for too many names.
+    """
+    braces = re.search(r"\{(\d{1,18})\.\.(\d{1,18})\}", pattern)
+    if not braces:
         return (pattern,)
-    first, last = found.groups()
+    first, last = braces.groups()
     if int(last) < int(first):
         raise UserError(
             f"{pattern}: {{{first}..{last}}} counts down; expected {{FIRST..LAST}}, for example {{000..146}}"
         )
-    head, tails = pattern[: found.start()], expand(pattern[found.end() :])
+    head, tails = pattern[: braces.start()], expand(pattern[braces.end() :])
     if (int(last) - int(first) + 1) * len(tails) > MOST_SHARDS:
         raise UserError(f"{pattern}: more than {MOST_SHARDS} shards; check the numbers in its braces")
     numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
@@ -100,11 +108,11 @@ def expand(pattern: str) -> tuple[str, ...]:
 
 
 def _members(shard: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of a shard's images and their (offset, size), (N, 2) int64; from the cache if the shard is the same."""
+    """Names of a shard's images and their (offset, size), (N, 2) int64; from the cache if the shard is unchanged."""
     stamp = _stamp(shard)
-    kept = index_cache.load_cached(f"tar {shard}")
-    if kept is not None and kept["stamp"].tolist() == stamp:
-        return index_cache.unpack(kept["names"]), kept["places"]
+    cached = index_cache.load_cached(f"tar {shard}")
+    if cached is not None and cached["stamp"].tolist() == stamp:
+        return index_cache.unpack(cached["names"]), cached["places"]
     names, places, last_key = [], [], None
     try:
         with _open(shard) as file, tarfile.open(fileobj=file, mode="r|") as tar:
@@ -118,7 +126,7 @@ def _members(shard: str) -> tuple[tuple[str, ...], np.ndarray]:
                     last_key = key
     except (OSError, http.client.HTTPException, DownloadError) as error:
         raise UserError(f"{shard}: cannot be read ({error})") from error
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:  # also of a header's numbers and names
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:  # also from a header's numbers and names
         raise UserError(f"{shard}: not a whole, uncompressed tar ({error}); copy or pack it again") from error
     where = np.array(places, dtype=np.int64).reshape(-1, 2)
     index_cache.save_cached(f"tar {shard}", names=index_cache.pack(names), places=where, stamp=np.array(stamp))
@@ -126,7 +134,7 @@ def _members(shard: str) -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def _key(shard: str, name: str) -> str:
-    """A member's name up to the first dot of its last part. Raises UserError for a name that leads out of the tar."""
+    """A member's path up to the first dot of its file name. Raises UserError for a path that leads out of the tar."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise UserError(f"{shard}: refused, because its member {name!r} leads out of the archive; pack it again")
@@ -138,7 +146,7 @@ def _is_url(shard: str) -> bool:
 
 
 def _stamp(shard: str) -> list[int]:
-    """What tells a changed shard: size, and on disk the time of change."""
+    """What differs when a shard has changed: its size, and on disk its time of change."""
     try:
         if _is_url(shard):
             request = urllib.request.Request(shard, method="HEAD")

@@ -1,4 +1,4 @@
-"""What `data.root` may name, opened as one kind of thing: images in a fixed order (adco.data.images.ImageIndex)."""
+"""Every kind of source that `data.root` may name, opened as images in a fixed order (adco.data.images.ImageIndex)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from adco.utils.errors import UserError
 
 
 def open_images(root: str, split: str = "train") -> ImageIndex:
-    """The `train` or `val` images of `root`. Raises UserError.
+    """The `train` or `val` images of `root`.
 
-    root: FOLDER with `train/` and `val/` (ImageNet's layout), or for training any folder of images; tar shards
-    `PATH/{000..146}.tar` or `https://HOST/{000..146}.tar`; `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenette:FOLDER` as
-    torchvision lays them out.
+    Args:
+        root: FOLDER with `train/` and `val/` (ImageNet's layout), or for training any folder of images; tar shards
+            `PATH/{000..146}.tar` or `https://HOST/{000..146}.tar`; `cifar10:FOLDER`, `cifar100:FOLDER`,
+            `imagenette:FOLDER` in torchvision's layout.
+        split: `train` or `val`.
+
+    Raises:
+        UserError: there is no such source, or it has no images.
     """
     if not root:
         raise UserError(
@@ -54,11 +59,11 @@ def _cifar(name: str) -> Callable[[Path, str], ImageIndex]:
         from torchvision import datasets
 
         try:  # torchvision unpickles these files only when their MD5 is the published one
-            found = getattr(datasets, name)(str(place), train=split == "train", download=False)
+            dataset = getattr(datasets, name)(str(place), train=split == "train", download=False)
         except (RuntimeError, OSError) as error:
             raise UserError(f"{name.lower()}:{place}: {error}; expected torchvision's {name} there") from error
-        paths = tuple(f"{split}/{number:05d}" for number in range(len(found.data)))
-        return ArrayIndex(place, paths, tuple(map(int, found.targets)), tuple(found.classes), found.data)
+        paths = tuple(f"{split}/{number:05d}" for number in range(len(dataset.data)))
+        return ArrayIndex(place, paths, tuple(map(int, dataset.targets)), tuple(dataset.classes), dataset.data)
 
     return opened
 

@@ -1,100 +1,92 @@
-"""EvalDataset as a frozen network is judged on them: centre crops in a fixed order, embedded by all ranks together."""
+"""The kNN probe: centre crops in a fixed order, embedded by all ranks together, and the accuracy of a kNN on them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import functional as pixels
 
-from adco.data.batch import Request, RowByRow
-from adco.data.images import ImageIndex, UnreadableImage
+from adco.data.eval_loader import NO_IMAGE, read_batches
+from adco.data.images import ImageIndex
 from adco.data.sources import open_images
+from adco.data.transforms.evaluation import EvalTransform
 from adco.data.transforms.functional import from_uint8
 from adco.evaluation.knn import first_argmax, knn_predict
 from adco.utils import distributed
 from adco.utils.device import upload
 from adco.utils.errors import UserError
-from adco.utils.threads import host_memory, in_threads
 
 NOTHING = -1  # the label where there is no image
 BATCH = 256
 
 
-def center_crop(image: Image.Image, px: int, resize_px: int) -> Tensor:
-    """RGB image -> (3, px, px) uint8: shorter side to resize_px (bilinear, antialiased), then the central square."""
-    return pixels.pil_to_tensor(pixels.center_crop(pixels.resize(image, resize_px, antialias=True), [px, px]))
-
-
 class EvalDataset:
-    """At most `most` of an index, evenly spaced: i -> (3, px, px) uint8 and its label.
+    """At most `most` images of an index, evenly spaced: number -> position in the index, and label.
 
-    Black and NOTHING where the image cannot be read, and beyond the last one. The shorter side is px * 256 / 224.
+    Attributes:
+        index: the images and their labels.
+        transform: shorter side to px * 256 / 224, then the central square of px.
+        chosen: positions in `index`.
     """
 
     def __init__(self, index: ImageIndex, px: int, most: int):
-        self.index, self.px, self.chosen = index, px, range(0, len(index), max(1, -(-len(index) // most)))
+        self.index, self.transform = index, EvalTransform("center", px, round(px * 256 / 224))
+        self.chosen = range(0, len(index), max(1, -(-len(index) // most)))
 
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        if i < len(self):
-            sample = self.chosen[i]
-            try:
-                crop = center_crop(self.index.image(sample), self.px, round(self.px * 256 / 224))
-                return crop, self.index.labels[sample]
-            except UnreadableImage:
-                pass
-        return torch.zeros(3, self.px, self.px, dtype=torch.uint8), NOTHING
-
-
-def _crops(dataset: EvalDataset, device: torch.device, request: Request) -> RowByRow:
-    """A batch of them in the making: (B, 3, px, px) uint8 and labels (B,)."""
-    shape = len(request.samples), 3, dataset.px, dataset.px
-    images, labels = host_memory(shape, torch.uint8, device), torch.empty(shape[0], dtype=torch.int64)
-
-    def fill(row: int, i: int, bad: dict[str, str]) -> None:
-        images.numpy()[row], labels.numpy()[row] = dataset[i]
-
-    return RowByRow(request.samples, fill, lambda bad: (images, labels))
+    def __getitem__(self, i: int) -> tuple[int, int]:
+        return self.chosen[i], self.index.labels[self.chosen[i]]
 
 
 @torch.no_grad()
 def embed(
     network: Callable[[Tensor], Tensor], dataset: EvalDataset, device: torch.device, workers: int
 ) -> tuple[Tensor, Tensor]:
-    """This rank's share of the dataset, every ranks-th one, through `network`: rows (M, C) on the device, labels (M,).
+    """Embed this rank's share of the dataset: every `world_size`-th image, from number `rank` on.
 
-    M is the same on every rank; where there is no image the label is NOTHING and the row is a black image's.
+    Args:
+        network: (B, 3, px, px) normalised float32, channels last -> (B, C).
+        dataset: the images.
+        device: where the network runs.
+        workers: threads that read images, 0 for none.
+
+    Returns:
+        Embeddings (M, C) and labels (M,) int64, both on the device, without gradient. M is the same on every rank.
+        Where there is no image, or it cannot be read, the label is NOTHING and the embedding is a black image's.
     """
-    step = distributed.world_size()
-    share = np.arange(distributed.rank(), -(-len(dataset) // step) * step, step)
-    wanted = (Request(0, share[first : first + BATCH]) for first in range(0, len(share), BATCH))
-    rows, labels = [], []
-    for images, found in in_threads(partial(_crops, dataset, device), wanted, workers):
-        images = from_uint8(upload(images, device)).contiguous(memory_format=torch.channels_last)
-        rows.append(network(images))
-        labels.append(found)
-    return torch.cat(rows), torch.cat(labels).to(device)
+    ranks = distributed.world_size()
+    padded = [*dataset, *[(NO_IMAGE, NOTHING)] * (-len(dataset) % ranks)]
+    positions, labels = zip(*padded[distributed.rank() :: ranks], strict=True)
+    embeddings, readable = [], []
+    for batch in read_batches(dataset.index, [dataset.transform], positions, BATCH, workers, device):
+        pixels = upload(batch.pixels[dataset.transform], device)
+        embeddings.append(network(from_uint8(pixels).contiguous(memory_format=torch.channels_last)))
+        readable.append(torch.from_numpy(batch.readable))
+    return torch.cat(embeddings), torch.tensor(labels).where(torch.cat(readable), NOTHING).to(device)
 
 
-def gather_in_order(rows: Tensor) -> Tensor:
-    """What each rank has of every ranks-th item, (M, ...) -> (ranks * M, ...) on each, in the order of the items."""
-    parts = distributed.all_gather(rows).unflatten(0, (distributed.world_size(), -1))
+def gather_in_order(values: Tensor) -> Tensor:
+    """Each rank's share of the items, in the order of the items.
+
+    Args:
+        values: (M, ...), of every `world_size`-th item, from number `rank` on.
+
+    Returns:
+        (ranks * M, ...) on every rank.
+    """
+    parts = distributed.all_gather(values).unflatten(0, (distributed.world_size(), -1))
     return parts.transpose(0, 1).flatten(0, 1)
 
 
 @contextmanager
-def judged(network: nn.Module) -> Iterator[nn.Module]:
-    """The network in eval mode with rank 0's BatchNorm statistics, as checkpoints have them; then all is put back."""
+def evaluation_mode(network: nn.Module) -> Iterator[nn.Module]:
+    """The network in eval mode with rank 0's BatchNorm statistics, as checkpoints have them; restored afterwards."""
     training = network.training
     buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
     own = torch.cat([buffer.flatten() for buffer in buffers]) if buffers else None
@@ -115,11 +107,21 @@ def _write(tensors: list[Tensor], values: Tensor) -> None:
 
 
 class KnnProbe:
-    """Weighted kNN top-1 on frozen features of `root/train` against `root/val`, at most max_images of each.
+    """Weighted kNN top-1 on frozen features of `root/train` against `root/val` (Wu et al., 2018).
 
-    root: as `data.root`, with both splits. Images: shorter side to px * 256 / 224, centre crop of px; unreadable ones
-    are left out. Every rank calls it: each embeds its share of the dataset, meets all training features, and votes for
-    its own share of the validation.
+    Unreadable images are left out. Every rank calls it: each embeds its share of the images, receives the features of
+    all training images, and classifies its own share of the validation images.
+
+    Args:
+        root: as `data.root`, with both splits.
+        px: side of the centre crop; the shorter side is resized to px * 256 / 224.
+        k: neighbours that vote.
+        temperature: of the votes' weights, exp(cosine / temperature).
+        max_images: images of each split at most, evenly spaced.
+        workers: threads that read images, 0 for none.
+
+    Raises:
+        UserError: a split is missing, or the two have different classes.
     """
 
     def __init__(self, root: Path | str, px: int, k: int, temperature: float, max_images: int, workers: int):
@@ -131,10 +133,19 @@ class KnnProbe:
             )
 
     def __call__(self, backbone: nn.Module, device: torch.device) -> float:
-        """Percent of val images whose class the neighbours vote for. The backbone's mode is put back afterwards."""
-        with judged(backbone) as frozen:
+        """The share of val images, in percent, that the kNN classifies correctly.
+
+        Args:
+            backbone: (B, 3, px, px) -> (B, C); its mode and BatchNorm statistics are restored afterwards.
+            device: where the backbone is.
+
+        Raises:
+            UserError: no image of train, or none of val, can be read.
+        """
+        with evaluation_mode(backbone) as frozen:
             # the forward itself: a compiled backbone would be compiled again for the probe's sizes
             (train, labels), (val, truth) = (embed(frozen.forward, part, device, self.workers) for part in self.sets)
+        # all ranks' training features: (N, C) unit rows
         train, labels = gather_in_order(F.normalize(train, dim=1)), gather_in_order(labels)
         train, labels = train[labels != NOTHING], labels[labels != NOTHING]
         val, truth = F.normalize(val[truth != NOTHING], dim=1), truth[truth != NOTHING].cpu()

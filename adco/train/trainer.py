@@ -174,14 +174,14 @@ class Trainer:
                 filled = method.bank.fill(distributed.all_gather(keys), row)
                 bar.update(filled - row)
                 row = filled
-                if self.stops.anywhere():
+                if self.stops.any_rank():
                     self.stops.stop()
         method.sync_key_encoder()
 
     def _between_steps(self) -> None:
         """After a step: probe and checkpoint if they are due, stop if that was asked for."""
         every, epoch, rest = self.recipe.checkpoint, *divmod(self.step, self.steps_per_epoch)
-        last, stopping = self.step == self.steps, self.stops.anywhere()
+        last, stopping = self.step == self.steps, self.stops.any_rank()
         if self.probe and rest == 0 and (epoch % self.recipe.probe.every_epochs == 0 or last):
             top1 = self.probe(self.method.encoder.backbone, self.device)
             self._write({"epoch": epoch, "knn_top1": top1})

@@ -19,8 +19,8 @@ def facts(root, split="test"):
 
 
 def test_voc_facts(tmp_path):
-    found = facts(make_voc(tmp_path, test=5))
-    assert (found["images"], found["boxes"], found["classes_with_boxes"]) == (5, 10, 2)
+    voc = facts(make_voc(tmp_path, test=5))
+    assert (voc["images"], voc["boxes"], voc["classes_with_boxes"]) == (5, 10, 2)
 
 
 def test_the_fingerprint_follows_list_annotations_and_images(tmp_path):
@@ -77,8 +77,8 @@ def test_a_list_that_detectron2_cannot_read_is_refused(tmp_path):
 def test_coco_facts_and_missing_files(tmp_path):
     root = make_coco(tmp_path) / "coco"
     annotations, images = root / "annotations/instances_val2017.json", root / "val2017"
-    found = inspect_coco(annotations, images)
-    assert (found["images"], found["boxes"]) == (5, 10)
+    coco = inspect_coco(annotations, images)
+    assert (coco["images"], coco["boxes"]) == (5, 10)
     (images / "000000000003.jpg").unlink()
     with pytest.raises(UserError, match="000000000003.jpg"):
         inspect_coco(annotations, images)

@@ -1,1 +1,1 @@
-"""Frozen features: how images are read, what is extracted, and where it is kept."""
+"""Frozen features: how images are read, which features are extracted, and where they are cached."""

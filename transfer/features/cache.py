@@ -1,7 +1,7 @@
-"""Feature arrays on disk, memory-mapped, each a .npy beside a manifest: what it was computed from, and its sha256.
+"""Feature arrays on disk, memory-mapped: each a .npy beside a manifest of what it was computed from and its sha256.
 
-An array that is being written is `NAME.npy.part` beside `NAME.part.json` (rows so far and their sha256): an extraction
-that stopped goes on from there.
+An array that is being written is `NAME.npy.part` beside `NAME.part.json` (rows so far and their sha256), from which an
+extraction that was stopped resumes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,20 @@ from adco.utils.files import sha256_of, write_text
 SCHEMA = 1
 
 
+class _Unusable(Exception):
+    """A cached array that must be computed again; the message says why."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One array of the cache.
 
-    key: all that can move the numbers (weights, images, transform, feature kind, library versions); a change of any
-    of them is another entry. root: where the images are, to look again at those that could not be read.
+    Attributes:
+        folder: the cache's folder.
+        title: the start of the file's name.
+        key: everything that the numbers depend on (weights, images, transform, kind of feature, versions of libraries);
+            another key is another entry.
+        root: the images' folder, where images that could not be read are tried again.
     """
 
     folder: Path
@@ -39,46 +47,56 @@ class Entry:
 
     @property
     def array_path(self) -> Path:
+        """The .npy file."""
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
         return self.folder / f"{self.title}-{digest[:16]}.npy"
 
     @property
     def manifest_path(self) -> Path:
+        """The .json file beside it."""
         return self.array_path.with_suffix(".json")
 
     def load(self) -> tuple[np.ndarray, dict[str, str]] | None:
-        """The (N, D) float32 rows, memory-mapped, NaN where an image could not be read, and the reasons by path.
+        """The (N, D) float32 features, memory-mapped, NaN where an image could not be read, and the reasons by path.
 
-        None when there is nothing usable: absent, or damaged or out of date, which is said on stderr.
+        None where the array is absent, and, with a note on stderr, where it is damaged or out of date.
         """
         if not self.array_path.exists() and not self.manifest_path.exists():
             return None
-        fault, rows, bad = self._check()
-        if fault:
-            print(f"note: {self.array_path}: {fault}; extracting these features again", file=sys.stderr)
-            return None
+        try:
+            return self._read()
+        except _Unusable as error:
+            fault = str(error)
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            fault = f"the cache is damaged ({type(error).__name__}: {error})"
+        print(f"note: {self.array_path}: {fault}; extracting these features again", file=sys.stderr)
+        return None
+
+    def _read(self) -> tuple[np.ndarray, dict[str, str]]:
+        manifest = json.loads(self.manifest_path.read_text())
+        if manifest["schema"] != SCHEMA or manifest["key"] != self.key:
+            raise _Unusable("the manifest belongs to other features")
+        if sha256_of(self.array_path) != manifest["sha256"]:
+            raise _Unusable("the array is damaged (its sha256 is not the manifest's)")
+        rows, bad = np.load(self.array_path, mmap_mode="c", allow_pickle=False), dict(manifest["unreadable"])
+        if list(rows.shape) != manifest["shape"]:
+            raise _Unusable("the array has another shape than its manifest")
+        if any(_readable(self.root / path) for path in bad):
+            raise _Unusable("an image that could not be read before can be read now")
         return rows, bad
 
-    def _check(self) -> tuple[str, np.ndarray | None, dict[str, str]]:
-        try:
-            manifest = json.loads(self.manifest_path.read_text())
-            if manifest["schema"] != SCHEMA or manifest["key"] != self.key:
-                return "the manifest belongs to other features", None, {}
-            if sha256_of(self.array_path) != manifest["sha256"]:
-                return "the array is damaged (its sha256 is not the manifest's)", None, {}
-            rows, bad = np.load(self.array_path, mmap_mode="c", allow_pickle=False), dict(manifest["unreadable"])
-            if list(rows.shape) != manifest["shape"]:
-                return "the array has another shape than its manifest", None, {}
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            return f"the cache is damaged ({type(error).__name__}: {error})", None, {}
-        if any(_readable(self.root / path) for path in bad):
-            return "an image that could not be read before can be read now", None, {}
-        return "", rows, bad
-
     def finish(self, writer: RowsWriter, bad: dict[str, str]) -> None:
-        """Put the written array in its place and declare it finished: without a manifest it counts as damaged."""
+        """Move the written array to its place and write its manifest, without which it counts as damaged.
+
+        Args:
+            writer: has written all rows.
+            bad: path -> reason of the unreadable images.
+
+        Raises:
+            ValueError: rows are missing.
+        """
         if writer.written != writer.rows:
-            raise ValueError(f"{writer.written} rows written, {writer.rows} announced")
+            raise ValueError(f"{writer.written} rows written, {writer.rows} expected")
         writer.close()
         os.replace(writer.path, self.array_path)
         content = {"schema": SCHEMA, "key": self.key, "sha256": writer.digest.hexdigest(), "unreadable": bad}
@@ -88,10 +106,21 @@ class Entry:
 
 
 class RowsWriter:
-    """Appends float32 rows to an array under construction, hashing what it writes.
+    """Appends float32 rows to an array and hashes what it writes.
 
-    written: rows in the file; bad: reasons by path of the unreadable images among them. What an earlier writer of the
-    same array left is taken over when it is what its progress file says, else it is started anew.
+    An earlier writer's file of the same array is continued if it is what its progress file says, else started anew.
+
+    Args:
+        entry: the array.
+        rows: how many rows it will have.
+        width: numbers a row.
+
+    Attributes:
+        written: rows in the file.
+        bad: path -> reason of the unreadable images among them.
+
+    Raises:
+        UserError: the file cannot be written.
     """
 
     def __init__(self, entry: Entry, rows: int, width: int):
@@ -105,12 +134,12 @@ class RowsWriter:
         try:
             entry.folder.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("r+b" if self.path.exists() else "w+b")
-            self.digest = self._take_over() or self.restart()
+            self.digest = self._resume() or self.restart()
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
-    def restart(self):
-        """Forget all rows. Returns the fresh digest."""
+    def restart(self) -> hashlib._Hash:
+        """Remove all rows. Returns the new digest."""
         self.written, self.bad = 0, {}
         self.file.seek(0)
         self.file.truncate()
@@ -119,7 +148,16 @@ class RowsWriter:
         return self.digest
 
     def append(self, rows: np.ndarray, bad: Mapping[str, str] = {}) -> None:  # noqa: B006
-        """Add (B, width) rows; bad: the unreadable images among them, reason by path."""
+        """Write rows.
+
+        Args:
+            rows: (B, width), written as float32.
+            bad: path -> reason of the unreadable images among them.
+
+        Raises:
+            ValueError: the rows have another width.
+            UserError: they cannot be written.
+        """
         if rows.ndim != 2 or rows.shape[1] != self.width:
             raise ValueError(f"expected rows of {self.width} numbers, found {rows.shape}")
         data = np.ascontiguousarray(rows, dtype="<f4").tobytes()
@@ -131,8 +169,8 @@ class RowsWriter:
         self.written += len(rows)
         self.bad.update(bad)
 
-    def note(self) -> None:
-        """Make the rows so far safe: a later writer may go on after them."""
+    def save_progress(self) -> None:
+        """Flush the rows so far to the disk and record them, so that a later writer resumes after them."""
         self._sync()
         content = {"rows": self.written, "sha256": self.digest.hexdigest(), "unreadable": self.bad}
         write_text(self.progress_path, json.dumps(content))
@@ -142,10 +180,10 @@ class RowsWriter:
         self._sync()
         self.file.close()
 
-    def leave(self, keep: bool) -> None:
-        """Close before the end: with a note of the rows so far, or without a trace."""
+    def abort(self, keep: bool) -> None:
+        """Close before the end: with the progress saved, or with all files removed."""
         if keep and self.written and not self.file.closed:
-            self.note()
+            self.save_progress()
         self.file.close()
         if not keep or not self.written:
             self.path.unlink(missing_ok=True)
@@ -158,11 +196,11 @@ class RowsWriter:
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
-    def _take_over(self):
-        """The digest after the rows that the progress file vouches for, or None."""
+    def _resume(self) -> hashlib._Hash | None:
+        """The digest after the rows that the progress file records; None where the file does not have them."""
         try:
-            noted = json.loads(self.progress_path.read_text())
-            rows, expected, bad = int(noted["rows"]), noted["sha256"], dict(noted["unreadable"])
+            saved = json.loads(self.progress_path.read_text())
+            rows, expected, bad = int(saved["rows"]), saved["sha256"], dict(saved["unreadable"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
         digest, left = hashlib.sha256(), len(self.header) + rows * self.width * 4

@@ -18,7 +18,13 @@ from transfer.features.reading import ImageList
 
 @dataclass(frozen=True)
 class Split:
-    """features: (N, D) float32; labels: (N,) integers; names: (N,) paths; of the images that could be read."""
+    """The readable images of one split.
+
+    Attributes:
+        features: (N, D) float32.
+        labels: (N,) int64 class numbers.
+        names: the N paths.
+    """
 
     features: np.ndarray
     labels: np.ndarray
@@ -27,9 +33,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Both splits under the training split's class numbers, and what a record says of the data.
+    """Both splits with the training split's class numbers.
 
-    computed: images that went through the network for this, 0 when all features came from the cache.
+    Attributes:
+        train, val: the splits.
+        classes: the classes' names.
+        data: the data's part of a record.
+        computed: images that went through the network for this, 0 when all features came from the cache.
+        seconds: how long the extraction took.
     """
 
     train: Split
@@ -41,7 +52,10 @@ class Labelled:
 
 
 def read_folders(data: Path) -> tuple[ImageIndex, ImageIndex]:
-    """Index data/train/CLASS and data/val/CLASS, the validation labels renumbered as in training. Raises UserError."""
+    """Index data/train/CLASS and data/val/CLASS; the validation labels are renumbered as in training.
+
+    Raises UserError for a folder without class folders, and for a class of val that train does not have.
+    """
     train, val = (index_folder(data / name) for name in ("train", "val"))
     if train.classes == (".",):
         raise UserError(
@@ -56,19 +70,26 @@ def read_folders(data: Path) -> tuple[ImageIndex, ImageIndex]:
 def labelled_features(
     job: BenchmarkRun, data: Path, folders: tuple[ImageIndex, ImageIndex], feature: Feature
 ) -> Labelled:
-    """Extract one feature of both splits."""
-    splits, content, computed, seconds = [], described(data, folders), 0, 0.0
+    """Extract one feature of both splits.
+
+    Args:
+        job: extracts features of a list of images.
+        data: the folder, for the record.
+        folders: what `read_folders` returned for it.
+        feature: which feature.
+    """
+    splits, content, computed, seconds = {}, described(data, folders), 0, 0.0
     for index, name in zip(folders, ("train", "val"), strict=True):
         done = job.extract(ImageList(index.root, index.paths, name), [feature])
         names = tuple(index.paths[row] for row in done.kept)
-        splits.append(Split(done.rows[feature], np.array(index.labels)[done.kept], names))
+        splits[name] = Split(done.rows[feature], np.array(index.labels)[done.kept], names)
         content |= {f"{name}_images": len(done.kept), f"{name}_unreadable": skipped(done)}
         computed, seconds = computed + done.computed, seconds + done.seconds
-    return Labelled(*splits, folders[0].classes, content, computed, seconds)
+    return Labelled(splits["train"], splits["val"], folders[0].classes, content, computed, seconds)
 
 
 def described(data: Path, folders: tuple[ImageIndex, ImageIndex]) -> dict[str, object]:
-    """What a record says of the data; ILSVRC2012 by its classes and both counts, whatever the folder is called."""
+    """The data's part of a record; ILSVRC2012 is recognised by its numbers of classes and images, not by its folder."""
     train, val = folders
     official = (len(train.classes), len(train), len(val)) == (1000, 1_281_167, 50_000)
     name = "ImageNet" if official else data.resolve().name
@@ -76,7 +97,7 @@ def described(data: Path, folders: tuple[ImageIndex, ImageIndex]) -> dict[str, o
 
 
 def fingerprint(folders: tuple[ImageIndex, ImageIndex]) -> str:
-    """sha256 of every image's split, path, size and class: the same wherever the folder lies."""
+    """sha256 of every image's split, path, size and class: the same wherever the folder is."""
     digest = hashlib.sha256()
     for index, name in zip(folders, ("train", "val"), strict=True):
         for path, label in zip(index.paths, index.labels, strict=True):

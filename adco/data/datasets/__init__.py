@@ -1,1 +1,1 @@
-"""VOC, COCO, Places205 and ImageNet as they lie on disk."""
+"""VOC, COCO, Places205 and ImageNet on disk: their layouts, annotation files, checks and fingerprints."""

@@ -1,4 +1,4 @@
-"""Annotation files that others wrote - VOC's XML, COCO's JSON, Places205's lists - read with nothing believed."""
+"""Readers of VOC's XML and lists, COCO's JSON and Places205's lists; the content of these files is not trusted."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TypeGuard
 from xml.parsers import expat
 
 from adco.utils.errors import UserError
@@ -20,7 +21,13 @@ PLACES_CLASSES = 205
 
 @dataclass(frozen=True)
 class VocObject:
-    """name: its class; box: xmin, ymin, xmax, ymax in pixels from 1, as VOC has them."""
+    """One object of an annotation.
+
+    Attributes:
+        name: its class.
+        difficult: whether evaluations leave it out.
+        box: (xmin, ymin, xmax, ymax) in pixels, counted from 1 as in VOC's files.
+    """
 
     name: str
     difficult: bool
@@ -28,36 +35,36 @@ class VocObject:
 
     @property
     def empty(self) -> bool:
-        """Whether the box has no area, so that detectron2 leaves it out of training."""
+        """Whether the box has no area; detectron2 leaves such boxes out of training."""
         return self.box[2] <= self.box[0] or self.box[3] <= self.box[1]
 
 
 @dataclass
 class Faults:
-    """What is wrong with a file, by kind: how often, and where first."""
+    """The faults of a file. `kinds`: kind -> how many there are, and where the first is."""
 
-    found: dict[str, tuple[int, object]] = field(default_factory=dict)
+    kinds: dict[str, tuple[int, object]] = field(default_factory=dict)
 
     def add(self, kind: str, where: object) -> None:
-        """One more of a kind."""
-        count, first = self.found.get(kind, (0, where))
-        self.found[kind] = (count + 1, first)
+        """Count one more fault of a kind."""
+        count, first = self.kinds.get(kind, (0, where))
+        self.kinds[kind] = (count + 1, first)
 
     def lines(self) -> list[str]:
-        """`KIND: 3, the first is 17`."""
-        return [f"{kind}: {count}, the first is {str(where)[:80]}" for kind, (count, where) in self.found.items()]
+        """A line a kind: `KIND: 3, the first is 17`."""
+        return [f"{kind}: {count}, the first is {str(where)[:80]}" for kind, (count, where) in self.kinds.items()]
 
 
 def read_bytes(path: Path, what: str) -> bytes:
-    """A file's bytes. Raises UserError."""
+    """A file's bytes. Raises UserError that calls the file a `what`."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: no such {what}, or not readable ({error.strerror})") from error
 
 
-def inside(name: object) -> bool:
-    """Whether a name from a list stays below the folder it is looked for in."""
+def inside(name: object) -> TypeGuard[str]:
+    """Whether a name from a list is a path below the folder of the list's images."""
     if not isinstance(name, str) or not name or "\0" in name:
         return False
     path = PurePosixPath(name)
@@ -65,7 +72,10 @@ def inside(name: object) -> bool:
 
 
 def voc_objects(path: Path, content: bytes | None = None) -> list[VocObject]:
-    """Every object of a VOC annotation. Raises UserError naming what is absent or broken; entities are refused."""
+    """The objects of a VOC annotation; `content` is read from `path` where it is not given.
+
+    Raises UserError that names what is absent or broken. A document type, which could define entities, is refused.
+    """
     content = read_bytes(path, "annotation") if content is None else content
     try:
         _refuse_entities(content)
@@ -75,6 +85,26 @@ def voc_objects(path: Path, content: bytes | None = None) -> list[VocObject]:
     return [_voc_object(path, item) for item in objects]
 
 
+def voc_labels(path: Path, content: bytes) -> dict[str, int]:
+    """The images of a VOC class list and their labels, lines `IMAGE LABEL`, label 1, 0 (difficult) or -1, in its order.
+
+    Raises UserError that names the line.
+    """
+    labels: dict[str, int] = {}
+    for number, line in enumerate(os.fsdecode(content).splitlines(), 1):
+        if not line.strip():
+            continue
+        name, *label = line.split()
+        if label not in (["1"], ["0"], ["-1"]) or name in labels or not inside(name):
+            raise UserError(
+                f"{path}:{number}: expected `IMAGE LABEL`, label 1, 0 or -1, each image once; found {line!r}"
+            )
+        labels[name] = int(label[0])
+    if not labels:
+        raise UserError(f"{path}: the list is empty")
+    return labels
+
+
 def _voc_object(path: Path, item: ElementTree.Element) -> VocObject:
     absent = [name for name in VOC_FIELDS if item.find(name) is None]
     if absent:
@@ -82,12 +112,13 @@ def _voc_object(path: Path, item: ElementTree.Element) -> VocObject:
     for name in VOC_BOX:
         if not _finite(item.findtext(f"bndbox/{name}", "")):
             raise UserError(f"{path}: an object's <bndbox> has no number in <{name}>")
-    box = tuple(float(item.findtext(f"bndbox/{name}")) for name in VOC_BOX)
-    return VocObject(item.findtext("name").strip(), item.findtext("difficult").strip() == "1", box)
+    xmin, ymin, xmax, ymax = (float(item.findtext(f"bndbox/{name}", "")) for name in VOC_BOX)
+    difficult = item.findtext("difficult", "").strip() == "1"
+    return VocObject(item.findtext("name", "").strip(), difficult, (xmin, ymin, xmax, ymax))
 
 
 def _refuse_entities(content: bytes) -> None:
-    """Raise ValueError for a document type: a VOC annotation has none, and entities can grow without end."""
+    """Raise ValueError for a document type: a VOC annotation has none, and entities can expand without limit."""
 
     def refuse(*_: object) -> None:
         raise ValueError("it declares a document type")
@@ -98,7 +129,7 @@ def _refuse_entities(content: bytes) -> None:
 
 
 def read_coco(path: Path) -> dict:
-    """A COCO instances file with lists of images, annotations and categories. Raises UserError."""
+    """The content of a COCO instances file, with lists of images, annotations and categories. Raises UserError."""
     try:
         content = json.loads(read_bytes(path, "COCO annotation file"))
         for key in COCO_LISTS:
@@ -110,7 +141,11 @@ def read_coco(path: Path) -> dict:
 
 
 def check_coco_content(content: dict) -> tuple[list[str], list[str]]:
-    """(what would break a training or falsify it, what detectron2 leaves out of it), a line a kind; of `read_coco`."""
+    """The faults and notes of `read_coco`'s content, a line a kind.
+
+    Returns:
+        What would stop a training or falsify it, and what detectron2 leaves out of the training.
+    """
     faults, notes = Faults(), Faults()
     images, categories, boxes = (_by_id(content[key], key, faults) for key in COCO_LISTS)
     for key, image in images.items():
@@ -134,7 +169,7 @@ def check_coco_content(content: dict) -> tuple[list[str], list[str]]:
 
 
 def places_list(path: Path, content: bytes) -> tuple[list[str], list[int]]:
-    """Names and labels of a Places205 list, lines `PATH LABEL`. Raises UserError that names the line."""
+    """The images and labels of a Places205 list, lines `PATH LABEL`. Raises UserError that names the line."""
     labels: dict[str, int] = {}
     names, numbers = [], []
     for number, line in enumerate(os.fsdecode(content).splitlines(), 1):
@@ -155,28 +190,28 @@ def places_list(path: Path, content: bytes) -> tuple[list[str], list[int]]:
 
 
 def _by_id(items: list[dict], kind: str, faults: Faults) -> dict:
-    """id -> item; a fault for an item without one and for one that is there twice."""
-    found: dict = {}
+    """id -> item; an item without an id, and one whose id is there already, is a fault."""
+    by_id: dict = {}
     for item in items:
         key = _hashable(item.get("id"))
-        if key is None or key in found:
+        if key is None or key in by_id:
             faults.add(f"{kind} without an id" if key is None else f"{kind} whose id is there twice", key)
-        found[key] = item
-    return found
+        by_id[key] = item
+    return by_id
 
 
 def _hashable(value: object) -> int | str | None:
     return value if isinstance(value, (int, str)) else None
 
 
-def _finite(value: object) -> bool:
+def _finite(value: float | str) -> bool:
     try:
         return not isinstance(value, bool) and math.isfinite(float(value))
-    except (TypeError, ValueError, OverflowError):
+    except (ValueError, OverflowError):
         return False
 
 
-def _numbers(values: object) -> bool:
+def _numbers(values: object) -> TypeGuard[list[float]]:
     return isinstance(values, list) and all(isinstance(v, (int, float)) and _finite(v) for v in values)
 
 
@@ -187,25 +222,30 @@ def _four_numbers(values: object) -> bool:
 def _empty(box: list[float], image: dict) -> bool:
     """Whether (x, y, width, height) has no area inside its image."""
     x, y, width, height = box
-    wide, high = (image.get(side) if isinstance(image.get(side), int) else math.inf for side in ("width", "height"))
+    sides = (image.get("width"), image.get("height"))
+    wide, high = (side if isinstance(side, int) else math.inf for side in sides)
     return min(x + width, wide) <= max(x, 0) or min(y + height, high) <= max(y, 0)
 
 
 def _sound_shape(shape: object, image: dict) -> bool:
-    """Polygons, or a run-length code whose runs fill its image: pycocotools' C shall not see one that lies."""
+    """Whether it is polygons, or a run-length code whose runs fill its image: pycocotools' C code trusts them."""
     if isinstance(shape, list):
         return all(_numbers(polygon) for polygon in shape)
     if not isinstance(shape, dict) or shape.get("size") != [image.get("height"), image.get("width")]:
         return False
     counts = shape.get("counts")
     runs = _runs(counts) if isinstance(counts, str) else counts
-    good = isinstance(runs, list) and all(type(run) is int and run >= 0 for run in runs)
-    return good and sum(runs) == shape["size"][0] * shape["size"][1]
+    if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
+        return False
+    return sum(runs) == shape["size"][0] * shape["size"][1]
 
 
 def _runs(text: str) -> list[int] | None:
-    """The runs of COCO's compressed code: 5 bits a character from "0" on, the sixth says that more follow, and from the
-    fourth run on the difference to the run before the last; None where a character is none of it."""
+    """The runs of COCO's compressed code; None where it is invalid.
+
+    A character has 5 bits, counted from "0"; its sixth bit means that more characters of the run follow. From the
+    fourth run on the code is the difference to the run before the previous one.
+    """
     runs: list[int] = []
     value, shift = 0, 0
     for character in text:

@@ -1,4 +1,4 @@
-"""What lies in a dataset's folder: counts beside the official ones, and every file that is missing or broken.
+"""Checks of a dataset's folder: counts beside the official ones, and every file that is missing or broken.
 
 VOC07 and VOC12, COCO 2017, Places205 and ImageNet, in the layouts that detection and transfer read.
 """
@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from adco.data.datasets import layouts
 from adco.data.datasets.annotations import check_coco_content, inside, places_list, read_bytes, read_coco, voc_objects
+from adco.data.datasets.layouts import IMAGE_SUFFIXES
 from adco.data.images import UnreadableImage, read_image
 from adco.utils.errors import UserError
-
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-PLACES_IMAGES = "data/vision/torralba/deeplearning/images256"
 
 # Images (and VOC's boxes that are not difficult, COCO's annotations) of the official releases.
 OFFICIAL = {
@@ -34,8 +33,12 @@ CLASSES = {"VOC2007": 20, "VOC2012": 20, "COCO": 80, "Places205": 205, "ImageNet
 class Split:
     """One split of a dataset.
 
-    images, boxes, classes: what is there; boxes None where the dataset has none
-    faults: a line for each file that is missing or broken; notes: lines on what is left out of training
+    Attributes:
+        name: e.g. `VOC2007 test`, a key of OFFICIAL.
+        images, boxes, classes: how many there are; boxes None where the dataset has none, classes None where they
+            could not be counted.
+        faults: a line for each file that is missing or broken.
+        notes: lines on what is left out of training.
     """
 
     name: str
@@ -47,7 +50,7 @@ class Split:
 
     @property
     def official(self) -> bool:
-        """Whether images, boxes and classes are as many as in the official release."""
+        """Whether the numbers of images, boxes and classes are the official release's."""
         images, boxes = OFFICIAL[self.name]
         right_classes = self.classes in (None, CLASSES[self.name.split()[0]])
         return self.images == images and boxes in (None, self.boxes) and right_classes
@@ -62,16 +65,20 @@ class Split:
 
 
 def check_folder(root: Path, sample: int | None = 200) -> list[Split]:
-    """Look at every dataset that `root` is or holds: VOC2007, VOCdevkit, coco, places205, imagenet and the like.
+    """Check every dataset that `root` is or contains: VOC2007, VOCdevkit, coco, places205, imagenet and the like.
 
-    sample: how many images of each split are decoded, chosen evenly by a fixed seed; None for all
-    Raises UserError when nothing known is there.
+    Args:
+        root: a dataset's folder, or one that contains datasets.
+        sample: how many images of each split are decoded, chosen at random with a fixed seed; None for all.
+
+    Raises:
+        UserError: no known dataset is there.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
-    splits, inside = [], sorted(path for path in root.iterdir() if path.is_dir())
-    for folder in (root, *inside, *sorted((root / "VOCdevkit").glob("VOC20*"))):
+    splits, folders = [], sorted(path for path in root.iterdir() if path.is_dir())
+    for folder in (root, *folders, *sorted((root / "VOCdevkit").glob("VOC20*"))):
         for has, check in LAYOUTS:
             if has(folder):
                 splits += check(folder, sample)
@@ -84,29 +91,29 @@ def check_folder(root: Path, sample: int | None = 200) -> list[Split]:
 
 
 def check_voc(folder: Path, sample: int | None) -> list[Split]:
-    """Image lists, images and annotations of one year's folder, e.g. VOCdevkit/VOC2007."""
+    """Check image lists, images and annotations of one year's folder, e.g. VOCdevkit/VOC2007."""
     splits = []
     for name in (name for name in OFFICIAL if name.startswith(folder.name)):
-        listing = folder / "ImageSets" / "Main" / f"{name.split()[1]}.txt"
+        listing = layouts.voc_list_path(folder, name.split()[1])
         if not listing.is_file():
             continue
         ids = os.fsdecode(read_bytes(listing, "image list")).split()
-        split, kinds, empty = Split(name, images=len(ids), boxes=0), set(), []
+        split, boxes, classes, empty = Split(name, images=len(ids)), 0, set(), []
         split.faults += [f"{listing}: {identity} leads out of the folder" for identity in ids if not inside(identity)]
         ids = [identity for identity in ids if inside(identity)]
         for identity in ids:
             try:
-                objects = voc_objects(folder / "Annotations" / f"{identity}.xml")
+                objects = voc_objects(layouts.voc_annotation_path(folder, identity))
             except UserError as error:
                 split.faults.append(str(error))
                 continue
             easy = [item.name for item in objects if not item.difficult]
-            split.boxes += len(easy)
-            kinds.update(easy)
+            boxes += len(easy)
+            classes.update(easy)
             empty += [identity for item in objects if item.empty]
-        split.classes = len(kinds)
+        split.boxes, split.classes = boxes, len(classes)
         split.notes += [f"boxes without area, left out: {len(empty)}, the first is in {empty[0]}"] if empty else []
-        split.faults += broken((folder / "JPEGImages" / f"{identity}.jpg" for identity in ids), sample)
+        split.faults += broken((layouts.voc_image_path(folder, identity) for identity in ids), sample)
         splits.append(split)
     if not splits:
         raise UserError(f"{folder}: ImageSets/Main holds no train.txt, val.txt, trainval.txt or test.txt")
@@ -114,10 +121,10 @@ def check_voc(folder: Path, sample: int | None) -> list[Split]:
 
 
 def check_coco(folder: Path, sample: int | None) -> list[Split]:
-    """annotations/instances_{train,val}2017.json and the images they name."""
+    """Check annotations/instances_{train,val}2017.json and the images they name."""
     splits = []
-    for subset in ("train2017", "val2017"):
-        path, split = folder / "annotations" / f"instances_{subset}.json", Split(f"COCO {subset}", boxes=0, classes=0)
+    for subset in layouts.COCO_SUBSETS:
+        path, split = layouts.coco_annotation_path(folder, subset), Split(f"COCO {subset}", boxes=0, classes=0)
         splits.append(split)
         if not path.is_file():
             split.faults.append(f"{path}: no such annotation file")
@@ -138,10 +145,10 @@ def check_coco(folder: Path, sample: int | None) -> list[Split]:
 
 
 def check_places205(folder: Path, sample: int | None) -> list[Split]:
-    """trainvalsplit_places205/*.csv (lines `PATH LABEL`) and the images below data/vision/torralba/..."""
+    """Check trainvalsplit_places205/*.csv (lines `PATH LABEL`) and the images below data/vision/torralba/..."""
     splits = []
     for subset in ("train", "val"):
-        path, split = folder / "trainvalsplit_places205" / f"{subset}_places205.csv", Split(f"Places205 {subset}")
+        path, split = layouts.places_list_path(folder, subset), Split(f"Places205 {subset}")
         splits.append(split)
         if not path.is_file():
             split.faults.append(f"{path}: no such list")
@@ -152,12 +159,12 @@ def check_places205(folder: Path, sample: int | None) -> list[Split]:
             split.faults.append(str(error))
             continue
         split.images, split.classes = len(names), len(set(labels))
-        split.faults += broken((folder / PLACES_IMAGES / name for name in names), sample)
+        split.faults += broken((folder / layouts.PLACES_IMAGES / name for name in names), sample)
     return splits
 
 
 def check_imagenet(folder: Path, sample: int | None) -> list[Split]:
-    """train/CLASS/* and val/CLASS/*: every class of one must be in the other."""
+    """Check train/CLASS/* and val/CLASS/*: every class of one must be in the other."""
     splits, classes = [], {}
     for subset in ("train", "val"):
         split = Split(f"ImageNet {subset}")
@@ -168,12 +175,12 @@ def check_imagenet(folder: Path, sample: int | None) -> list[Split]:
         images = {}
         for entry in os.scandir(folder / subset):
             try:
-                images |= {entry.name: _pictures(Path(entry.path))} if entry.is_dir() else {}
+                images |= {entry.name: _images(Path(entry.path))} if entry.is_dir() else {}
             except OSError as error:
                 split.faults.append(f"{entry.path}: cannot be read ({error.strerror})")
-        split.faults += [f"{folder / subset / name}: no images" for name, found in images.items() if not found]
+        split.faults += [f"{folder / subset / name}: no images" for name, paths in images.items() if not paths]
         split.images, split.classes = sum(map(len, images.values())), len(images)
-        split.faults += broken((path for found in images.values() for path in found), sample, present=True)
+        split.faults += broken((path for paths in images.values() for path in paths), sample, present=True)
         classes[subset] = set(images)
     if len(classes) == 2:
         for name in sorted(classes["train"] ^ classes["val"]):
@@ -183,14 +190,20 @@ def check_imagenet(folder: Path, sample: int | None) -> list[Split]:
 
 
 def broken(paths: Iterable[Path], sample: int | None, present: bool = False) -> list[str]:
-    """A line for each image that is missing or empty, and for each of the sample that cannot be decoded."""
-    faults, whole = [], []
+    """A line for each image that is missing, and for each of the sample that cannot be decoded.
+
+    Args:
+        paths: the image files.
+        sample: how many of them are decoded; None for all.
+        present: that they exist is known already.
+    """
+    faults, existing = [], []
     for path in paths:
         if present or os.path.isfile(path):
-            whole.append(path)
+            existing.append(path)
         else:
             faults.append(f"{path}: no such image")
-    chosen = whole if sample is None or sample >= len(whole) else random.Random(0).sample(whole, sample)
+    chosen = existing if sample is None or sample >= len(existing) else random.Random(0).sample(existing, sample)
     return faults + [fault for fault in map(_undecodable, chosen) if fault]
 
 
@@ -202,8 +215,8 @@ def _undecodable(path: Path) -> str | None:
     return None
 
 
-def _pictures(folder: Path) -> Sequence[Path]:
-    return [Path(entry.path) for entry in os.scandir(folder) if entry.name.lower().endswith(PICTURES)]
+def _images(folder: Path) -> Sequence[Path]:
+    return [Path(entry.path) for entry in os.scandir(folder) if entry.name.lower().endswith(IMAGE_SUFFIXES)]
 
 
 def _is_imagenet(folder: Path) -> bool:
@@ -214,6 +227,6 @@ def _is_imagenet(folder: Path) -> bool:
 LAYOUTS: tuple[tuple[Callable[[Path], bool], Callable[[Path, int | None], list[Split]]], ...] = (
     (lambda folder: folder.name in ("VOC2007", "VOC2012") and (folder / "ImageSets").is_dir(), check_voc),
     (lambda folder: any((folder / "annotations").glob("instances_*2017.json")), check_coco),
-    (lambda folder: (folder / "trainvalsplit_places205").is_dir(), check_places205),
+    (lambda folder: (folder / layouts.PLACES_LISTS).is_dir(), check_places205),
     (_is_imagenet, check_imagenet),
 )

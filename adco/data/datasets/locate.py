@@ -1,4 +1,4 @@
-"""Which benchmark data sets lie below a folder, how large they are, and a fingerprint that changes when they do."""
+"""Find the benchmarks' data sets below a folder, with their sizes and a fingerprint that changes when they change."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adco.data.datasets.check import PICTURES, PLACES_IMAGES
+from adco.data.datasets import layouts
+from adco.data.datasets.layouts import COCO_SUBSETS, IMAGE_SUFFIXES, PLACES_IMAGES, PLACES_LISTS
 from adco.utils.errors import UserError
 from adco.utils.files import sha256_of
 
-LISTS = "trainvalsplit_places205"
-DEPTH = 3  # how far below the data root is looked
+DEPTH = 3  # levels of folders below the data root that are searched
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set on disk. counts: split -> images."""
+    """A data set on disk.
+
+    Attributes:
+        name: a key of KINDS.
+        path: its folder.
+        counts: split -> number of images.
+        fingerprint: a sha256 that changes when the data set changes.
+    """
 
     name: str
     path: Path
@@ -28,10 +35,13 @@ class Dataset:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """How a data set is recognised and read.
+    """How a kind of data set is recognised and read.
 
-    expected: its layout in words; is_one: whether a folder is it; facts: path -> (images by split, fingerprint);
-    inside: folders below a given path that may be meant
+    Attributes:
+        expected: a description of its layout.
+        is_one: whether a folder is this data set.
+        facts: path -> (number of images by split, fingerprint).
+        inside: folders below a path given by the user that may be meant.
     """
 
     expected: str
@@ -41,10 +51,18 @@ class DatasetSpec:
 
 
 def find_all(root: Path | None, given: Mapping[str, Path], wanted: Iterable[str]) -> tuple[dict[str, Dataset], dict]:
-    """The `wanted` data sets by name, and for each that is not there why, in words.
+    """Find data sets.
 
-    root: where to look, three folders deep; given: name -> the user's own choice, which must be right
-    Raises UserError for a name that is none, a given path that is not the data set, two folders that could be meant.
+    Args:
+        root: where to search, three folders deep.
+        given: name -> the user's own choice, which must be right.
+        wanted: names of the data sets to find, keys of KINDS.
+
+    Returns:
+        The data sets by name, and for each that is missing a message.
+
+    Raises:
+        UserError: an unknown name, a given path that is not the data set, two folders that could be meant.
     """
     for name, path in given.items():
         if name not in KINDS:
@@ -52,7 +70,7 @@ def find_all(root: Path | None, given: Mapping[str, Path], wanted: Iterable[str]
     if root is not None and not root.is_dir():
         raise UserError(f"{root}: no such folder; --data-root names the one that holds the data sets")
     folders = list(_below(root)) if root is not None else []
-    found, missing = {}, {}
+    datasets, missing = {}, {}
     for name in dict.fromkeys(wanted):
         path = _chosen(name, given[name]) if name in given else _located(name, folders)
         if path is None:
@@ -60,30 +78,20 @@ def find_all(root: Path | None, given: Mapping[str, Path], wanted: Iterable[str]
             missing[name] = f"no {name} {where}, expected {KINDS[name].expected}"
         else:
             counts, fingerprint = KINDS[name].facts(path)
-            found[name] = Dataset(name, path, counts, fingerprint)
-    return found, missing
+            datasets[name] = Dataset(name, path, counts, fingerprint)
+    return datasets, missing
 
 
-def linked(found: Mapping[str, Dataset], folder: Path) -> Path:
-    """A folder with VOC2007, VOC2012 and coco side by side, as DETECTRON2_DATASETS must be: links to what was found."""
+def linked(datasets: Mapping[str, Dataset], folder: Path) -> Path:
+    """Link data sets as VOC2007, VOC2012 and coco into one folder, as DETECTRON2_DATASETS needs; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, link in (("voc2007", "VOC2007"), ("voc2012", "VOC2012"), ("coco", "coco")):
-        if name in found:
-            target, temporary = found[name].path.resolve(), folder / f".{link}.{os.getpid()}"
+        if name in datasets:
+            target, temporary = datasets[name].path.resolve(), folder / f".{link}.{os.getpid()}"
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(target, target_is_directory=True)
             os.replace(temporary, folder / link)
     return folder
-
-
-def sample_of(found: Dataset, count: int) -> list[str]:
-    """Up to `count` images of the data set, relative to its path."""
-    names = []
-    for folder, _, files in os.walk(found.path):
-        names += [os.path.relpath(os.path.join(folder, f), found.path) for f in files if f.lower().endswith(PICTURES)]
-        if len(names) >= count:
-            break
-    return sorted(names)[:count]
 
 
 def _below(root: Path) -> Iterator[Path]:
@@ -96,10 +104,10 @@ def _below(root: Path) -> Iterator[Path]:
 
 def _folders(folder: Path) -> list[os.DirEntry]:
     try:
-        found = [entry for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+        folders = [entry for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
     except OSError:
         return []
-    return found if len(found) <= 100 else []  # class folders and the like: no data set begins below them
+    return folders if len(folders) <= 100 else []  # e.g. class folders: there is no data set below them
 
 
 def _chosen(name: str, path: Path) -> Path:
@@ -120,7 +128,7 @@ def _located(name: str, folders: list[Path]) -> Path | None:
 
 def _voc_facts(folder: Path) -> tuple[dict[str, int], str]:
     """Lists and annotations by content, images by size."""
-    digest, lists = hashlib.sha256(), folder / "ImageSets" / "Main"
+    digest, lists = hashlib.sha256(), folder / layouts.VOC_LISTS
     counts = {path.stem: len(path.read_text().split()) for path in lists.glob("*.txt") if "_" not in path.stem}
     for part in (lists, folder / "Annotations"):
         for path in sorted(part.iterdir()) if part.is_dir() else ():
@@ -132,19 +140,19 @@ def _voc_facts(folder: Path) -> tuple[dict[str, int], str]:
 def _coco_facts(folder: Path) -> tuple[dict[str, int], str]:
     """Annotation files by content, images by size."""
     digest, counts = hashlib.sha256(), {}
-    for split in ("train2017", "val2017"):
-        digest.update(sha256_of(folder / "annotations" / f"instances_{split}.json").encode())
+    for split in COCO_SUBSETS:
+        digest.update(sha256_of(layouts.coco_annotation_path(folder, split)).encode())
         counts[split.removesuffix("2017")] = _sizes(folder / split, digest)
     return counts, digest.hexdigest()
 
 
 def _places_facts(folder: Path) -> tuple[dict[str, int], str]:
-    """The original lists by content (two million images are not looked at one by one), else as ImageNet."""
-    if not (folder / LISTS).is_dir():
+    """The original lists by content, without the two million images; else as ImageNet."""
+    if not (folder / PLACES_LISTS).is_dir():
         return _folder_facts(folder)
     digest, counts = hashlib.sha256(), {}
     for split in ("train", "val"):
-        content = (folder / LISTS / f"{split}_places205.csv").read_bytes()
+        content = layouts.places_list_path(folder, split).read_bytes()
         digest.update(content)
         counts[split] = sum(bool(line.strip()) for line in content.splitlines())
     return counts, digest.hexdigest()
@@ -157,12 +165,12 @@ def _folder_facts(folder: Path) -> tuple[dict[str, int], str]:
     return counts, digest.hexdigest()
 
 
-def _sizes(folder: Path, digest) -> int:
-    """Put every image's path and size into the digest; how many there are."""
+def _sizes(folder: Path, digest: hashlib._Hash) -> int:
+    """Add every image's path and size to the digest; returns the number of images."""
     count = 0
-    for place, inside, files in os.walk(folder, followlinks=True):
-        inside.sort()
-        for name in sorted(name for name in files if name.lower().endswith(PICTURES)):
+    for place, subfolders, files in os.walk(folder, followlinks=True):
+        subfolders.sort()
+        for name in sorted(name for name in files if name.lower().endswith(IMAGE_SUFFIXES)):
             path = os.path.join(place, name)
             size = os.stat(path).st_size if os.path.exists(path) else -1
             digest.update(f"{os.path.relpath(path, folder)}\0{size}\n".encode(errors="surrogateescape"))
@@ -171,15 +179,15 @@ def _sizes(folder: Path, digest) -> int:
 
 
 def _is_voc(year: str) -> Callable[[Path], bool]:
-    return lambda path: path.name == f"VOC{year}" and (path / "ImageSets" / "Main").is_dir()
+    return lambda path: path.name == f"VOC{year}" and layouts.is_voc(path)
 
 
 def _is_coco(path: Path) -> bool:
-    return all((path / "annotations" / f"instances_{split}2017.json").is_file() for split in ("train", "val"))
+    return all(layouts.coco_annotation_path(path, subset).is_file() for subset in COCO_SUBSETS)
 
 
 def _is_places(path: Path) -> bool:
-    if (path / LISTS).is_dir():
+    if (path / PLACES_LISTS).is_dir():
         return (path / PLACES_IMAGES).is_dir()
     return path.name.lower().startswith("places") and _has_classes(path)
 
@@ -203,7 +211,7 @@ KINDS = {
                     ("VOC2012", "VOCdevkit/VOC2012")),
     "coco": DatasetSpec("coco/annotations/instances_{train,val}2017.json, coco/train2017 and coco/val2017", _is_coco,
                  _coco_facts, ("coco",)),
-    "places205": DatasetSpec(f"places205/{LISTS}/{{train,val}}_places205.csv and places205/{PLACES_IMAGES}, or "
+    "places205": DatasetSpec(f"places205/{PLACES_LISTS}/{{train,val}}_places205.csv and places205/{PLACES_IMAGES}, or "
                       "places205/{train,val}/CLASS/IMAGE", _is_places, _places_facts, ("places205",)),
     "imagenet": DatasetSpec("imagenet/{train,val}/CLASS/IMAGE", _is_imagenet, _folder_facts, ("imagenet",)),
 }  # fmt: skip

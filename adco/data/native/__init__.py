@@ -1,7 +1,7 @@
-"""The fused view: decode the needed part of a JPEG and make every view of it in one call of C, without the GIL.
+"""The C kernel: decode the needed part of a JPEG and make every view of it in one call, without the GIL.
 
-The library is built at install where there is a C compiler (setup.py); `available()` says whether it is there. JPEGs go
-through the libjpeg-turbo that Pillow brings; whatever it finds unusual goes through Pillow.
+The library is built at install where there is a C compiler (setup.py); `available()` says whether it was. JPEGs are
+decoded by the libjpeg-turbo that Pillow contains; unusual files are left to Pillow.
 """
 
 from __future__ import annotations
@@ -54,32 +54,38 @@ class _View(ctypes.Structure):  # struct view of native.h
 
 
 class Canvas:
-    """Where the views of one batch are made: one (B, px, px, 3) array a view, float32 normalised or uint8 levels.
+    """The arrays in which the views of one batch are made. Threads may render different rows at the same time.
 
-    scales: each view's range of crop areas; draws: each view's random numbers; full: colour, blur, solarize and flip
-    too, otherwise crop and resize alone. Rows may be rendered from any thread, each row by one.
+    Args:
+        scales: each view's (least, largest) share of the image's area that a crop takes.
+        draws: each view's random numbers.
+        out: one contiguous (B, px, px, 3) array a view: float32, normalised by ImageNet's statistics, or uint8 levels.
+        full: whether to do colour, blur, solarize and flip too; otherwise crop and resize alone.
+
+    Raises:
+        ValueError: an array of `out` has another type or is not contiguous.
     """
 
     def __init__(
         self, scales: Iterable[Sequence[float]], draws: Sequence[ViewParams], out: Sequence[np.ndarray], full: bool
     ):
-        self.out = out
-        self._keep: list[np.ndarray] = []  # C holds bare pointers
+        self.out, self._library = out, _kernel()
+        self._keep: list[np.ndarray] = []  # C has only pointers to them
         self._views = (_View * len(out))(*map(functools.partial(self._view, full), scales, draws, out))
 
     def jpeg(self, row: int, file: bytes) -> bool:
-        """Make every view of a JPEG file's content in row `row`. False: not an ordinary, sound JPEG."""
+        """Make every view of a JPEG file's content in row `row`. Returns False for what is no ordinary, intact JPEG."""
         calls = _jpeg_calls()
         if calls is None:
             return False
         scratch, views = _scratch(), self._views
-        return _library().adco_render_jpeg(calls, scratch, file, len(file), views, len(views), row) == OK
+        return self._library.adco_render_jpeg(calls, scratch, file, len(file), views, len(views), row) == OK
 
     def pixels(self, row: int, rgb: np.ndarray) -> None:
-        """Make every view of a decoded image, (H, W, 3) uint8, in row `row`. Raises MemoryError."""
+        """Make every view of a decoded image, (H, W, 3) uint8 RGB, in row `row`. Raises MemoryError."""
         rgb = np.ascontiguousarray(rgb, dtype=np.uint8)
         (height, width, _), views = rgb.shape, self._views
-        if _library().adco_render_pixels(_scratch(), rgb.ctypes.data, width, height, views, len(views), row) != OK:
+        if self._library.adco_render_pixels(_scratch(), rgb.ctypes.data, width, height, views, len(views), row) != OK:
             raise MemoryError
 
     def _view(self, full: bool, scale: Sequence[float], draws: ViewParams, out: np.ndarray) -> _View:
@@ -109,7 +115,7 @@ def available() -> bool:
 
 
 def fast_jpeg() -> bool:
-    """Whether Pillow's libjpeg-turbo can be used from C; without it JPEGs are decoded by Pillow, whole."""
+    """Whether Pillow's libjpeg-turbo can be used from C; without it Pillow decodes the whole of every JPEG."""
     return available() and _jpeg_calls() is not None
 
 
@@ -120,7 +126,7 @@ def _library() -> ctypes.CDLL | None:
             library = ctypes.CDLL(str(path))
             if library.adco_view_size() != ctypes.sizeof(_View):
                 continue
-        except (OSError, AttributeError):  # built on another kind of machine, or from older sources
+        except (OSError, AttributeError):  # built for another kind of machine, or from older sources
             continue
         library.adco_scratch.restype = c_void_p
         library.adco_scratch_free.argtypes = (c_void_p,)
@@ -129,6 +135,13 @@ def _library() -> ctypes.CDLL | None:
         library.adco_render_pixels.argtypes = (c_void_p, c_void_p, c_int, c_int, *views)
         return library
     return None
+
+
+def _kernel() -> ctypes.CDLL:
+    library = _library()
+    if library is None:
+        raise RuntimeError("the C kernel is not built; ask native.available() first")
+    return library
 
 
 @functools.cache
@@ -143,7 +156,7 @@ def _jpeg_calls() -> ctypes.Array | None:
         except (OSError, AttributeError):
             continue
         calls = (c_void_p * len(pointers))(*pointers)
-        if name and _library().adco_jpeg_fits(calls):
+        if name and _kernel().adco_jpeg_fits(calls):
             return calls
     return None
 
@@ -152,10 +165,10 @@ class _Scratch(threading.local):
     """A thread's working memory in C, freed when the thread ends."""
 
     def __init__(self):
-        self.pointer = _library().adco_scratch()
+        self.pointer = _kernel().adco_scratch()
         if not self.pointer:
             raise MemoryError
-        weakref.finalize(threading.current_thread(), _library().adco_scratch_free, self.pointer).atexit = False
+        weakref.finalize(threading.current_thread(), _kernel().adco_scratch_free, self.pointer).atexit = False
 
 
 @functools.cache

@@ -1,11 +1,11 @@
-/* What both readers need: a thread's memory, and where a crop lies. */
+/* Shared by jpeg.c and pixels.c: a thread's working memory, and the position of a crop. */
 
 #include <math.h>
 #include <stdlib.h>
 
 #include "native.h"
 
-/* How large a view's description is here: adco.data.native compares, so that a stale library is never called. */
+/* Size of `struct view` in this library: adco.data.native compares it with its own, and never calls a stale library. */
 int adco_view_size(void) { return (int)sizeof(struct view); }
 
 void *reserve(struct scratch *scratch, int slot, size_t size) {
@@ -24,7 +24,7 @@ void adco_scratch_free(struct scratch *scratch) {
     free(scratch);
 }
 
-/* views.crop_box, number for number. */
+/* adco.data.transforms.parameters.crop_box, with the same results. */
 void crop_box(int width, int height, const double *scale, const double *u, struct box *box) {
     const double narrow = 3.0 / 4.0, wide = 4.0 / 3.0, low = log(narrow), high = log(wide);
     for (int i = 0; i < TRIES; i++) {

@@ -1,8 +1,8 @@
-/* JPEG through the libjpeg-turbo that Pillow brings (its functions are handed over as pointers): only the part of the
- * image that some crop needs is decoded, and the rows below it are never read.
+/* JPEG decoding by the libjpeg-turbo that Pillow contains; its functions are passed as pointers. Only the part of the
+ * image that some crop needs is decoded; the rows below it are not read.
  *
- * The two structures are libjpeg's public interface of ABI version 6.2 up to the last field used here; the library
- * itself checks version and size when a decompressor is created, and refuses a mismatch. */
+ * The two structures are libjpeg's public interface of ABI version 6.2, up to the last field used here. The library
+ * checks version and size when a decompressor is created, and raises an error on a mismatch. */
 
 #include <setjmp.h>
 #include <string.h>
@@ -10,7 +10,7 @@
 #include "native.h"
 
 enum { JPEG_ABI = 62, JPEG_GRAY = 1, JPEG_RGB = 2, JPEG_YCC = 3, MARGIN = 2 };
-enum { MOST_PIXELS = 89478485 }; /* Pillow's limit against decompression bombs: beyond it, Pillow shall refuse */
+enum { MOST_PIXELS = 89478485 }; /* Pillow's limit against decompression bombs; Pillow refuses larger images */
 
 struct jpeg_error {
     void (*error_exit)(void *);
@@ -42,7 +42,7 @@ struct jpeg_decoder {
     int out_color_components, output_components, rec_outbuf_height, actual_colors;
     void *colormap;
     unsigned output_scanline;
-    char rest[632 - 172]; /* the library's own; 632 bytes in all on 64-bit machines */
+    char rest[632 - 172]; /* internal to the library; the structure has 632 bytes on 64-bit machines */
 };
 
 /* libjpeg's functions, in the order in which adco.data.native looks them up. */
@@ -59,14 +59,14 @@ struct jpeg_calls {
 };
 
 struct attempt {
-    struct jpeg_error error; /* first: libjpeg's pointer to it is a pointer to the attempt */
+    struct jpeg_error error; /* first member: libjpeg's pointer to it is also a pointer to the attempt */
     jmp_buf escape;
 };
 
 static void leave(void *decoder) { longjmp(((struct attempt *)((struct jpeg_decoder *)decoder)->error)->escape, 1); }
-static void stay_silent(void *decoder, int level) { if (level < 0) leave(decoder); } /* corrupt data */
+static void stay_silent(void *decoder, int level) { if (level < 0) leave(decoder); } /* level < 0: corrupt data */
 
-/* Whether the file ends as a JPEG does: a truncated one must be noticed even when its lower rows are not read. */
+/* Whether the file has its end marker: a truncated file must be noticed even if its lower rows are not read. */
 static int has_end(const uint8_t *file, size_t size) {
     size_t first = size > 64 ? size - 64 : 0;
     for (size_t i = size; i-- > first + 1;)
@@ -74,7 +74,7 @@ static int has_end(const uint8_t *file, size_t size) {
     return 0;
 }
 
-/* The rectangle that holds every view's crop. */
+/* The smallest rectangle that contains every view's crop. */
 static struct box union_of_crops(int width, int height, const struct view *views, int count, int row) {
     int left = width, top = height, right = 0, bottom = 0;
     for (int v = 0; v < count; v++) {
@@ -88,10 +88,10 @@ static struct box union_of_crops(int width, int height, const struct view *views
     return (struct box){left, top, right - left, bottom - top};
 }
 
-/* Decode the rows and (whole blocks of) columns of `need`; the image's pixels live in scratch. */
+/* Decode the rows of `need` and its columns, in whole blocks. The pixels are in `scratch`. */
 static int decode_part(const struct jpeg_calls *jpeg, struct jpeg_decoder *decoder, struct scratch *scratch,
                        struct box need, struct image *image) {
-    unsigned left = need.left > MARGIN ? need.left - MARGIN : 0; /* fancy upsampling looks one column aside */
+    unsigned left = need.left > MARGIN ? need.left - MARGIN : 0; /* fancy upsampling reads the neighbouring column */
     unsigned right = need.left + need.width + MARGIN;
     unsigned width = (right < decoder->image_width ? right : decoder->image_width) - left;
     jpeg->start(decoder);
@@ -112,8 +112,8 @@ static int decode_part(const struct jpeg_calls *jpeg, struct jpeg_decoder *decod
     return OK;
 }
 
-/* Decode a JPEG file in memory and render `count` views of it into row `row` of the batch. Whatever is not a sound,
- * ordinary JPEG is UNUSUAL: nothing may be assumed about the row then. */
+/* Decode a JPEG file in memory and render `count` views of it into row `row` of the batch. The result is UNUSUAL for
+ * what is not an ordinary, intact JPEG; the row's content is then undefined. */
 int adco_render_jpeg(const struct jpeg_calls *jpeg, struct scratch *scratch, const uint8_t *file, size_t size,
                      const struct view *views, int count, int row) {
     struct jpeg_decoder decoder;
@@ -129,7 +129,7 @@ int adco_render_jpeg(const struct jpeg_calls *jpeg, struct scratch *scratch, con
         jpeg->create(&decoder, JPEG_ABI, sizeof decoder);
         jpeg->memory_source(&decoder, file, (unsigned long)size);
         jpeg->read_header(&decoder, 1);
-        int known = decoder.color_space == JPEG_GRAY || decoder.color_space == JPEG_YCC || decoder.color_space == JPEG_RGB;
+        int space = decoder.color_space, known = space == JPEG_GRAY || space == JPEG_YCC || space == JPEG_RGB;
         if (known && (uint64_t)decoder.image_width * decoder.image_height <= MOST_PIXELS) {
             decoder.out_color_space = JPEG_RGB;
             struct box need = union_of_crops(decoder.image_width, decoder.image_height, views, count, row);
@@ -142,7 +142,7 @@ int adco_render_jpeg(const struct jpeg_calls *jpeg, struct scratch *scratch, con
     return result;
 }
 
-/* Whether the library handed over speaks this ABI. */
+/* Whether the given library has this ABI. */
 int adco_jpeg_fits(const struct jpeg_calls *jpeg) {
     struct jpeg_decoder decoder;
     struct attempt attempt;

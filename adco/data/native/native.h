@@ -1,14 +1,14 @@
-/* Shared by jpeg.c and pixels.c: images in, views of a batch out. No dependencies beyond the C library. */
+/* The interface of common.c, jpeg.c and pixels.c: images in, views of a batch out. Needs nothing but the C library. */
 #ifndef ADCO_NATIVE_H
 #define ADCO_NATIVE_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-enum { TRIES = 10, DRAWS = 2 * TRIES + 2 };        /* adco.data.transforms.parameters: attempts at a crop, uniforms of a crop */
-enum { OK = 0, UNUSUAL = 1, NO_MEMORY = 2 };       /* UNUSUAL: not for this reader, let Pillow decide */
+enum { TRIES = 10, DRAWS = 2 * TRIES + 2 };        /* as in parameters.py: tries of a crop, random numbers of a crop */
+enum { OK = 0, UNUSUAL = 1, NO_MEMORY = 2 };       /* UNUSUAL: not decoded here, Pillow decodes or refuses it */
 
-/* One view of a batch of B images. Arrays have a row an image; factors == NULL: only crop and resize. */
+/* One view of a batch of B images. Arrays have one row an image; factors == NULL: crop and resize only. */
 struct view {
     int32_t px, as_float;      /* as_float: normalised float32, else uint8 levels */
     double scale[2];           /* RandomResizedCrop's area range */
@@ -25,14 +25,14 @@ struct view {
 
 struct box { int left, top, width, height; };
 
-/* An RGB image, or the part of one that begins at (left, top) of an image of `width` x `height`. */
+/* An RGB image of `width` x `height`, or the part of it that starts at (left, top). */
 struct image {
     const uint8_t *rgb;
     size_t stride;
     int width, height, left, top;
 };
 
-/* Memory of one thread, kept between images. Slots: 0 decoded pixels, 1 planes, 2 resampling weights. */
+/* Working memory of one thread, reused for the next image. Slots: 0 decoded pixels, 1 planes, 2 resampling weights. */
 struct scratch {
     void *memory[3];
     size_t size[3];

@@ -1,6 +1,7 @@
-/* One view of an image: crop, antialiased bilinear resize, colour in the drawn order, greyscale, blur, solarize, flip,
- * normalise, straight into the batch. Three float planes in [0, 1], small enough for the second-level cache, between
- * the resize and the last step; every loop is written so that a compiler vectorises it. Meaning: adco/data/transforms/functional.py. */
+/* One view of an image: crop, antialiased bilinear resize, colour in the sampled order, greyscale, blur, solarize,
+ * flip, normalise, written directly into the batch; adco/data/transforms/functional.py defines each operation. Between
+ * the resize and the last step a view is three float planes in [0, 1], small enough for the second-level cache. Every
+ * loop is written so that a compiler vectorises it. */
 
 #include <math.h>
 #include <string.h>
@@ -15,8 +16,9 @@ typedef float float8 __attribute__((vector_size(32), aligned(4)));
 
 enum { BLOCK = 32, MOST_RADIUS = 64 };
 
-/* Which pixels along one side make each output pixel: Pillow's triangle filter, widened when it shrinks. Every output
- * pixel has `count` taps, some of weight 0, because a loop of known length is twice as fast. */
+/* The input pixels of each output pixel along one side, and their weights: Pillow's triangle filter, wider when the
+ * image is made smaller. Every output pixel has `count` taps, some of weight 0, because a loop of known length is twice
+ * as fast. */
 struct taps {
     int count, *first;
     float *weights; /* (px, count) */
@@ -47,23 +49,23 @@ static struct taps make_taps(void *memory, int from, int px, float unit) {
     return taps;
 }
 
-/* out[j] = sum over taps of weight * row[j]: several rows of bytes become one of floats. */
-INLINE void blend_rows(const uint8_t *R rows, size_t stride, const float *R weights, int count, int size, float *R out) {
+/* out[j] = sum over taps of weight * row[j]: one row of floats from several rows of bytes. */
+INLINE void blend_rows(const uint8_t *R rows, size_t stride, const float *R w, int count, int size, float *R out) {
     for (int j = 0; j < size; j++) {
-        float sum = weights[0] * rows[j];
-        for (int t = 1; t < count; t++) sum += weights[t] * rows[t * stride + j];
+        float sum = w[0] * rows[j];
+        for (int t = 1; t < count; t++) sum += w[t] * rows[t * stride + j];
         out[j] = sum;
     }
 }
 
-/* Many rows: a few at a time. */
-INLINE void blend_many(const uint8_t *R rows, size_t stride, const float *R weights, int count, int size, float *R out) {
+/* The same for many taps, one tap at a time. */
+INLINE void blend_many(const uint8_t *R rows, size_t stride, const float *R w, int count, int size, float *R out) {
     for (int j = 0; j < size; j++) out[j] = 0;
     for (int t = 0; t < count; t++)
-        for (int j = 0; j < size; j++) out[j] += weights[t] * rows[t * stride + j];
+        for (int j = 0; j < size; j++) out[j] += w[t] * rows[t * stride + j];
 }
 
-/* A line of pixels -> px pixels of four floats, the last of no meaning. */
+/* A line of pixels -> px pixels of four floats; the fourth is unused. */
 INLINE void blend_columns(const float *R line, const struct taps *across, int count, int px, float *R out) {
     for (int x = 0; x < px; x++) {
         const float *from = line + 3 * across->first[x], *w = across->weights + (size_t)x * count;
@@ -84,7 +86,7 @@ INLINE void blend_columns(const float *R line, const struct taps *across, int co
         default: otherwise(count); \
     }
 
-/* line: 3 * width + 4 floats, then 4 * px. */
+/* Resize to three planes of px x px. line: working memory of 3 * width + 4 floats, then 4 * px. */
 INLINE void resize(const uint8_t *R rgb, size_t stride, int width, int px, const struct taps *across,
                    const struct taps *down, float *R line, float *R r, float *R g, float *R b) {
     float *R quads = line + 3 * (size_t)width + 4;
@@ -96,7 +98,8 @@ INLINE void resize(const uint8_t *R rgb, size_t stride, int width, int px, const
         UNROLLED(ROWS, down->count, MANY)
 #define COLUMNS(n) blend_columns(line, across, n, px, quads)
         UNROLLED(COLUMNS, across->count, COLUMNS)
-        for (int x = 0, i = y * px; x < px; x++, i++) r[i] = quads[4 * x], g[i] = quads[4 * x + 1], b[i] = quads[4 * x + 2];
+        for (int x = 0, i = y * px; x < px; x++, i++)
+            r[i] = quads[4 * x], g[i] = quads[4 * x + 1], b[i] = quads[4 * x + 2];
     }
 }
 
@@ -171,8 +174,8 @@ INLINE void weigh(const float *const *up, const float *const *down, const float 
     }
 }
 
-/* Gaussian of width sigma cut at three sigma, edges repeated. spare: a plane; line: a row with both edges, then a row;
- * each with BLOCK to spare. */
+/* Gaussian blur; the kernel ends at three sigma, and edges are repeated. Working memory, each with BLOCK more floats:
+ * spare, a plane; line, a row with both repeated edges, then a row. */
 INLINE void blur(float *R plane, int px, float sigma, float *R spare, float *R line) {
     const float *up[MOST_RADIUS + 1], *down[MOST_RADIUS + 1];
     float w[MOST_RADIUS + 1], sum = 1;
@@ -187,7 +190,7 @@ INLINE void blur(float *R plane, int px, float sigma, float *R spare, float *R l
         const float *row = plane + y * px;
         memcpy(middle, row, px * sizeof(float));
         for (int k = 1; k <= radius; k++) middle[-k] = row[0], middle[px - 1 + k] = row[px - 1];
-        weigh(up, down, w, radius, px, spare + y * px); /* what lies beyond the row, the next one overwrites */
+        weigh(up, down, w, radius, px, spare + y * px); /* the next row overwrites what is written beyond this one */
     }
     for (int y = 0; y < px; y++) {
         for (int k = 0; k <= radius; k++) {
@@ -199,7 +202,7 @@ INLINE void blur(float *R plane, int px, float sigma, float *R spare, float *R l
     }
 }
 
-/* Three planes -> the batch's interleaved row, normalised or as levels. */
+/* Three planes -> the batch's row with interleaved channels, normalised or as levels. */
 INLINE void deliver(const float *R r, const float *R g, const float *R b, int px, const struct view *view, int row) {
     const float *gain = view->gain, *offset = view->offset;
     int flip = view->factors && view->flip[row], step = flip ? -1 : 1;
@@ -224,7 +227,7 @@ INLINE void deliver(const float *R r, const float *R g, const float *R b, int px
     }
 }
 
-/* Colour to solarize, in MoCo's and BYOL's order. planes: r, g, b; n floats each, `plane` apart. */
+/* Colour, greyscale, blur and solarize, in MoCo's and BYOL's order. planes: r, g, b, `plane` floats apart. */
 INLINE void recolor(float *planes, size_t plane, int px, const struct view *view, int row, float *spare, float *line) {
     float *r = planes, *g = planes + plane, *b = planes + 2 * plane;
     const float *factors = view->factors + 4 * (size_t)row;
@@ -248,7 +251,8 @@ INLINE int render(struct scratch *scratch, const struct image *image, const stru
     struct box box;
     int px = view->px;
     crop_box(image->width, image->height, view->scale, view->crops + (size_t)row * DRAWS, &box);
-    size_t plane = (size_t)px * px + BLOCK, line = 2 * ((size_t)px + MOST_RADIUS + BLOCK), wide = 3 * (size_t)box.width + 4 + 4 * (size_t)px;
+    size_t plane = (size_t)px * px + BLOCK, line = 2 * ((size_t)px + MOST_RADIUS + BLOCK);
+    size_t wide = 3 * (size_t)box.width + 4 + 4 * (size_t)px;
     float *planes = reserve(scratch, 1, (4 * plane + line + wide) * sizeof(float));
     size_t across_size = taps_size(box.width, px);
     char *memory = reserve(scratch, 2, across_size + taps_size(box.height, px));
@@ -257,14 +261,15 @@ INLINE int render(struct scratch *scratch, const struct image *image, const stru
     struct taps across = make_taps(memory, box.width, px, 1);
     struct taps down = make_taps(memory + across_size, box.height, px, 1.0f / 255);
     const uint8_t *corner = image->rgb + image->stride * (box.top - image->top) + 3 * (size_t)(box.left - image->left);
-    memset(lines + line, 0, wide * sizeof(float)); /* the last pixel is read four floats wide */
-    resize(corner, image->stride, box.width, px, &across, &down, lines + line, planes, planes + plane, planes + 2 * plane);
+    memset(lines + line, 0, wide * sizeof(float)); /* the last pixel is read as four floats */
+    resize(corner, image->stride, box.width, px, &across, &down, lines + line, planes, planes + plane,
+           planes + 2 * plane);
     if (view->factors) recolor(planes, plane, px, view, row, spare, lines);
     deliver(planes, planes + plane, planes + 2 * plane, px, view, row);
     return OK;
 }
 
-/* The same code compiled twice: for any machine, and for those with AVX2, chosen when it runs. */
+/* The same code compiled twice: for any machine, and for machines with AVX2; chosen when it runs. */
 static int render_anywhere(struct scratch *scratch, const struct image *image, const struct view *view, int row) {
     return render(scratch, image, view, row);
 }

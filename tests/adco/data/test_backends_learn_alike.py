@@ -59,9 +59,9 @@ def features(network: nn.Module, index: ImageIndex) -> torch.Tensor:
     count = len(index) // 2
     order = torch.from_numpy(next(requests(0, len(index), len(index), 0, 1)).samples)
     rows = [network(b.to_views(CPU)[0]) for b in batches(dataset, requests(0, len(index), count, 0, 2), 1, CPU)]
-    found = torch.empty(len(index), 256)
-    found[order[: 2 * count]] = F.normalize(torch.cat(rows), dim=1)
-    return found
+    embeddings = torch.empty(len(index), 256)
+    embeddings[order[: 2 * count]] = F.normalize(torch.cat(rows), dim=1)
+    return embeddings
 
 
 def knn(network: nn.Module, train: ImageIndex, val: ImageIndex) -> float:
@@ -77,16 +77,16 @@ def compare(
 ) -> tuple[list[float], list[float], float, float]:
     """kNN of the native and of the reference backend by seed, of an untrained network, and the 95% half-interval of
     the difference of the means: seeds' spread and the finite val set."""
-    scores = [
+    ours, theirs = (
         [knn(trained(train, backend, s, epochs), train, val) for s in range(seeds)]
         for backend in ("native", "reference")
-    ]
+    )
     torch.manual_seed(0)
     untrained = knn(encoder().eval(), train, val)
-    variance = sum(statistics.variance(part) for part in scores) / seeds
-    share = statistics.fmean(scores[0] + scores[1]) / 100
+    variance = sum(statistics.variance(part) for part in (ours, theirs)) / seeds
+    share = statistics.fmean(ours + theirs) / 100
     variance += 2 * 1e4 * share * (1 - share) / (len(val) * seeds)
-    return *scores, untrained, 1.96 * math.sqrt(variance)
+    return ours, theirs, untrained, 1.96 * math.sqrt(variance)
 
 
 @pytest.mark.slow

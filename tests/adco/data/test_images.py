@@ -27,7 +27,7 @@ def test_a_flat_folder_is_one_class(tmp_path):
     assert (index.paths, index.labels) == (("a.jpg", "b.png"), (0, 0))
 
 
-def test_nested_pictures_are_found_and_link_loops_end(tmp_path):
+def test_nested_images_are_listed_and_link_loops_end(tmp_path):
     deep = tmp_path / "cat" / "a" / "b"
     deep.mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(deep / "x.png")

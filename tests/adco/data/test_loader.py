@@ -13,7 +13,7 @@ from torchvision.transforms import functional as F
 from adco.config.schema import ViewConfig
 from adco.data import loader, native
 from adco.data.images import index_folder
-from adco.data.loader import ViewDataset, batches, requests, resolve_backend
+from adco.data.loader import ViewDataset, batches, requests, resolve_backend, shuffled_steps
 from adco.data.transforms import functional
 from adco.data.transforms.reference import reference_levels
 from adco.utils.errors import UserError
@@ -71,7 +71,7 @@ def test_reference_views_are_torchvisions_to_the_bit(images):
     for spec, draw, view in zip(SPECS, dataset.draws(request), made, strict=True):
         for row, sample in enumerate(request.samples):
             levels = reference_levels(index.image(int(sample)), spec.px, spec.scale, draw, row)
-            theirs = F.normalize(F.to_tensor(levels.transpose(1, 2, 0).copy()), functional.MEAN, functional.STD)
+            theirs = F.normalize(F.to_tensor(levels.transpose(1, 2, 0).copy()), [*functional.MEAN], [*functional.STD])
             assert torch.equal(view[row], theirs)
 
 
@@ -97,6 +97,15 @@ def test_an_epoch_shows_no_sample_twice_and_leaves_the_remainder_out():
         shown = np.concatenate([request.samples for request in part])
         assert len(set(shown.tolist())) == 40
         assert {request.epoch for request in part} == {epoch}
+
+
+def test_steps_are_the_same_wherever_the_training_starts():
+    steps = list(shuffled_steps(seed=3, count=7, steps_per_epoch=3, first_step=0, last_step=9))
+    assert [step[:2] for step in steps] == [(epoch, place) for epoch in range(3) for place in range(3)]
+    assert all(sorted(order) == list(range(7)) for _, _, order in steps)
+    resumed = shuffled_steps(seed=3, count=7, steps_per_epoch=3, first_step=1, last_step=6, first_epoch=1)
+    for (epoch, place, order), (other_epoch, other_place, other_order) in zip(steps[4:9], resumed, strict=True):
+        assert (epoch, place) == (other_epoch, other_place) and np.array_equal(order, other_order)
 
 
 @needs_kernel
@@ -135,7 +144,7 @@ def test_auto_is_native_on_the_cpu_and_where_there_are_threads_enough(monkeypatc
     assert resolve_backend("auto", CUDA, 2) == "device"
     assert resolve_backend("reference", CUDA, 16) == "reference"
     monkeypatch.setattr(native, "available", lambda: False)
-    monkeypatch.setattr(loader, "_said", set())
+    monkeypatch.setattr(loader, "_noted", set())
     assert [resolve_backend("auto", CPU, 2) for _ in range(2)] == ["device", "device"]
     assert capsys.readouterr().err.count("C kernel is not built") == 1
     with pytest.raises(UserError, match="data.backend=native"):
@@ -149,6 +158,7 @@ def test_without_the_kernel_the_device_backend_cuts_the_same_crops(photographs, 
     without = loaded(photographs, 0, 1, 2, backend="auto")[0]
     for a, b in zip(with_kernel.pixels, without.pixels, strict=True):
         assert (a.int() - b.int()).abs().max() <= 1
+    assert with_kernel.choices and without.choices
     for a, b in zip(with_kernel.choices, without.choices, strict=True):
         assert torch.equal(a.factors, b.factors)
 
@@ -168,11 +178,11 @@ def damaged(images, tmp_path):
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_unreadable_images_are_named_and_the_next_readable_one_stands_in(damaged, backend):
     root, files = damaged
-    found = {}
+    bad = {}
     for batch in loaded(root, 0, 4, workers=2, batch=12, backend=backend):
         assert all((pixels.flatten(1).float().std(dim=1) > 0).all() for pixels in batch.pixels)
-        found.update(batch.bad)
-    assert set(found) == {path.relative_to(root).as_posix() for path in files}
+        bad.update(batch.bad)
+    assert set(bad) == {path.relative_to(root).as_posix() for path in files}
 
 
 def test_a_truncated_jpeg_is_noticed_even_below_the_crop(photographs, tmp_path):

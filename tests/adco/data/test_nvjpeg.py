@@ -1,5 +1,5 @@
-"""Decoding and cropping on the training device, tried with the CPU as the device: torchvision's decoder has one face
-for both. What nvJPEG itself does is tested where there is a GPU."""
+"""Decoding and cropping on the training device, tried with the CPU as the device: torchvision's decoder has one
+interface for both. What nvJPEG itself does is tested where there is a GPU."""
 
 import shutil
 
@@ -41,19 +41,20 @@ def test_crops_and_choices_are_those_of_the_device_backend(photographs):
     index = index_folder(photographs)
     dataset = ViewDataset(index, SPECS, 0, 0, "device")
     expected = dataset[next(requests(0, len(index), 24, 0, 1))]  # cropped by Pillow
-    found = made(photographs)
-    for difference in level_differences(found, expected):
+    batch = made(photographs)
+    for difference in level_differences(batch, expected):
         assert difference.mean() < 0.5 and difference.max() <= 3  # two implementations of one antialiased resize
-    for ours, theirs in zip(found.choices, expected.choices, strict=True):
+    assert batch.choices and expected.choices
+    for ours, theirs in zip(batch.choices, expected.choices, strict=True):
         assert torch.equal(ours.factors, theirs.factors) and torch.equal(ours.flip, theirs.flip)
-    assert found.to_views(CPU)[1].shape == (24, 3, 16, 16) and not found.bad
+    assert batch.to_views(CPU)[1].shape == (24, 3, 16, 16) and not batch.bad
 
 
 def test_a_crop_is_resized_as_pillow_does_it():
     levels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     for box in ((3, 5, 60, 40), (0, 0, 70, 50), (10, 10, 8, 8)):
         theirs = parameters.resized_crop(Image.fromarray(levels), 16, box).astype(int)
-        ours = nvjpeg.cut(torch.from_numpy(levels).permute(2, 0, 1), 16, box).numpy()
+        ours = nvjpeg.resized_crop(torch.from_numpy(levels).permute(2, 0, 1), 16, box).numpy()
         assert np.abs(ours - theirs).max() <= 1
 
 

@@ -133,7 +133,7 @@ def test_names_of_any_bytes_survive():
 # tar shards
 
 
-def test_shards_hold_the_folders_pictures_in_any_order(folder, tars, monkeypatch):
+def test_shards_hold_the_folders_images_in_any_order(folder, tars, monkeypatch):
     whole, index = index_folder(folder), open_images(tars)
     assert same_images(whole, index)
     assert index.classes == whole.classes
@@ -156,7 +156,7 @@ def test_batches_from_shards_equal_batches_from_the_folder_and_go_on_anywhere(fo
     assert all(torch.equal(a, b) for a, b in zip(whole[4:], loaded(open_images(tars), 4, 6), strict=True))
 
 
-def test_a_changed_shard_is_looked_through_again_and_a_cut_one_names_its_pictures(tars, tmp_path):
+def test_a_changed_shard_is_scanned_again_and_a_cut_one_names_its_images(tars, tmp_path):
     before = open_images(tars)
     write_tar(tmp_path / "part-001.tar", {"x/1.jpg": jpeg(photograph(1, 40, 30))})
     after = open_images(tars)
@@ -246,7 +246,7 @@ def test_shards_behind_a_url_are_the_same_images_by_range_requests(folder, tars,
 # in memory
 
 
-def test_pictures_in_memory_are_the_pictures_and_bad_ones_stay_bad(folder):
+def test_images_in_memory_are_the_images_and_bad_ones_stay_bad(folder):
     (folder / "class1" / "00001.jpg").write_bytes(b"no image")
     (folder / "class1" / "00004.jpg").write_bytes(jpeg(photograph(4, 300, 200))[:-3000])  # a good header alone
     index = index_folder(folder)
@@ -275,9 +275,10 @@ def test_processes_of_one_machine_share_the_memory_and_the_last_one_gives_it_bac
     start = [sys.executable, "-c", code, str(folder)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
     with subprocess.Popen([*start, "first"], **pipes) as one:
+        assert one.stdout
         total = one.stdout.readline()
-        with subprocess.Popen([*start, "second"], **pipes) as two:  # cannot fill, so it finds the first one's
-            assert two.stdout.readline() == total
+        with subprocess.Popen([*start, "second"], **pipes) as two:  # cannot fill, so it uses the first one's
+            assert two.stdout and two.stdout.readline() == total
             two.communicate("\n")
         left = list(place.glob(f"adco-*{index.stamp()[:24]}*"))
         assert len(left) == 1

@@ -188,7 +188,7 @@ def test_whatever_moves_the_numbers_makes_other_features(backbone, dataset, tmp_
 @pytest.mark.parametrize(
     "damage", ["flipped bit", "truncated", "no array", "no manifest", "manifest of another", "half json"]
 )
-def test_damage_is_noticed_and_mended(backbone, dataset, tmp_path, capsys, damage):
+def test_damage_is_noticed_and_repaired(backbone, dataset, tmp_path, capsys, damage):
     cache = tmp_path / "cache"
     good = np.array(extract(backbone, dataset, [GAP], cache, CPU).rows[GAP])
     (array,), (manifest,) = cache.glob("*.npy"), cache.glob("*.json")
@@ -218,17 +218,17 @@ def interrupt_at(monkeypatch, path):
     """Ctrl-C while this image is read."""
     read = reading_module.read_image
 
-    def stop(found):
-        if str(found).endswith(path):
+    def stop(file):
+        if str(file).endswith(path):
             raise KeyboardInterrupt
-        return read(found)
+        return read(file)
 
     with monkeypatch.context() as patched:
         patched.setattr(reading_module, "read_image", stop)
         yield
 
 
-def test_extraction_goes_on_after_an_interruption(backbone, dataset, tmp_path, monkeypatch, reads):
+def test_extraction_resumes_after_an_interruption(backbone, dataset, tmp_path, monkeypatch, reads):
     """Stopped in the second batch of five: the first is kept, and the whole equals an undisturbed run bit for bit."""
     whole = extract(backbone, dataset, [GAP, RES5], tmp_path / "whole", CPU)
     stopped = contextmanager(interrupt_at)(monkeypatch, dataset.paths[7])
@@ -342,7 +342,7 @@ def test_another_error_stays_what_it_is(backbone, dataset, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_unreadable_picture_is_an_error_by_default(backbone, dataset, tmp_path, workers):
+def test_an_unreadable_image_is_an_error_by_default(backbone, dataset, tmp_path, workers):
     (dataset.root / dataset.paths[6]).write_bytes(b"not an image")
     with pytest.raises(UserError) as caught:
         extract(backbone, dataset, [GAP], tmp_path / "cache", Reader(torch.device("cpu"), workers, batch_size=5))
@@ -350,7 +350,7 @@ def test_unreadable_picture_is_an_error_by_default(backbone, dataset, tmp_path, 
     assert not list((tmp_path / "cache").glob("*.npy"))
 
 
-def test_unreadable_pictures_are_skipped_counted_and_named(backbone, dataset, tmp_path):
+def test_unreadable_images_are_skipped_counted_and_named(backbone, dataset, tmp_path):
     good = extract(backbone, dataset, [GAP], tmp_path / "good", CPU).rows[GAP]
     bad = [0, 1, 2, 3, 4, 8]  # a whole first batch of five, and one more
     for i in bad:
@@ -365,7 +365,7 @@ def test_unreadable_pictures_are_skipped_counted_and_named(backbone, dataset, tm
         extract(backbone, dataset, [GAP], tmp_path / "cache", Reader(torch.device("cpu"), 0, 5, max_bad_share=0.49))
 
 
-def test_a_picture_that_can_be_read_again_is_computed(backbone, dataset, tmp_path, capsys):
+def test_an_image_that_can_be_read_again_is_computed(backbone, dataset, tmp_path, capsys):
     """A passing fault (a file server, a permission) leaves size and time as they were; the cache looks again."""
     path = dataset.root / dataset.paths[2]
     content, stat = path.read_bytes(), path.stat()
@@ -380,7 +380,7 @@ def test_a_picture_that_can_be_read_again_is_computed(backbone, dataset, tmp_pat
     assert "can be read now" in capsys.readouterr().err
 
 
-def test_a_dangling_link_is_an_unreadable_picture(backbone, dataset, tmp_path):
+def test_a_dangling_link_is_an_unreadable_image(backbone, dataset, tmp_path):
     path = dataset.root / dataset.paths[4]
     path.unlink()
     path.symlink_to(tmp_path / "gone.png")

@@ -46,7 +46,7 @@ def test_val_labels_are_numbered_as_in_training(folder):
     }
 
 
-def test_fingerprint_does_not_depend_on_the_place_but_on_the_pictures(folder, tmp_path):
+def test_fingerprint_does_not_depend_on_the_place_but_on_the_images(folder, tmp_path):
     moved = folder.rename(tmp_path / "moved")
     before = fingerprint(read_folders(moved))
     assert fingerprint(read_folders(make_folder(folder))) == before
@@ -63,7 +63,7 @@ def flatten(folder):
     move("old/cat", "train")(folder)
 
 
-def spoil_a_picture(folder):
+def spoil_an_image(folder):
     (folder / "val" / "dog" / "2.png").write_bytes(b"x")
 
 
@@ -71,7 +71,7 @@ FAULTS = {
     "no val": (move("val", "test"), ["val", "no such image folder"]),
     "class only in val": (move("val/cat", "val/cow"), ["'cow'", "train"]),
     "flat folder": (flatten, ["train", "no class folder"]),
-    "image broken": (spoil_a_picture, ["2.png", "--max-bad-share"]),
+    "image broken": (spoil_an_image, ["2.png", "--max-bad-share"]),
 }
 
 
@@ -80,8 +80,8 @@ FAULTS = {
 def test_faults_are_one_line(folder, tmp_path, capsys, fault, tool):
     spoil, parts = FAULTS[fault]
     spoil(folder)
-    neighbours = ["--k", "1"] if tool is transfer.knn else []
-    assert_one_line_error(capsys, tool.main(arguments(folder, tmp_path / "out", *neighbours)), *parts)
+    options = ["--k", "1"] if tool is transfer.knn else []
+    assert_one_line_error(capsys, tool.main(arguments(folder, tmp_path / "out", *options)), *parts)
     assert not list((tmp_path / "out").glob("*.json"))
 
 
@@ -165,7 +165,7 @@ def test_held_out_rows_are_a_tenth_of_each_class_by_seed():
     assert (held != held_out_rows(labels, 0.1, seed=1)).any()
 
 
-def test_the_pair_is_chosen_on_training_pictures_only(monkeypatch):
+def test_the_pair_is_chosen_on_training_images_only(monkeypatch):
     monkeypatch.setattr(transfer.linear, "EPOCHS", 5)
     x, labels = blobs(n=300, d=4, seed=3)
     x = np.concatenate([x, 2 * np.random.default_rng(4).standard_normal((300, 100))], axis=1).astype(np.float32)

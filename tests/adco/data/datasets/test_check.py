@@ -70,7 +70,7 @@ def test_what_is_missing_is_named(copy, capsys, spoil, says):
     assert len(captured.err.strip().splitlines()) == 1
 
 
-def test_a_picture_that_cannot_be_decoded_is_named(copy, capsys):
+def test_an_image_that_cannot_be_decoded_is_named(copy, capsys):
     path = next((copy / "imagenet/val").rglob("*.jpg"))
     path.write_bytes(path.read_bytes()[:300])
     assert main([str(copy / "imagenet"), "--decode", "all"]) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +24,8 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="the C kernel is 
 
 COUNT = 12
 STD = torch.tensor(functional.STD).view(3, 1, 1)
-PLAIN = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0, "flip_p": 0.0}
-FULL_VIEW = {"scale": [1.0, 1.0], "px": 120}  # with images of 120 x 120 the resize changes nothing
+PLAIN: dict[str, Any] = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0, "flip_p": 0.0}
+FULL_VIEW: dict[str, Any] = {"scale": [1.0, 1.0], "px": 120}  # with images of 120 x 120 the resize changes nothing
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def draws(spec: ViewConfig, count: int = COUNT, seed: int = 0) -> parameters.Vie
     return parameters.sample_params(spec, seed, 0, np.arange(count), 0)
 
 
-def rendered(spec: ViewConfig, drawn: parameters.ViewParams, images, dtype=np.float32, full=True) -> np.ndarray:
+def rendered(spec: ViewConfig, drawn: parameters.ViewParams, images, dtype: type = np.float32, full=True) -> np.ndarray:
     """(B, px, px, 3): every image's view by the kernel, from pixels or from a file's content."""
     out = np.empty((len(images), spec.px, spec.px, 3), dtype)
     canvas = native.Canvas([spec.scale], [drawn], [out], full)
