@@ -1,43 +1,43 @@
-"""What the benchmarks' command lines share: their arguments, what these become, and how records are written."""
+"""What the commands of the benchmarks share: their arguments, the objects made of them, and the writing of records."""
 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
 from adco.data.transforms.functional import MEAN, STD
 from adco.evaluation.provenance import code_version
-from adco.evaluation.records import Predictions, Record, Score
+from adco.evaluation.records import Predictions, Record
 from adco.utils.device import parse_workers, resolve_device, resolve_workers, set_arithmetic
 from adco.utils.errors import UserError
 from adco.utils.files import output_folder
 from adco.weights.backbone import Backbone, load_backbone
-from transfer.classifier.engine import TrainingSetup
+from transfer.classifier.state import TrainingSetup
 from transfer.features.extract import Extraction, Feature, Reader, extract
 from transfer.features.reading import ImageList
 from transfer.features.transforms import CROP_PX, RESIZE_PX, Transform
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are UserErrors, one line each."""
+    """An ArgumentParser whose errors are UserErrors, one line each."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
 
 
-def make_parser(description: str, data_help: str) -> Parser:
-    """A parser with the arguments of every frozen-feature benchmark."""
+def make_parser(description: str | None, data_help: str) -> Parser:
+    """Make a parser with the arguments of every frozen-feature benchmark; `data_help` explains --data."""
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", metavar="PATH", help="a checkpoint file, zoo://NAME, or random:ARCH[:SEED]")
     parser.add_argument("--data", metavar="FOLDER", type=Path, help=data_help)
-    parser.add_argument("--output-dir", metavar="FOLDER", type=Path, help="where the records (JSON) go")
+    parser.add_argument("--output-dir", metavar="FOLDER", type=Path, help="where the records (JSON) are written")
     parser.add_argument(
-        "--cache-dir", metavar="FOLDER", type=Path, help="where features are kept (OUTPUT_DIR/features)"
+        "--cache-dir", metavar="FOLDER", type=Path, help="where features are cached (OUTPUT_DIR/features)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX (auto)")
     workers = "threads that read images (auto: the cores but one, at most 8 without a GPU)"
@@ -50,25 +50,59 @@ def make_parser(description: str, data_help: str) -> Parser:
     )
     parser.add_argument("--resize-px", type=_at_least(1), help="size of the first resize (IMAGE_PX x 256 / 224)")
     parser.add_argument("--max-bad-share", type=_share, default=0.0, help="share of unreadable images to skip (0)")
-    parser.add_argument("--seed", type=_at_least(0), default=0, help="seed of whatever the protocol leaves open (0)")
+    parser.add_argument("--seed", type=_at_least(0), default=0, help="seed of everything the protocol leaves open (0)")
     return parser
 
 
 def add_protocols(parser: argparse.ArgumentParser, default: str, more: str = "") -> None:
-    """--protocol, which may be repeated; `list` explains them."""
+    """Add --protocol, which may be repeated; `--protocol list` explains the protocols. `more` is added to its help."""
     more = f"; {more}" if more else ""
     text = f"a protocol by name, may be repeated; list explains each in two lines{more} ({default})"
     parser.add_argument("--protocol", action="append", metavar="NAME", help=text)
 
 
-def explain(about: Mapping[str, str]) -> str:
-    """What `--protocol list` prints: each name, and two lines on it."""
-    return "\n".join(f"{name}\n  {text.replace(chr(10), chr(10) + '  ')}" for name, text in about.items())
+def select_protocols(
+    given: Sequence[str] | None, default: str, about: Mapping[str, str], also: Sequence[str] = ()
+) -> list[str]:
+    """Check the names given with --protocol, or print an explanation of all of them for `--protocol list`.
+
+    Args:
+        given: the names, None for the default one.
+        default: the protocol that is run when none is given.
+        about: two lines on each protocol.
+        also: further names that are allowed, e.g. `all`.
+
+    Returns:
+        The names, each once; empty when the explanation was asked for, and nothing is to be run.
+
+    Raises:
+        UserError: a name is not known.
+    """
+    names = list(dict.fromkeys(given or [default]))
+    if "list" in names:
+        indent = "\n  "
+        print("\n".join(f"{name}{indent}{text.replace(chr(10), indent)}" for name, text in about.items()))
+        return []
+    for name in names:
+        if name not in (*about, *also):
+            raise UserError(f"--protocol {name}: not known; choose {', '.join(about)}, or list for an explanation")
+    return names
 
 
 @dataclass(frozen=True)
 class BenchmarkRun:
-    """The shared arguments, checked: what is judged, how images are read, and where results go."""
+    """The shared arguments, checked: what is evaluated, how images are read, and where results are written.
+
+    Attributes:
+        backbone: the checkpoint.
+        reader: device, threads and batch of the feature extraction.
+        output_dir: where records are written.
+        cache_dir: where features are cached.
+        crop_px: side of the network's input, in pixels.
+        resize_px: size of the first resize, in pixels.
+        seed: the seed of everything that a protocol leaves open.
+        standard: the protocol's own (crop_px, resize_px).
+    """
 
     backbone: Backbone
     reader: Reader
@@ -80,18 +114,21 @@ class BenchmarkRun:
     standard: tuple[int, int] = (CROP_PX, RESIZE_PX)
 
     def transform(self, fit: str) -> Transform:
-        """The protocol's transform at this job's image size."""
+        """Make a protocol's test transform at this run's image size."""
         return Transform(fit, self.crop_px, self.resize_px)
 
     def protocol(self, name: str) -> str:
-        """The protocol's name, with the image size when it is not the protocol's own: `pcl@128px-resize160`."""
+        """Add the image size to a protocol's name when it is not the protocol's own: `pcl@128px-resize160`."""
         if (self.crop_px, self.resize_px) == self.standard:
             return name
         odd_resize = "" if self.resize_px == usual_resize(self.crop_px, self.standard) else f"-resize{self.resize_px}"
         return f"{name}@{self.crop_px}px{odd_resize}"
 
     def extract(self, images: ImageList, features: Sequence[Feature]) -> Extraction:
-        """`features.extract`, and a line of what was done. Creates the output folder first: no work for nothing."""
+        """Extract features (`transfer.features.extract.extract`) and print what was done.
+
+        The output folder is created first, so that an error of its path costs no time.
+        """
         output_folder(self.output_dir)
         output_folder(self.cache_dir)
         done = extract(self.backbone, images, features, self.cache_dir, self.reader)
@@ -107,13 +144,25 @@ class BenchmarkRun:
     def write_record(
         self,
         protocol: str,
-        scores: dict[str, Score],
-        data: dict,
-        settings: dict,
+        scores: Mapping[str, float],
+        data: Mapping[str, object],
+        settings: Mapping[str, object],
         duration_seconds: float,
-        keep: Callable[[Path], Predictions] | None = None,
+        write_predictions: Callable[[Path], Predictions] | None = None,
     ) -> Path:
-        """Write one record, `a/b` as `a-b.json`, and return its path. keep: writes the predictions beside it (npz)."""
+        """Write one record into the output folder.
+
+        Args:
+            protocol: name without image size; `a/b` is written as `a-b.json`.
+            scores: by name, in percent where papers give percent.
+            data: what the record says of the data.
+            settings: settings of the protocol; those that all benchmarks share are added.
+            duration_seconds: how long the evaluation took.
+            write_predictions: writes the predictions of all images to the path that it is given, beside the record.
+
+        Returns:
+            The record's path.
+        """
         shared = {
             "image_px": self.crop_px,
             "resize_px": self.resize_px,
@@ -130,9 +179,9 @@ class BenchmarkRun:
             scores,
             self.backbone.describe(),
             data,
-            shared | settings,
+            {**shared, **settings},
             round(duration_seconds, 3),
-            predictions=keep(path.with_suffix(".npz")) if keep else None,
+            predictions=write_predictions(path.with_suffix(".npz")) if write_predictions else None,
         )
         record.write(path)
         print(f"wrote {path}")
@@ -140,19 +189,19 @@ class BenchmarkRun:
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    """The arguments of protocols that train; what differs from the protocol's own goes into its name."""
+    """Add the arguments of protocols that train. What differs from the protocol's own value is added to its name."""
     parser.add_argument("--epochs", type=_at_least(1), help="train shorter or longer, the schedule in proportion")
     parser.add_argument("--train-batch", type=_at_least(2), help="images a step over all ranks, rates in proportion")
-    parser.add_argument("--evaluations", type=_at_least(1), default=10, help="looks at val during training (10)")
+    parser.add_argument("--evaluations", type=_at_least(1), default=10, help="evaluations on val during training (10)")
     parser.add_argument("--bf16", action="store_true", help="run the backbone under bfloat16 autocast")
 
 
-def make_plan(args: argparse.Namespace, job: BenchmarkRun, device: torch.device, name: str) -> TrainingSetup:
-    """Where and how a training protocol runs: its state lies in OUTPUT_DIR/NAME, and is gone on with when found."""
-    folder = output_folder(job.output_dir / name.replace("/", "-"))
+def make_setup(args: argparse.Namespace, run: BenchmarkRun, device: torch.device, name: str) -> TrainingSetup:
+    """Make the setup of a protocol that trains. It saves its state in OUTPUT_DIR/NAME and resumes from it."""
+    folder = output_folder(run.output_dir / name.replace("/", "-"))
     return TrainingSetup(
-        device, job.reader.workers, job.crop_px, job.resize_px, folder, job.seed, args.evaluations,
-        args.bf16, job.reader.max_bad_share,
+        device, run.reader.workers, run.crop_px, run.resize_px, folder, run.seed, args.evaluations,
+        args.bf16, run.reader.max_bad_share,
     )  # fmt: skip
 
 
@@ -163,18 +212,12 @@ def require_paths(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} is required; see --help")
 
 
-def only_listed(args: argparse.Namespace, about: Mapping[str, str]) -> bool:
-    """Answer `--protocol list` (True) for a tool that needs no choice. Raises UserError for an unknown protocol."""
-    if "list" in (args.protocol or ()):
-        print(explain(about))
-        return True
-    if strange := [name for name in args.protocol or () if name not in about]:
-        raise UserError(f"--protocol {strange[0]}: not known; choose {', '.join(about)}, or list to read of it")
-    return False
-
-
 def make_job(args: argparse.Namespace) -> BenchmarkRun:
-    """Check the shared arguments and read the checkpoint. Writes nothing. Raises UserError."""
+    """Check the shared arguments and read the checkpoint. Writes nothing.
+
+    Raises:
+        UserError: an argument is missing or makes no sense, or the checkpoint cannot be read.
+    """
     require_paths(args)
     code_version("transfer")  # of the files as they are now: the record names it when the work is done
     crop_px = args.image_px or CROP_PX
@@ -189,21 +232,16 @@ def make_job(args: argparse.Namespace) -> BenchmarkRun:
 
 
 def usual_resize(crop_px: int, standard: tuple[int, int] = (CROP_PX, RESIZE_PX)) -> int:
-    """The resize that keeps a protocol's proportion, for most that of 256 to 224."""
+    """The first resize, in pixels, that keeps a protocol's proportion; that of most protocols is 256 to 224."""
     return round(crop_px * standard[1] / standard[0])
 
 
 def skipped(done: Extraction) -> dict[str, object]:
-    """What a record says of unreadable images."""
+    """What a record says of unreadable images: their number, and the first twenty with the reasons."""
     return {"count": len(done.unreadable), "files": dict(sorted(done.unreadable.items())[:20])}
 
 
-def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _at_least(low: int):
+def _at_least(low: int) -> Callable[[str], int]:
     def whole_number(text: str) -> int:
         value = int(text)
         if value < low:

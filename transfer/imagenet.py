@@ -6,6 +6,7 @@ torchrun --nproc-per-node 8 transfer/imagenet.py ... trains on eight ranks and g
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,28 +14,27 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # run from a checkout, without installation
 
-import numpy as np
-
 from adco.data.images import ImageIndex
 from adco.utils import distributed
 from adco.utils.errors import command
 from adco.utils.files import output_folder, write_text
-from transfer.classifier.command import chosen, listed, run_recipe
-from transfer.classifier.dataset import Labelled
+from transfer.classifier.command import run_protocol
+from transfer.classifier.dataset import labelled
 from transfer.classifier.label_subsets import drawn_list, list_sha256, only, read_list
 from transfer.classifier.protocols import IMAGENET, SEMI_PERCENT
-from transfer.cli import add_protocols, add_training, make_parser, require_paths
+from transfer.cli import add_protocols, add_training, make_parser, require_paths, select_protocols
 from transfer.features.image_folder import described, read_folders
-from transfer.features.reading import ImageList
 
 
-def labelled(index: ImageIndex, name: str) -> Labelled:
-    """An indexed folder as training data."""
-    return Labelled(ImageList(index.root, index.paths, name), np.array(index.labels), index.classes)
+def few_labels(args: argparse.Namespace, name: str, train: ImageIndex) -> tuple[ImageIndex, dict[str, object]]:
+    """Restrict the training images to the labelled share of a semi-supervised protocol, and write the list of them.
 
+    Returns:
+        The labelled images, and what a record says of them.
 
-def few_labels(args, name: str, train: ImageIndex) -> tuple[ImageIndex, dict]:
-    """The labelled share of a semi-supervised protocol, written out, and what a record says of it."""
+    Raises:
+        UserError: --labels-list cannot be read, or names an image that is not there.
+    """
     if args.labels_list:
         paths, source = read_list(args.labels_list, train), args.labels_list.name
     else:
@@ -47,23 +47,25 @@ def few_labels(args, name: str, train: ImageIndex) -> tuple[ImageIndex, dict]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Train and evaluate every protocol that was asked for, and write a record for each."""
     parser = make_parser(__doc__, "a folder with train/CLASS/IMAGE and val/CLASS/IMAGE")
     add_protocols(parser, "adco")
     add_training(parser)
     parser.add_argument("--labels-list", type=Path, metavar="FILE",
                         help="semi1, semi10: the labelled images, one a line (else drawn by --seed)")  # fmt: skip
     args = parser.parse_args(argv)
-    if listed(args, IMAGENET):
+    names = select_protocols(args.protocol, "adco", {name: protocol.about for name, protocol in IMAGENET.items()})
+    if not names:
         return 0
-    wanted = chosen(args.protocol or ["adco"], IMAGENET)
     require_paths(args)
     folders = read_folders(args.data)
     train, val = folders
-    about = described(args.data, folders)
-    for name, recipe in wanted:
-        part, more = few_labels(args, name, train) if name in SEMI_PERCENT else (train, {})
+    data_facts = described(args.data, folders)
+    for name in names:
+        part, settings = few_labels(args, name, train) if name in SEMI_PERCENT else (train, {})
         counts = {"train_images": len(part), "val_images": len(val)}
-        run_recipe(args, recipe, labelled(part, "train"), labelled(val, "val"), about | counts, more)
+        data, val_data = labelled(part, "train"), labelled(val, "val")
+        run_protocol(args, IMAGENET[name], data, val_data, data_facts | counts, settings)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Weighted kNN accuracy of frozen features on an image folder with train/ and val/ (average pool, unit rows, cosine).
+"""Weighted kNN accuracy of frozen features on an image folder with train/ and val/ (average pool, unit length, cosine).
 
 python transfer/knn.py --checkpoint CHECKPOINT --data IMAGENET --k 20 --k 200 --output-dir results
 """
@@ -22,7 +22,7 @@ from adco.evaluation.bootstrap import REPLICATES, hits_score, in_percent, top_k_
 from adco.evaluation.knn import MIN_TEMPERATURE, knn_predict
 from adco.evaluation.predictions import write_hits
 from adco.utils.errors import UserError, command
-from transfer.cli import add_protocols, make_job, make_parser, only_listed
+from transfer.cli import add_protocols, make_job, make_parser, select_protocols
 from transfer.features.extract import Feature
 from transfer.features.image_folder import labelled_features, read_folders
 
@@ -34,6 +34,7 @@ ABOUT = {
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate every k on the features of one pass, and write a record for each."""
     parser = make_parser(__doc__, "a folder with train/CLASS/IMAGE and val/CLASS/IMAGE")
     add_protocols(parser, "knn")
     parser.add_argument("--k", action="append", type=int, help="neighbours, may be repeated (20 and 200)")
@@ -41,35 +42,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--temperature", type=float, default=0.07, help="a vote weighs exp(cosine / temperature) (0.07)"
     )
     args = parser.parse_args(argv)
-    if only_listed(args, ABOUT):
+    if not select_protocols(args.protocol, "knn", ABOUT):
         return 0
     neighbours = list(dict.fromkeys(args.k or [20, 200]))
-    job, folders = make_job(args), read_folders(args.data)
+    run, folders = make_job(args), read_folders(args.data)
     check(neighbours, args.temperature, len(folders[0]))
-    found = labelled_features(job, args.data, folders, Feature(job.transform("center")))
+    splits = labelled_features(run, args.data, folders, Feature(run.transform("center")))
 
-    device = job.reader.device
-    train, val = (normalize(torch.from_numpy(split.features).to(device)) for split in (found.train, found.val))
-    labels = torch.from_numpy(found.train.labels)
+    device = run.reader.device
+    train, val = (normalize(torch.from_numpy(split.features).to(device)) for split in (splits.train, splits.val))
+    labels = torch.from_numpy(splits.train.labels)
     for k in neighbours:
         start = time.perf_counter()
-        votes = knn_predict(train, labels, val, k, args.temperature, len(found.classes)).numpy()
-        hits = {f"top{n}": top_k_hits(votes, found.val.labels, n) for n in (1, 5) if n < len(found.classes)}
-        scores = {name: hits_score(hit, job.seed) for name, hit in hits.items()}
+        votes = knn_predict(train, labels, val, k, args.temperature, len(splits.classes)).numpy()
+        hits = {f"top{n}": top_k_hits(votes, splits.val.labels, n) for n in (1, 5) if n < len(splits.classes)}
+        scores = {name: hits_score(hit, run.seed) for name, hit in hits.items()}
         protocol = f"knn/k{k}-t{args.temperature:g}"
         for name, score in scores.items():
-            print(f"{job.protocol(protocol)}: {name} {in_percent(score)}")
+            print(f"{run.protocol(protocol)}: {name} {in_percent(score)}")
         settings = {"k": k, "temperature": args.temperature, "feature": "gap", "fit": "center"}
         settings |= {"interval_replicates": REPLICATES, "trials": 1}
-        settings["pictures_computed"] = found.computed
-        seconds = found.seconds + time.perf_counter() - start
-        keep = partial(write_hits, names=found.val.names, hits=hits)
-        job.write_record(protocol, scores, found.data, settings, seconds, keep)
+        settings["pictures_computed"] = splits.computed
+        seconds = splits.seconds + time.perf_counter() - start
+        write_predictions = partial(write_hits, names=splits.val.names, hits=hits)
+        run.write_record(protocol, scores, splits.data, settings, seconds, write_predictions)
     return 0
 
 
 def check(neighbours: Sequence[int], temperature: float, images: int) -> None:
-    """Raise UserError for what `knn_predict` would refuse, before features are extracted."""
+    """Raise UserError for values that `knn_predict` rejects, before features are extracted."""
     for k in neighbours:
         if not 1 <= k <= images:
             raise UserError(f"--k {k}: expected 1 to the number of training images, {images}")

@@ -1,4 +1,4 @@
-"""How many images a second this machine reads and puts through a checkpoint's network: for plans, no benchmark.
+"""Estimate how many images per second this machine reads and puts through a checkpoint's network, for planning.
 
 python transfer/throughput.py --checkpoint CHECKPOINT --data FOLDER [--image-px 224]        prints one number
 """
@@ -17,20 +17,22 @@ import os
 
 import torch
 
-from adco.data.datasets.check import PICTURES
+from adco.data.datasets.layouts import IMAGE_SUFFIXES
+from adco.data.eval_loader import read_batches
 from adco.data.transforms.functional import from_uint8
 from adco.utils.device import parse_workers, resolve_device, resolve_workers, set_arithmetic, upload
 from adco.utils.errors import UserError, command
 from adco.weights.backbone import load_backbone
 from transfer.cli import Parser, usual_resize
-from transfer.features.reading import ImageList, read_batches
+from transfer.features.reading import ImageList
 from transfer.features.transforms import CROP_PX, Transform
 
-SECONDS, MOST = 4.0, 4096
+SECONDS, MOST = 4.0, 4096  # length of a measurement; images that are listed
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Measure the rate and print it, in images per second."""
     parser = Parser(description=__doc__)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--data", type=Path, required=True, help="a folder with images anywhere below it")
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=parse_workers, default="auto")
     args = parser.parse_args(argv)
-    images = some_pictures(args.data)
+    images = first_images(args.data)
     transform = Transform("center", args.image_px, usual_resize(args.image_px))
     device = resolve_device(args.device)
     set_arithmetic(device)
@@ -47,21 +49,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def some_pictures(root: Path) -> ImageList:
-    """The first few thousand images below a folder. Raises UserError when there is none."""
-    found: list[str] = []
+def first_images(root: Path) -> ImageList:
+    """List the first few thousand images below a folder. Raises UserError when there is none."""
+    paths: list[str] = []
     for folder, _, names in os.walk(root, followlinks=True):
-        found += [os.path.relpath(Path(folder, n), root) for n in sorted(names) if n.lower().endswith(PICTURES)]
-        if len(found) >= MOST:
+        paths += [os.path.relpath(Path(folder, n), root) for n in sorted(names) if n.lower().endswith(IMAGE_SUFFIXES)]
+        if len(paths) >= MOST:
             break
-    if not found:
+    if not paths:
         raise UserError(f"{root}: no images below it")
-    return ImageList(root, tuple(found[:MOST]), "rate")
+    return ImageList(root, tuple(paths[:MOST]), "rate")
 
 
 @torch.inference_mode()
 def rate(model: torch.nn.Module, images: ImageList, transform: Transform, device: torch.device, workers: int) -> float:
-    """ImageList per second over a few seconds, from file to feature; a first batch of several is not counted."""
+    """Measure images per second over a few seconds, from file to feature.
+
+    The first batch is a warm-up and not counted, unless it is the only one.
+    """
     size = 64 if device.type == "cuda" else 8
     positions = range(len(images.paths))
     start, count = time.perf_counter(), 0

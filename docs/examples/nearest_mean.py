@@ -16,22 +16,23 @@ from transfer.features.image_folder import labelled_features, read_folders
 
 
 def votes(train, labels, val, classes):
-    """train (N, D), labels (N,), val (M, D) -> (M, classes) cosines to the means of unit features."""
-    means = one_hot(labels, classes).to(train).T @ normalize(train, dim=1)  # sums: cosines do not see the length
+    """Features (N, D), (M, D), class numbers (N,) -> (M, classes) cosines to the mean of each class's unit features."""
+    # sums instead of means, because a cosine does not depend on the length: (classes, D)
+    means = one_hot(labels, classes).to(train).T @ normalize(train, dim=1)
     return normalize(val, dim=1) @ normalize(means, dim=1).T
 
 
 @command
 def main(argv=None):
     args = make_parser(__doc__, "a folder with train/CLASS/IMAGE and val/CLASS/IMAGE").parse_args(argv)
-    job, folders = make_job(args), read_folders(args.data)
-    found = labelled_features(job, args.data, folders, Feature(job.transform("center"), "gap"))
-    train, val = (torch.from_numpy(split.features) for split in (found.train, found.val))
-    cosines = votes(train, torch.from_numpy(found.train.labels), val, len(found.classes))
-    hits = top_k_hits(cosines.numpy(), found.val.labels, 1)
-    score = hits_score(hits, job.seed)
-    print(f"{job.protocol('nearest-mean/cosine')}: top1 {in_percent(score)}")
-    job.write_record("nearest-mean/cosine", {"top1": score}, found.data, {"feature": "gap"}, found.seconds)
+    run, folders = make_job(args), read_folders(args.data)
+    splits = labelled_features(run, args.data, folders, Feature(run.transform("center"), "gap"))
+    train, val = (torch.from_numpy(split.features) for split in (splits.train, splits.val))
+    cosines = votes(train, torch.from_numpy(splits.train.labels), val, len(splits.classes))
+    hits = top_k_hits(cosines.numpy(), splits.val.labels, 1)
+    score = hits_score(hits, run.seed)
+    print(f"{run.protocol('nearest-mean/cosine')}: top1 {in_percent(score)}")
+    run.write_record("nearest-mean/cosine", {"top1": score}, splits.data, {"feature": "gap"}, splits.seconds)
 
 
 if __name__ == "__main__":

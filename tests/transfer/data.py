@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from adco.data.images import index_folder
+from transfer.classifier.dataset import Labelled, labelled
+
 COLOURS = {"bird": (220, 40, 40), "cat": (40, 200, 60), "dog": (50, 70, 230)}
 
 
@@ -39,8 +42,8 @@ def make_voc(parent: Path, trainval: int = 24, test: int = 12) -> Path:
             lists = {split: lines[name]}
             if split == "trainval":
                 lists |= {"train": lines[name][: count // 2], "val": lines[name][count // 2 :]}
-            for which, found in lists.items():
-                (root / "ImageSets" / "Main" / f"{name}_{which}.txt").write_text("".join(found))
+            for which, content in lists.items():
+                (root / "ImageSets" / "Main" / f"{name}_{which}.txt").write_text("".join(content))
     return root
 
 
@@ -53,6 +56,17 @@ def make_folder(root: Path, train: int = 8, val: int = 4) -> Path:
             for i in range(count):
                 draw_image(offset + 100 * c + i, [colour]).save(folder / f"{i}.png")
     return root
+
+
+def splits(folder: Path) -> list[Labelled]:
+    """Both splits of `make_folder` as training data: train and val."""
+    return [labelled(index_folder(folder / name), name) for name in ("train", "val")]
+
+
+def arguments(folder: Path, out: Path, *more: str) -> list[str]:
+    """A command line on a small network and small images; of `more` the later words win."""
+    fixed = ["--checkpoint", "random:resnet18", "--image-px", "32", "--device", "cpu", "--workers", "0"]
+    return [*fixed, "--data", str(folder), "--output-dir", str(out), *more]
 
 
 def files_below(folder: Path) -> list[Path]:

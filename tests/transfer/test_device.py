@@ -12,42 +12,21 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-import transfer.classifier.engine as engine
 import transfer.imagenet
 import transfer.knn
 from adco.data.batch import Request
-from adco.data.images import index_folder
 from adco.data.transforms import functional
 from adco.evaluation.records import load_record
-from adco.weights.backbone import load_backbone
-from tests.transfer.data import assert_one_line_error, make_folder
+from tests.transfer.data import arguments, assert_one_line_error, splits
 from transfer import cli, throughput
-from transfer.classifier import dataset
+from transfer.classifier import dataset, engine
 from transfer.classifier.command import hits
-from transfer.classifier.engine import Network, TrainingSetup, evaluate, one_step, optimiser_for, train
+from transfer.classifier.engine import evaluate, one_step, train
+from transfer.classifier.network import Network, make_optimizer
 from transfer.classifier.protocols import IMAGENET, PLACES205, VOC_ADCO
-from transfer.imagenet import labelled
+from transfer.classifier.state import Trained, TrainingSetup, resume, save
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return make_folder(tmp_path / "shapes")
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone("random:resnet18")
-
-
-def splits(folder):
-    return [labelled(index_folder(folder / name), name) for name in ("train", "val")]
-
-
-def arguments(folder, out, *more):
-    fixed = ["--checkpoint", "random:resnet18", "--image-px", "32", "--device", "cpu"]
-    return [*fixed, "--data", str(folder), "--output-dir", str(out), *more]
 
 
 # precision
@@ -57,8 +36,8 @@ def arguments(folder, out, *more):
 def test_bf16_is_the_backbones_alone_in_training_and_evaluation(folder, backbone, tmp_path, name):
     """What each module sees: bf16 in the backbone; float32, in and out, in the heads, where autocast is off."""
     data, val = splits(folder)
-    recipe, plan = replace(IMAGENET[name], batch=8), TrainingSetup(CPU, 0, 32, 37, tmp_path, bf16=True)
-    network = Network(backbone, recipe, 3, 32, torch.bfloat16)
+    protocol, setup = replace(IMAGENET[name], batch=8), TrainingSetup(CPU, 0, 32, 37, tmp_path, bf16=True)
+    network = Network(backbone, protocol, 3, 32, torch.bfloat16)
     seen = []
 
     def look(module, inputs, output):
@@ -67,9 +46,9 @@ def test_bf16_is_the_backbones_alone_in_training_and_evaluation(folder, backbone
 
     for module in (network.heads["gap"][-1], network.backbone.layer4[1].conv1):
         module.register_forward_hook(look)
-    item = engine.TrainingPictures(data, recipe, 32, 0)[Request(0, np.arange(8))]
-    loss = one_step(network, network, optimiser_for(network, recipe), item, recipe, plan, 1.0)
-    evaluate(network, val, plan, hits)
+    item = dataset.TrainingPictures(data, protocol, 32, 0)[Request(0, np.arange(8))]
+    loss = one_step(network, network, make_optimizer(network), item, setup, 1.0)
+    evaluate(network, val, setup, hits)
     assert loss.dtype == torch.float32
     half = torch.bfloat16
     for training, got in ((True, seen[:2]), (False, seen[2:4])):
@@ -146,24 +125,24 @@ def test_what_waits_is_noticed():
 
 
 @pytest.mark.parametrize("blur", [0.0, 1.0])
-@pytest.mark.parametrize("recipe", [PLACES205["fair"], IMAGENET["semi10"], VOC_ADCO], ids=lambda recipe: recipe.name)
-def test_a_step_never_waits_for_the_device(backbone, monkeypatch, stand_in, recipe, blur):
+@pytest.mark.parametrize("protocol", [PLACES205["fair"], IMAGENET["semi10"], VOC_ADCO], ids=lambda p: p.name)
+def test_a_step_never_waits_for_the_device(backbone, monkeypatch, stand_in, protocol, blur):
     """Jitter, lighting, other statistics and blur: only the first step copies its constants."""
     view = dataset._view
-    monkeypatch.setattr(dataset, "_view", lambda recipe, px: replace(view(recipe, px), blur_p=blur))
-    network = Network(backbone, recipe, 3, 96).to(META)
-    optimiser, plan = optimiser_for(network, recipe), TrainingSetup(META, 0, 96, 110, None)
-    labels = torch.zeros((4, 3) if recipe.loss == "bce" else 4, dtype=torch.int64)
+    monkeypatch.setattr(dataset, "_view", lambda protocol, px: replace(view(protocol, px), blur_p=blur))
+    network = Network(backbone, protocol, 3, 96).to(META)
+    optimizer, setup = make_optimizer(network), TrainingSetup(META, 0, 96, 110, None)
+    labels = torch.zeros((4, 3) if protocol.loss == "bce" else 4, dtype=torch.int64)
     for number in range(2):
         item = Request(number, np.arange(4)), torch.zeros(4, 3, 96, 96, dtype=torch.uint8), labels, {}
         with Waiting() as waiting:
-            loss = one_step(network, network, optimiser, item, recipe, plan, 1.0)
+            loss = one_step(network, network, optimizer, item, setup, 1.0)
     assert loss.is_meta and waiting.calls == []
 
 
 def test_blurred_views_are_those_of_augment(monkeypatch):
     view = dataset._view
-    monkeypatch.setattr(dataset, "_view", lambda recipe, px: replace(view(recipe, px), blur_p=1.0))
+    monkeypatch.setattr(dataset, "_view", lambda protocol, px: replace(view(protocol, px), blur_p=1.0))
     crops, request = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8), Request(1, np.arange(4))
     choices = dataset.parameters.sample_params(dataset._view(IMAGENET["moco"], 32), 0, 1, np.arange(4), 0).choices
     assert (choices.sigma_px > 0).all()
@@ -173,7 +152,7 @@ def test_blurred_views_are_those_of_augment(monkeypatch):
 
 def test_the_loss_is_read_every_ten_steps_and_for_the_history(folder, backbone, tmp_path, monkeypatch):
     data, val = splits(folder)
-    recipe, step, read = replace(IMAGENET["moco"], epochs=9, batch=8), engine.one_step, []  # 27 steps, 3 an epoch
+    protocol, step, read = replace(IMAGENET["moco"], epochs=9, batch=8), engine.one_step, []  # 27 steps, 3 an epoch
 
     class Loss:
         def __init__(self, loss):
@@ -185,7 +164,7 @@ def test_the_loss_is_read_every_ten_steps_and_for_the_history(folder, backbone, 
 
     numbers = iter(range(1, 100))
     monkeypatch.setattr(engine, "one_step", lambda *arguments: Loss(step(*arguments)))
-    run = train(recipe, backbone, data, val, TrainingSetup(CPU, 0, 32, 37, tmp_path, evaluations=1), hits)
+    run = train(protocol, backbone, data, val, TrainingSetup(CPU, 0, 32, 37, tmp_path, evaluations=1), hits)
     assert read == [3, 10, 20, 27] and [row["step"] for row in run.history] == [3, 27]
     assert all(math.isfinite(row["loss"]) for row in run.history)
 
@@ -196,17 +175,17 @@ def test_the_loss_is_read_every_ten_steps_and_for_the_history(folder, backbone, 
 @pytest.mark.parametrize("kind", ["adco", "caco"])
 def test_momentum_is_taken_over_in_the_layout_of_the_weights(backbone, tmp_path, kind):
     """Saved where weights are channels last (a GPU), resumed where they are contiguous."""
-    recipe = replace(IMAGENET["semi10"], optimizer=IMAGENET[kind].optimizer)
-    saved = Network(backbone, recipe, 3, 32).to(memory_format=torch.channels_last)
-    optimiser = optimiser_for(saved, recipe)
+    protocol = replace(IMAGENET["semi10"], optimizer=IMAGENET[kind].optimizer)
+    saved = Network(backbone, protocol, 3, 32).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(saved)
     saved(torch.randn(4, 3, 32, 32))["gap"].square().sum().backward()
-    optimiser.step()
-    engine.save(tmp_path / "training.pth", "key", 7, saved, optimiser, engine.Trained(saved))
-    network = Network(backbone, recipe, 3, 32)
-    again = optimiser_for(network, recipe)
-    assert engine.resume(tmp_path / "training.pth", "key", network, again, engine.Trained(network)) == 7
+    optimizer.step()
+    save(tmp_path / "training.pth", "key", 7, optimizer, Trained(saved))
+    network = Network(backbone, protocol, 3, 32)
+    again = make_optimizer(network)
+    assert resume(tmp_path / "training.pth", "key", again, Trained(network)) == 7
     for old, new in zip(saved.parameters(), network.parameters(), strict=True):
-        (before,), (after,) = optimiser.state[old].values(), again.state[new].values()
+        (before,), (after,) = optimizer.state[old].values(), again.state[new].values()
         assert torch.equal(before, after) and after.stride() == new.stride()
 
 
@@ -217,12 +196,12 @@ def test_training_and_evaluation_are_the_same_with_any_threads_and_start_no_proc
     folder, backbone, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(os, "fork", None)
-    (data, val), recipe = splits(folder), replace(IMAGENET["semi10"], epochs=2, batch=8)
+    (data, val), protocol = splits(folder), replace(IMAGENET["semi10"], epochs=2, batch=8)
     runs = []
     for workers in (0, 1, 3):
         (tmp_path / str(workers)).mkdir()
-        plan = TrainingSetup(CPU, workers, 32, 37, tmp_path / str(workers))
-        runs.append(train(recipe, backbone, data, val, plan, hits))
+        setup = TrainingSetup(CPU, workers, 32, 37, tmp_path / str(workers))
+        runs.append(train(protocol, backbone, data, val, setup, hits))
     for other in runs[1:]:
         assert other.history == runs[0].history
         for a, b in zip(runs[0].network.state_dict().values(), other.network.state_dict().values(), strict=True):
@@ -232,7 +211,8 @@ def test_training_and_evaluation_are_the_same_with_any_threads_and_start_no_proc
 @pytest.mark.parametrize(("given", "expected"), [((), 5), (("--workers", "0"), 0), (("--workers", "3"), 3)])
 def test_workers_are_the_cores_unless_a_number_is_given(folder, tmp_path, monkeypatch, given, expected):
     monkeypatch.setattr("adco.utils.device.usable_cores", lambda: 6)
-    args = cli.make_parser("", "").parse_args(arguments(folder, tmp_path / "out", *given))
+    words = ["--checkpoint", "random:resnet18", "--data", str(folder), "--output-dir", str(tmp_path), "--device", "cpu"]
+    args = cli.make_parser("", "").parse_args([*words, *given])
     assert cli.make_job(args).reader.workers == expected
 
 

@@ -1,305 +1,233 @@
-"""One engine for every protocol that trains: classifiers on a frozen backbone, or the whole network with few labels.
+"""The training and evaluation of every classifier protocol: on a frozen backbone, or of the whole network.
 
-Ranks share a batch's images. On a frozen backbone they gather the features and train the same classifiers on all of
-them, so that ranks, their number and BatchNorm do not move the result; a tuned network averages its gradients.
+The ranks share each batch. On a frozen backbone they gather the features and train the same classifiers on all of
+them, so that the result does not depend on the number of ranks. A tuned network averages its gradients over the ranks.
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from adco.data.eval_loader import read_batches
 from adco.data.images import BadImages
 from adco.data.transforms.functional import from_uint8
-from adco.models.resnet import stage_features
-from adco.train.optimizer import load_state
 from adco.utils import distributed
 from adco.utils.device import upload
 from adco.utils.errors import UserError
-from adco.utils.files import atomic_write
-from adco.utils.lars import LARS
 from adco.utils.progress import progress
 from adco.utils.threads import in_threads
 from adco.weights.backbone import Backbone
-from adco.weights.readers import load_torch
-from transfer.classifier.dataset import Labelled, TrainingPictures, renormalised, requests, to_network
+from transfer.classifier.dataset import (
+    Labelled,
+    TrainingBatch,
+    TrainingPictures,
+    renormalised,
+    requests,
+    to_network,
+)
+from transfer.classifier.network import Network, classification_loss, make_optimizer
 from transfer.classifier.protocols import ClassifierProtocol
-from transfer.features.extract import pooled_map, weights_sha256
-from transfer.features.reading import read_batches
+from transfer.classifier.state import Trained, TrainingSetup, resume, run_key, save
+from transfer.features.extract import weights_sha256
 from transfer.features.transforms import Transform
 
-LARC_TRUST = 0.001
 EVALUATION_BATCH = 64
-LOSS_EVERY = 10  # steps; to read it is to wait for the GPU
-Summary = Callable[[Tensor, Tensor], dict[str, Tensor]]  # logits (B, C), labels -> per-image values by name
-
-
-@dataclass(frozen=True)
-class TrainingSetup:
-    """What a run needs beside the recipe. evaluations: how many epochs are followed by a look at val, the last always;
-    bf16: the network (never the classifiers) under bfloat16 autocast; folder: where it saves and resumes."""
-
-    device: torch.device
-    workers: int
-    crop_px: int
-    resize_px: int
-    folder: Path
-    seed: int = 0
-    evaluations: int = 10
-    bf16: bool = False
-    max_bad_share: float = 0.0
-
-
-@dataclass
-class Trained:
-    """history: one dictionary per look at val; final: head -> per-image values on val; unmoved: the backbone's sha256
-    when it is the same before and after, else the empty string; best: state dicts at the best look, for `keep_best`."""
-
-    network: Network
-    history: list[dict[str, float]] = field(default_factory=list)
-    final: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    unmoved: str = ""
-    bad: dict[str, str] = field(default_factory=dict)
-    best: dict = field(default_factory=dict)
-
-
-class Head(nn.Sequential):
-    """BatchNorm (or none), flatten, and a classifier drawn from N(0, 0.01), bias 0."""
-
-    def __init__(self, channels: int, width: int, classes: int, norm: str):
-        norms = [] if norm == "none" else [nn.BatchNorm2d(channels, affine=norm == "affine")]
-        linear = nn.Linear(width, classes)
-        nn.init.normal_(linear.weight, std=0.01)
-        nn.init.zeros_(linear.bias)
-        super().__init__(*norms, nn.Flatten(), linear)
-
-
-class Network(nn.Module):
-    """A torchvision ResNet and one head per feature kind.
-
-    precision: None, or the dtype that autocast computes the ResNet and its pooling in; heads are float32 in any case.
-    """
-
-    def __init__(self, backbone: Backbone, recipe: ClassifierProtocol, classes: int, crop_px: int, precision=None):
-        super().__init__()
-        self.backbone, self.recipe, self.precision = backbone.module(), recipe, precision
-        with torch.inference_mode():
-            maps = self.maps(torch.zeros(1, 3, crop_px, crop_px))
-        heads = {kind: Head(m.shape[1], m[0].numel(), classes, recipe.norm) for kind, m in maps.items()}
-        self.heads = nn.ModuleDict(heads)
-        self.backbone.requires_grad_(recipe.backbone == "tuned")
-
-    def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, S, S) -> the pooled map (B, C, h, w) of each head's kind, float32."""
-        with torch.autocast(images.device.type, self.precision, enabled=self.precision is not None):
-            stages = stage_features(self.backbone, images)
-            maps = {kind: pooled_map(stages, kind) for kind in self.recipe.heads}
-        return {kind: values.float() for kind, values in maps.items()}
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, S, S) -> logits (B, classes) of each head."""
-        return self.classify(self.maps(images))
-
-    def classify(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Pooled maps -> logits of each head."""
-        return {kind: head(maps[kind]) for kind, head in self.heads.items()}
-
-    def training_mode(self) -> None:
-        """Heads train; the backbone's BatchNorm only where the recipe says so."""
-        self.train()
-        self.backbone.train(self.recipe.backbone != "frozen")
-
-
-def optimiser_for(network: Network, recipe: ClassifierProtocol) -> torch.optim.Optimizer:
-    """SGD or LARC with momentum 0.9; norms are not decayed. Each group keeps its full rate under `base_lr`."""
-    norms = [p for m in network.heads.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()]
-    plain = {id(p) for p in norms}
-    groups = [{"params": [p for p in network.heads.parameters() if id(p) not in plain], "base_lr": recipe.lr}]
-    if norms:
-        groups.append({"params": norms, "base_lr": recipe.lr, "weight_decay": 0.0})
-    if recipe.backbone == "tuned":
-        groups.append({"params": list(network.backbone.parameters()), "base_lr": recipe.lr_backbone})
-    if recipe.optimizer == "larc":
-        return LARS(groups, recipe.lr, 0.9, recipe.weight_decay, LARC_TRUST)
-    return torch.optim.SGD(groups, recipe.lr, 0.9, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
-
-
-def loss_of(logits: dict[str, Tensor], labels: Tensor, loss: str) -> Tensor:
-    """The sum over heads of the mean cross-entropy, or of the BCE summed over images and classes."""
-    if loss == "bce":
-        return sum(F.binary_cross_entropy_with_logits(x, labels.float(), reduction="sum") for x in logits.values())
-    return sum(F.cross_entropy(x, labels) for x in logits.values())
+LOSS_EVERY = 10  # steps between two readings of the loss; each one waits for the GPU
+Summary = Callable[[Tensor, Tensor], dict[str, Tensor]]  # logits (B, C), labels -> per-image values (B, ...) by name
 
 
 def train(
-    recipe: ClassifierProtocol,
+    protocol: ClassifierProtocol,
     backbone: Backbone,
     data: Labelled,
     val: Labelled,
-    plan: TrainingSetup,
+    setup: TrainingSetup,
     summary: Summary,
     keep_best: str = "",
 ) -> Trained:
-    """Train from the start or from where `plan.folder` has got to, look at val on the way, prove the backbone still.
+    """Train from the start, or from the state in `setup.folder`, and evaluate on val.
 
-    keep_best: `HEAD/VALUE` whose mean on val decides which weights are remembered in `Trained.best`.
-    Raises UserError for too many unreadable images and for a folder that holds another run.
+    Args:
+        protocol: how to train.
+        backbone: the pretrained network.
+        data: the training images.
+        val: the images of the evaluations.
+        setup: device, image size, seed, and where the state is saved.
+        summary: what an evaluation computes from logits (B, C) and labels.
+        keep_best: `HEAD/VALUE`, whose mean on val decides which weights are kept in `Trained.best`; none when empty.
+
+    Returns:
+        The trained network and its evaluations.
+
+    Raises:
+        UserError: too many images are unreadable, or the folder holds the state of another run.
+        RuntimeError: the weights or statistics of a frozen backbone have changed.
     """
-    torch.manual_seed(plan.seed)
-    network = Network(backbone, recipe, len(data.classes), plan.crop_px, torch.bfloat16 if plan.bf16 else None)
-    layout = torch.channels_last if plan.device.type == "cuda" else torch.preserve_format
-    network = network.to(plan.device, memory_format=layout)
-    optimiser, run = optimiser_for(network, recipe), Trained(network)
-    before, state_file = weights_sha256(network.backbone), plan.folder / "training.pth"
-    key = run_key(recipe, backbone, data, plan)
-    first = resume(state_file, key, network, optimiser, run)
-    per_epoch, total = recipe.steps(len(data))
-    looks = looks_at(per_epoch, total, plan.evaluations)
-    bad = BadImages(data.images.root, len(data), plan.max_bad_share, "--max-bad-share")
-    bad.reasons.update(run.bad)
-    wrapped = distributed.parallel(network) if recipe.backbone == "tuned" else network
-    begin = partial(TrainingPictures(data, recipe, plan.crop_px, plan.seed).begin, device=plan.device)
-    made = in_threads(begin, requests(plan.seed, len(data), recipe.batch, first, total), plan.workers)
-    with progress(total, recipe.name, "steps", first) as bar, closing(made) as batches:
-        for step, item in enumerate(batches, first):
-            loss = one_step(wrapped, network, optimiser, item, recipe, plan, recipe.factor(step, per_epoch))
-            bad.update(item[3])
-            if (step + 1) % LOSS_EVERY == 0:
+    torch.manual_seed(setup.seed)
+    network = Network(backbone, protocol, len(data.classes), setup.crop_px, torch.bfloat16 if setup.bf16 else None)
+    layout = torch.channels_last if setup.device.type == "cuda" else torch.preserve_format
+    network.to(setup.device, memory_format=layout)  # pyright: ignore[reportCallIssue]  (torch has no stub for it)
+    before = weights_sha256(network.backbone)
+    trained = Trained(network)
+    _train_steps(trained, backbone.sha256, data, val, setup, summary, keep_best)
+    if not trained.final:  # the run was complete when it started
+        trained.final = evaluate(network, val, setup, summary)
+    after = weights_sha256(network.backbone)
+    if protocol.backbone == "frozen" and after != before:
+        raise RuntimeError("the frozen backbone changed during training; its score is not valid")
+    trained.unmoved = before if after == before else ""
+    return trained
+
+
+def _train_steps(
+    trained: Trained,
+    checkpoint_sha256: str,
+    data: Labelled,
+    val: Labelled,
+    setup: TrainingSetup,
+    summary: Summary,
+    keep_best: str,
+) -> None:
+    """Run the steps that are left, with their evaluations, and save the state after each epoch."""
+    network, protocol = trained.network, trained.network.protocol
+    optimizer, state = make_optimizer(network), setup.folder / "training.pth"
+    key = run_key(protocol, checkpoint_sha256, data, setup)
+    first = resume(state, key, optimizer, trained)
+    per_epoch, total = protocol.steps(len(data))
+    evaluated = evaluation_steps(per_epoch, total, setup.evaluations)
+    bad = BadImages(data.images.root, len(data), setup.max_bad_share, "--max-bad-share")
+    bad.reasons.update(trained.bad)
+    model = distributed.parallel(network) if protocol.backbone == "tuned" else network
+    batches = _batches(data, protocol, setup, first, total)
+    with progress(total, protocol.name, "steps", first) as bar, closing(batches):
+        for step, batch in enumerate(batches, first + 1):
+            loss = one_step(model, network, optimizer, batch, setup, protocol.factor(step - 1, per_epoch))
+            bad.update(batch.bad)
+            if step % LOSS_EVERY == 0:
                 bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
             bar.update()
-            if step + 1 in looks:
-                run.final = evaluate(network, val, plan, summary)
-                means = {f"{h}/{n}": float(np.nanmean(v)) for h, values in run.final.items() for n, v in values.items()}
-                run.history.append({"step": step + 1, "loss": loss.item(), **means})
-                if keep_best and means[keep_best] >= max(row[keep_best] for row in run.history):
-                    run.best = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
-            if (step + 1) % per_epoch == 0 or step + 1 == total:
-                run.bad = dict(bad.reasons)
-                save(state_file, key, step + 1, network, optimiser, run)
-    if not run.final:  # the run was complete when it started
-        run.final = evaluate(network, val, plan, summary)
-    after = weights_sha256(network.backbone)
-    if recipe.backbone == "frozen" and after != before:
-        raise RuntimeError("the frozen backbone moved during training; its score means nothing")
-    run.unmoved = before if after == before else ""
-    return run
+            if step in evaluated:
+                trained.final = evaluate(network, val, setup, summary)
+                _add_evaluation(trained, step, loss.item(), keep_best)
+            if step % per_epoch == 0 or step == total:
+                trained.bad = dict(bad.reasons)
+                save(state, key, step, optimizer, trained)
 
 
-def looks_at(per_epoch: int, total: int, evaluations: int) -> set[int]:
-    """After which steps val is looked at: at the end, and after evenly spread epochs."""
+def _batches(
+    data: Labelled, protocol: ClassifierProtocol, setup: TrainingSetup, first: int, total: int
+) -> Generator[TrainingBatch, None, None]:
+    """This rank's batches of the steps [first, total), read by threads."""
+    begin = partial(TrainingPictures(data, protocol, setup.crop_px, setup.seed).begin, device=setup.device)
+    return in_threads(begin, requests(setup.seed, len(data), protocol.batch, first, total), setup.workers)
+
+
+def _add_evaluation(trained: Trained, step: int, loss: float, keep_best: str) -> None:
+    """Append the last evaluation to the history, and copy the weights when it is the best one."""
+    means = {f"{head}/{n}": float(np.nanmean(v)) for head, values in trained.final.items() for n, v in values.items()}
+    trained.history.append({"step": step, "loss": loss, **means})
+    if keep_best and means[keep_best] >= max(row[keep_best] for row in trained.history):
+        trained.best = {name: t.detach().cpu().clone() for name, t in trained.network.state_dict().items()}
+
+
+def evaluation_steps(per_epoch: int, total: int, evaluations: int) -> set[int]:
+    """The numbers of steps after which val is evaluated: the last step, and the ends of evenly spread epochs."""
     epochs = -(-total // per_epoch)
     spread = np.linspace(1, epochs, min(evaluations, epochs)).round().astype(int)
     return {min(total, int(epoch) * per_epoch) for epoch in spread} | {total}
 
 
 def one_step(
-    wrapped, network: Network, optimiser, item, recipe: ClassifierProtocol, plan: TrainingSetup, rate: float
+    model: nn.Module,
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    batch: TrainingBatch,
+    setup: TrainingSetup,
+    lr_factor: float,
 ) -> Tensor:
-    """One optimiser step on this rank's images; returns the loss, on the device."""
-    request, crops, labels, _ = item
-    images = to_network(crops, request, recipe, plan.crop_px, plan.seed, plan.device)
-    labels = upload(labels, plan.device)
-    for group in optimiser.param_groups:
-        group["lr"] = rate * group["base_lr"]
+    """Take one optimizer step on this rank's share of a batch.
+
+    Args:
+        model: the network, wrapped where its gradients are averaged over the ranks.
+        network: the network itself.
+        optimizer: of the heads, and of a tuned backbone.
+        batch: this rank's crops (B, 3, S, S) and labels, on the CPU.
+        setup: seed, device and image size.
+        lr_factor: the schedule's factor of every group's `base_lr`.
+
+    Returns:
+        The loss before the step, a scalar on the device, without gradient.
+    """
+    request, crops, labels, _ = batch
+    images = to_network(crops, request, network.protocol, setup.crop_px, setup.seed, setup.device)
+    labels = upload(labels, setup.device)
+    for group in optimizer.param_groups:
+        group["lr"] = lr_factor * group["base_lr"]
     network.training_mode()
-    if recipe.backbone == "tuned":
-        logits = wrapped(images)
-    else:
+    if network.protocol.backbone == "tuned":
+        logits = model(images)
+    else:  # every rank trains the same heads on the features of all ranks
         with torch.no_grad():
-            maps = network.maps(images)
-        logits = network.classify({kind: distributed.all_gather(values) for kind, values in maps.items()})
-        labels = distributed.all_gather(labels)
-    loss = loss_of(logits, labels, recipe.loss)
-    optimiser.zero_grad(set_to_none=True)
+            maps = {kind: distributed.all_gather(values) for kind, values in network.maps(images).items()}
+        logits, labels = network.classify(maps), distributed.all_gather(labels)
+    loss = classification_loss(logits, labels, network.protocol.loss)
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    optimiser.step()
+    optimizer.step()
     return loss.detach()
 
 
 @torch.inference_mode()
-def evaluate(network: Network, val: Labelled, plan: TrainingSetup, summary: Summary, fit: str = "") -> dict[str, dict]:
-    """head -> name -> (N, ...) values of `summary` for val's images in their order, on every rank. Raises UserError.
+def evaluate(
+    network: Network, val: Labelled, setup: TrainingSetup, summary: Summary, fit: str = ""
+) -> dict[str, dict[str, np.ndarray]]:
+    """Classify every image of val; the ranks share the images and all get the whole result.
 
-    With several crops an image (fit `five`) their logits are averaged.
+    Args:
+        network: is put into eval mode.
+        val: N images.
+        setup: device, threads and image size.
+        summary: computes values (B, ...) from logits (B, C) and labels.
+        fit: the test transform, the protocol's when empty. With `five` the logits of an image's crops are averaged.
+
+    Returns:
+        head -> name -> (N, ...) values in the order of the images.
+
+    Raises:
+        UserError: an image cannot be read.
     """
     network.eval()
-    transform = Transform(fit or network.recipe.fit, plan.crop_px, plan.resize_px)
-    own = range(distributed.rank(), len(val), distributed.world_size())
-    found: dict[str, dict[str, list]] = {kind: {} for kind in network.heads}
-    for batch in read_batches(val.images, [transform], own, EVALUATION_BATCH, plan.workers, plan.device):
+    transform = Transform(fit or network.protocol.fit, setup.crop_px, setup.resize_px)
+    shard = range(distributed.rank(), len(val), distributed.world_size())
+    parts: dict[str, dict[str, list[np.ndarray]]] = {kind: {} for kind in network.heads}
+    for batch in read_batches(val.images, [transform], shard, EVALUATION_BATCH, setup.workers, setup.device):
         for path, reason in batch.bad.items():
             raise UserError(f"{val.images.root / path}: cannot be read ({reason}); "
-                            "every image that is tested on is needed: mend the file or take it out")  # fmt: skip
-        images, crops = upload(batch.images[transform], plan.device), 1
-        if images.ndim == 5:
+                            "the evaluation needs every image: repair the file or remove it")  # fmt: skip
+        images, crops = upload(batch.images[transform], setup.device), 1
+        if images.ndim == 5:  # (B, crops, 3, S, S)
             crops, images = images.shape[1], images.flatten(0, 1)
         labels = torch.from_numpy(val.labels[batch.positions])
-        for kind, logits in network(renormalised(from_uint8(images), network.recipe)).items():
-            logits = logits.unflatten(0, (-1, crops)).mean(dim=1).cpu()
+        for kind, logits in network(renormalised(from_uint8(images), network.protocol)).items():
+            logits = logits.unflatten(0, (-1, crops)).mean(dim=1).cpu()  # mean over the crops: (B, C)
             for name, values in summary(logits, labels).items():
-                found[kind].setdefault(name, []).append(values.numpy())
-    parts = distributed.all_gather_objects({k: {n: np.concatenate(v) for n, v in d.items()} for k, d in found.items()})
-    whole = {}
+                parts[kind].setdefault(name, []).append(values.numpy())
+    own = {kind: {name: np.concatenate(v) for name, v in values.items()} for kind, values in parts.items()}
+    return _interleaved(distributed.all_gather_objects(own), len(val))
+
+
+def _interleaved(parts: list[dict[str, dict[str, np.ndarray]]], count: int) -> dict[str, dict[str, np.ndarray]]:
+    """Join the ranks' values: image i was evaluated by rank i modulo the number of ranks."""
+    joined: dict[str, dict[str, np.ndarray]] = {}
     for kind, values in parts[0].items():
-        whole[kind] = {name: np.empty((len(val), *v.shape[1:]), v.dtype) for name, v in values.items()}
+        joined[kind] = {name: np.empty((count, *v.shape[1:]), v.dtype) for name, v in values.items()}
         for rank, part in enumerate(parts):
             for name in values:
-                whole[kind][name][rank :: len(parts)] = part[kind][name]
-    return whole
-
-
-def run_key(recipe: ClassifierProtocol, backbone: Backbone, data: Labelled, plan: TrainingSetup) -> str:
-    """sha256 of all that a run's state depends on."""
-    content = {**asdict(recipe), "about": "", "checkpoint": backbone.sha256, "data": data.images.fingerprint()}
-    content |= {"labels": hashlib.sha256(np.ascontiguousarray(data.labels)).hexdigest(), "seed": plan.seed}
-    content |= {"px": [plan.crop_px, plan.resize_px], "bf16": plan.bf16}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def save(path: Path, key: str, step: int, network: Network, optimiser, run: Trained) -> None:
-    """Rank 0 writes the state, whole or not at all; a frozen backbone is not in it."""
-    if distributed.rank():
-        return
-    part = network.heads if network.recipe.backbone == "frozen" else network
-    content = {"key": key, "step": step, "model": part.state_dict(), "optimizer": optimiser.state_dict()}
-    content |= {"history": run.history, "bad": run.bad, "best": run.best}
-    with atomic_write(path) as file:
-        torch.save(content, file)
-
-
-def resume(path: Path, key: str, network: Network, optimiser, run: Trained) -> int:
-    """Take over a saved state and return the step to go on at, 0 when there is none.
-
-    Raises UserError for a damaged state and for another run's.
-    """
-    if not path.is_file():
-        return 0
-    try:
-        content = load_torch(path)
-    except Exception as error:  # torch raises half a dozen kinds for a broken file
-        raise UserError(f"{path}: damaged ({type(error).__name__}); remove it to train from the start") from error
-    if content.get("key") != key:
-        raise UserError(f"{path}: the state of another run (protocol, checkpoint, data, size or seed); "
-                        "choose another --output-dir, or remove it")  # fmt: skip
-    (network.heads if network.recipe.backbone == "frozen" else network).load_state_dict(content["model"])
-    load_state(optimiser, content["optimizer"])
-    run.history, run.bad, run.best = content["history"], content["bad"], content["best"]
-    return content["step"]
-
-
-def with_weights(network: Network, state: dict) -> Network:
-    """A copy of the network with these weights."""
-    made = copy.deepcopy(network)
-    made.load_state_dict(state)
-    return made
+                joined[kind][name][rank :: len(parts)] = part[kind][name]
+    return joined

@@ -1,4 +1,4 @@
-"""Training protocols as data: everything that `engine.py` has to know of one, under the name it reports."""
+"""The classifier protocols as data: all that `engine.py` needs to train one, under the name it is reported by."""
 
 from __future__ import annotations
 
@@ -13,18 +13,39 @@ STAGES = ("res2", "res3", "res4", "res5")
 
 @dataclass(frozen=True)
 class ClassifierProtocol:
-    """One protocol.
+    """One published way to train a classifier on a backbone.
 
-    lr: at `batch` images a step over all ranks. epochs, or iterations where those are what was published.
-    schedule: `step` (x gamma at each of `milestones`, in `unit`s), `cosine` (to final_lr over period_epochs, all of
-        them when 0; past its period it rises again, as torch's CosineAnnealingLR does), stepped by `unit`.
-    optimizer: `sgd`, or `larc` (each tensor's step scaled to 0.001 |w| / |g|), both with momentum 0.9.
-    heads: `gap` or VISSL-pooled stages, each with a classifier of its own, all trained at once; norm: BatchNorm before
-        it, `none`, `plain` or `affine`.
-    backbone: `frozen` (eval mode, proved unmoved), `statistics` (frozen weights, BatchNorm in training mode), `tuned`
-        with lr_backbone. loss: `softmax`, or `bce` summed over images and classes.
-    view: `crop` (RandomResizedCrop 0.08-1 and flip) with jitter and PCA lighting, or `voc` (the released AdCo code's).
-    fit: the test transform (transfer/features/transforms.py).
+    Attributes:
+        name: as records carry it.
+        about: two lines that `--protocol list` prints.
+        lr: learning rate of the heads, at `batch` images a step over all ranks.
+        epochs: length of the training; 0 where `iterations` is what was published.
+        batch: images a step over all ranks.
+        iterations: steps of the training, 0 where `epochs` determines them.
+        schedule: `step` (x gamma at each of `milestones`) or `cosine` (to `final_lr` over `period_epochs`; after its
+            period it rises again, as torch's CosineAnnealingLR does).
+        unit: `epoch` or `iteration`: what the schedule advances by, and the unit of `milestones`.
+        milestones: where a `step` schedule multiplies the rate.
+        gamma: the factor of a `step` schedule.
+        final_lr: where a `cosine` schedule ends.
+        period_epochs: half a period of a `cosine` schedule, in epochs; 0 for `epochs`.
+        first_epoch: the schedule's number of the first epoch.
+        weight_decay: of weights and biases, but not of norms.
+        nesterov: whether SGD's momentum is Nesterov's.
+        optimizer: `sgd`, or `larc` (each tensor's step is scaled to 0.001 |w| / |g|); momentum 0.9.
+        heads: the features that are classified, `gap` or VISSL-pooled stages. Each has its own classifier; all are
+            trained at once.
+        norm: the BatchNorm before a classifier: `none`, `plain` (without scale and shift) or `affine`.
+        backbone: `frozen` (eval mode, checked to be unchanged), `statistics` (frozen weights, BatchNorm in training
+            mode) or `tuned` (trained with `lr_backbone`).
+        lr_backbone: learning rate of a tuned backbone.
+        loss: `softmax`, or `bce` summed over images and classes.
+        view: `crop` (RandomResizedCrop 0.08-1 and flip) or `voc` (that of the released AdCo code).
+        jitter: strengths of brightness, contrast, saturation and hue in a `crop` view.
+        lighting: whether a `crop` view has AlexNet's PCA colour noise.
+        fit: the test transform (transfer/features/transforms.py).
+        mean: of each channel, for images in [0, 1].
+        std: of each channel, for images in [0, 1].
     """
 
     name: str
@@ -56,7 +77,7 @@ class ClassifierProtocol:
     std: tuple[float, ...] = STD
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
-        """What the learning rates are multiplied by at a step (0-based)."""
+        """The factor of all learning rates at a step, counted from 0."""
         epoch = step // steps_per_epoch + self.first_epoch
         if self.schedule == "step":
             place = step if self.unit == "iteration" else epoch
@@ -66,12 +87,20 @@ class ClassifierProtocol:
         return low + 0.5 * (1 - low) * (1 + math.cos(math.pi * place / (self.period_epochs or self.epochs)))
 
     def steps(self, images: int) -> tuple[int, int]:
-        """Steps an epoch (the last, smaller batch counts), and in all."""
+        """Steps per epoch (the last, smaller batch is one), and steps in all."""
         per_epoch = -(-images // self.batch)
         return per_epoch, self.iterations or self.epochs * per_epoch
 
     def shortened(self, epochs: int | None, batch: int | None) -> ClassifierProtocol:
-        """The same with other epochs (milestones in proportion) or batch (learning rates in proportion), named so."""
+        """Change the length or the batch; the new values become part of the name.
+
+        Args:
+            epochs: the new length; milestones and period change in proportion. None keeps it.
+            batch: the new batch; learning rates change in proportion. None keeps it.
+
+        Raises:
+            UserError: the protocol counts iterations, not epochs.
+        """
         made = self
         if epochs and epochs != self.epochs:
             if self.iterations:

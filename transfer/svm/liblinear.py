@@ -1,9 +1,10 @@
-"""The reference: scikit-learn's LinearSVC, one fit after another, in processes that need no torch."""
+"""The reference solver: scikit-learn's LinearSVC, one fit after another, in processes that do not import torch."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import joblib
 import numpy as np
@@ -15,17 +16,18 @@ from adco.evaluation.bootstrap import step_average_precision
 from adco.utils.progress import progress
 
 POSITIVE_WEIGHT = 2.0  # the protocols' class weights are {1: 2, -1: 1}
+T = TypeVar("T")
 
 
 def linear_svc(cost: float, random_state: int) -> LinearSVC:
-    """The classifier of all SVM protocols: L2, squared hinge, dual, a positive weighing twice a negative."""
+    """Make the classifier of all SVM protocols: L2, squared hinge, dual, a positive weighs twice a negative."""
     return LinearSVC(
         C=cost,
         penalty="l2",
         loss="squared_hinge",
-        dual=True,
+        dual=True,  # pyright: ignore[reportArgumentType]  (inferred as str from its default "auto")
         class_weight={1: POSITIVE_WEIGHT, -1: 1},
-        intercept_scaling=1.0,
+        intercept_scaling=1,
         tol=1e-4,
         max_iter=2000,
         random_state=random_state,
@@ -40,8 +42,22 @@ def fit(
     folds: int,
     random_state: int,
     jobs: int,
-):
-    """What `transfer.svm.svm.fit_newton` does, in `jobs` processes, one class and cost a task."""
+) -> tuple[list[dict[float, float]], np.ndarray, np.ndarray]:
+    """Choose each class's cost and fit it, one class and cost a task, as `svm.fit_newton` does it for all at once.
+
+    Args:
+        train: (N, D) normalised features.
+        targets: (N, C) of 1 and -1.
+        test: (M, D) normalised features.
+        costs: candidates; with more than one, each class takes that of the best cross-validated AP.
+        folds: of the cross-validation.
+        random_state: seed of LinearSVC.
+        jobs: processes.
+
+    Returns:
+        A table cost -> mean AP per class ([] with one cost), decisions (M, C), and how many fits of each class (C,) did
+        not converge.
+    """
     classes, tables = range(targets.shape[1]), []
     unconverged = np.zeros(len(classes), dtype=int)
     if len(costs) > 1:
@@ -63,7 +79,18 @@ def fit(
 def cross_validated_ap(
     features: np.ndarray, targets: np.ndarray, cost: float, folds: int, random_state: int
 ) -> tuple[float, int]:
-    """Mean of scikit-learn's average precision over unshuffled stratified folds, and how many fits did not converge."""
+    """Cross-validate one class at one cost over unshuffled stratified folds.
+
+    Args:
+        features: (N, D) normalised features.
+        targets: (N,) of 1 and -1.
+        cost: C of the SVM.
+        folds: their number.
+        random_state: seed of LinearSVC.
+
+    Returns:
+        The mean over folds of scikit-learn's average precision, and how many fits did not converge.
+    """
     aps, unconverged = [], 0
     for inside, outside in StratifiedKFold(folds).split(features, targets):
         values, count = decisions(features[inside], targets[inside], features[outside], cost, random_state)
@@ -73,7 +100,18 @@ def cross_validated_ap(
 
 
 def one_by_one(train: np.ndarray, labels: np.ndarray, test: np.ndarray, cost: float, random_state: int) -> np.ndarray:
-    """Decisions (M, C) of one SVM a class. labels: (N, C) of 1 and -1, 0 for rows that a class does not train on."""
+    """Fit one SVM per class, each on its own images.
+
+    Args:
+        train: (N, D) normalised features.
+        labels: (N, C) of 1 and -1, and 0 for images that a class does not train on.
+        test: (M, D) normalised features.
+        cost: C of the SVMs.
+        random_state: seed of LinearSVC.
+
+    Returns:
+        (M, C) decisions.
+    """
     columns = []
     for column in labels.T:
         own = column != 0
@@ -82,19 +120,30 @@ def one_by_one(train: np.ndarray, labels: np.ndarray, test: np.ndarray, cost: fl
 
 
 def best_cost(table: Mapping[float, float]) -> float:
-    """The cost of the largest mean AP; the first of equals, as numpy's argmax takes it."""
+    """The cost of the largest mean AP; of equal ones the first, as numpy's argmax takes it."""
     return max(table, key=table.__getitem__)
 
 
 def decisions(
     train: np.ndarray, targets: np.ndarray, test: np.ndarray, cost: float, random_state: int
 ) -> tuple[np.ndarray, int]:
-    """Signed distances (M,) of the test rows, and 1 when the fit did not converge, else 0."""
+    """Fit one SVM.
+
+    Args:
+        train: (N, D) normalised features.
+        targets: (N,) of 1 and -1.
+        test: (M, D) normalised features.
+        cost: C of the SVM.
+        random_state: seed of LinearSVC.
+
+    Returns:
+        Signed distances (M,) of the test features, and 1 when the fit did not converge, else 0.
+    """
     svc = linear_svc(cost, random_state)
     return _counting_warnings(lambda: svc.fit(train, targets).decision_function(test))
 
 
-def _parallel(calls: Sequence[tuple], jobs: int, title: str) -> Iterable:
+def _parallel(calls: Sequence[tuple], jobs: int, title: str) -> Iterator:
     """The results of `(function, *arguments)` calls in order, computed in `jobs` processes, with progress."""
     run = joblib.Parallel(n_jobs=min(jobs, max(1, len(calls))), return_as="generator")
     with progress(len(calls), title, "fits") as bar:
@@ -103,7 +152,7 @@ def _parallel(calls: Sequence[tuple], jobs: int, title: str) -> Iterable:
             yield result
 
 
-def _counting_warnings(work: Callable[[], object]) -> tuple[object, int]:
+def _counting_warnings(work: Callable[[], T]) -> tuple[T, int]:
     """The result of `work()` and how many ConvergenceWarnings it gave; other warnings are passed on."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

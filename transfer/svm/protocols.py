@@ -1,10 +1,10 @@
-"""VOC07's protocols by name: each a published way to obtain a number, as data."""
+"""VOC07's SVM protocols as data: each is a published way to obtain a number, under the name it is reported by."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from adco.utils.errors import UserError
 from transfer.features.extract import VISSL_POOLS
 from transfer.svm.svm import SvmRule
 
@@ -16,12 +16,16 @@ OPENSELFSUP_COSTS = (1.0, 10.0, 100.0, *POWERS_OF_TWO)
 
 @dataclass(frozen=True)
 class LowShot:
-    """How few images are trained on, and how their C is chosen.
+    """On how few images a protocol trains, and how their C is chosen.
 
-    shots: values of k; samples: independent draws of each; pooled: `pcl` draws k images of each class into one set and
-    takes all their labels, else each class has k positives and 19 k negatives of its own. cost: `fixed` (the rule's
-    first), `test` (VISSL: the one cost whose test AP, averaged over classes and draws, is largest: it looks at the
-    test), `cv` (each class's best by cross-validation within the draw, the smallest cost where folds are impossible).
+    Attributes:
+        shots: values of k.
+        samples: independent draws of each k.
+        pooled: draw k images of each class into one set and take all their labels, as PCL does; else each class has k
+            positives and 19 k negatives of its own.
+        cost: `fixed` (the rule's first), `test` (VISSL: the one cost of the largest test AP, averaged over classes and
+            draws: it uses the test), or `cv` (each class's best by cross-validation within the draw; the smallest cost
+            where k is too small for folds).
     """
 
     shots: tuple[int, ...]
@@ -31,9 +35,18 @@ class LowShot:
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """name: as records carry it; fit, kind: transform and feature; seeded: the protocol leaves random_state open, so
-    --seed sets it; about: two lines."""
+class SvmProtocol:
+    """One published way to train SVMs on VOC07.
+
+    Attributes:
+        name: as records carry it.
+        fit: the test transform (transfer/features/transforms.py).
+        kind: the feature, `gap` or a VISSL-pooled stage.
+        rule: costs, and the treatment of difficult images.
+        about: two lines that `--protocol list` prints.
+        seeded: whether the protocol leaves `random_state` open, so that --seed sets it.
+        low_shot: how few images it trains on, None for all.
+    """
 
     name: str
     fit: str
@@ -50,20 +63,20 @@ _PCL_ABOUT = "Shorter side 256, centre crop 224; global average pool (2048-d for
 _DRAWS_ABOUT = "k = 1 ... 96: 5 draws of k positives and 19k negatives a class from trainval, the rest ignored;\n"
 
 
-def _vissl(name: str, costs: tuple[float, ...], grid: str) -> Protocol:
+def _vissl(name: str, costs: tuple[float, ...], grid: str) -> SvmProtocol:
     rule = SvmRule(costs, drop_difficult=True)
-    return Protocol(f"voc07-svm/{name}", "squash", "res5", rule, _VISSL_ABOUT + _CV_ABOUT.format(grid), seeded=True)
+    return SvmProtocol(f"voc07-svm/{name}", "squash", "res5", rule, _VISSL_ABOUT + _CV_ABOUT.format(grid), seeded=True)
 
 
-def _vissl_low_shot(name: str, cost: str, how: str) -> Protocol:
+def _vissl_low_shot(name: str, cost: str, how: str) -> SvmProtocol:
     shots, rule = LowShot((1, 2, 4, 8, 16, 32, 64, 96), 5, False, cost), SvmRule(VISSL_COSTS, drop_difficult=True)
-    return Protocol(f"voc07-lowshot/{name}", "squash", "res5", rule, _DRAWS_ABOUT + how, seeded=True, low_shot=shots)
+    return SvmProtocol(f"voc07-lowshot/{name}", "squash", "res5", rule, _DRAWS_ABOUT + how, seeded=True, low_shot=shots)
 
 
 _PCL_RULE = SvmRule((0.5,), drop_difficult=False, random_state=0)
 
 PROTOCOLS = {
-    "pcl": Protocol(
+    "pcl": SvmProtocol(
         "voc07-svm/pcl",
         "center",
         "gap",
@@ -77,9 +90,9 @@ PROTOCOLS = {
         "vissl", "test", "vissl's features, costs and metric; the one C of the best mean TEST AP, as VISSL has it."
     ),
     "lowshot-vissl-cv": _vissl_low_shot(
-        "vissl-cv", "cv", "as lowshot-vissl, but C per class by CV within the draw: the test is not looked at."
+        "vissl-cv", "cv", "as lowshot-vissl, but C per class by CV within the draw: the test is not used."
     ),
-    "lowshot-pcl": Protocol(
+    "lowshot-pcl": SvmProtocol(
         "voc07-lowshot/pcl",
         "center",
         "gap",
@@ -91,14 +104,20 @@ PROTOCOLS = {
 }
 
 
-def chosen_protocols(names: list[str], stages: list[str], seed: int) -> list[Protocol]:
-    """The protocols by name, each once and once per stage, with the seed where they leave it open. Raises UserError."""
+def chosen_protocols(names: Iterable[str], stages: Sequence[str], seed: int) -> list[SvmProtocol]:
+    """Look the protocols up by name.
+
+    Args:
+        names: names that PROTOCOLS has.
+        stages: the stages that protocols of pooled stages are run on, or `all`; another stage than the protocol's own
+            becomes part of its name.
+        seed: the `random_state` of protocols that leave it open.
+
+    Returns:
+        Each protocol once, and once per stage.
+    """
     protocols = []
     for name in dict.fromkeys(names):
-        if name not in PROTOCOLS:
-            raise UserError(
-                f"--protocol {name}: not known; choose {', '.join(PROTOCOLS)} or adco, or list to read of them"
-            )
         protocol = PROTOCOLS[name]
         if protocol.seeded:
             protocol = replace(protocol, rule=replace(protocol.rule, random_state=seed))

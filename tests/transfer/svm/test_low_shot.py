@@ -32,17 +32,17 @@ def test_each_class_draws_k_positives_and_its_negatives():
         assert (drawn.labels == 1).sum(axis=0).tolist() == [drawn.k] * 4
         assert (drawn.labels == -1).sum(axis=0).tolist() == [3 * drawn.k] * 4  # (classes - 1) k
         trained = drawn.labels != 0
-        assert (labels[drawn.rows][trained] == drawn.labels[trained]).all()  # a difficult image is never drawn
-        assert trained.any(axis=1).all() and len(set(drawn.rows)) == len(drawn.rows)
+        assert (labels[drawn.images][trained] == drawn.labels[trained]).all()  # a difficult image is never drawn
+        assert trained.any(axis=1).all() and len(set(drawn.images)) == len(drawn.images)
 
 
 def test_pooled_draws_k_images_a_class_with_all_labels():
     _, labels, _, _ = problem()
     for drawn in draw(labels, POOLED, seed=0):
-        assert len(drawn.rows) == 4 * drawn.k
-        np.testing.assert_array_equal(drawn.labels, np.where(labels[drawn.rows] == 1, 1, -1))  # difficult: negative
+        assert len(drawn.images) == 4 * drawn.k
+        np.testing.assert_array_equal(drawn.labels, np.where(labels[drawn.images] == 1, 1, -1))  # difficult: negative
         for c in range(4):
-            assert (labels[drawn.rows[c * drawn.k : (c + 1) * drawn.k], c] == 1).all()
+            assert (labels[drawn.images[c * drawn.k : (c + 1) * drawn.k], c] == 1).all()
 
 
 def test_draws_are_the_seeds_and_differ():
@@ -51,7 +51,7 @@ def test_draws_are_the_seeds_and_differ():
     texts = [as_text(draw(labels, BY_CLASS, seed), ids, names) for seed in (0, 0, 1)]
     assert texts[0] == texts[1] != texts[2]
     first, second = draw(labels, BY_CLASS, 0)[2:]
-    assert set(first.rows) != set(second.rows)
+    assert set(first.images) != set(second.images)
     lines = texts[0].splitlines()
     assert len(lines) == 4 * 4 * 2 and lines[0].startswith("1 0 a + ") and len(lines[1].split()) == 4 + 3
 
@@ -76,7 +76,7 @@ def test_vissl_takes_the_cost_that_is_best_on_the_test(solver):
                 aps = []
                 for c in range(4):
                     own = drawn.labels[:, c] != 0
-                    rows = normalise_rows(train[drawn.rows[own]])
+                    rows = normalise_rows(train[drawn.images[own]])
                     values, _ = decisions(rows, drawn.labels[own, c], normalise_rows(test), cost, 0)
                     positive, counted = counted_targets(test_labels[:, c], True)
                     aps.append(average_precision(positive[counted], values[counted]))
@@ -87,8 +87,8 @@ def test_vissl_takes_the_cost_that_is_best_on_the_test(solver):
         assert scores[f"mAP/k{k}"].std == pytest.approx(np.std(table[best], ddof=1), abs=0.05)
 
 
-def test_the_twin_does_not_look_at_the_test():
-    """Other test labels: VISSL's choice of C may move, the twin's decisions may not."""
+def test_the_cv_variant_does_not_use_the_test():
+    """VISSL chooses C on the test; the variant with cross-validation gives the APs of SVMs that never see it."""
     train, labels, test, test_labels = problem()
     few = PROTOCOLS["lowshot-vissl-cv"].low_shot
     assert few.cost == "cv" and PROTOCOLS["lowshot-vissl"].low_shot.cost == "test"
@@ -98,7 +98,7 @@ def test_the_twin_does_not_look_at_the_test():
     aps = []
     for c in range(4):
         own = drawn.labels[:, c] != 0
-        given = (train[drawn.rows[own]], drawn.labels[own, c, None], test, test_labels[:, c, None], rule)
+        given = (train[drawn.images[own]], drawn.labels[own, c, None], test, test_labels[:, c, None], rule)
         aps.append(svm_scores(*given, Solver("liblinear"))[0].ap)
     assert scores["mAP/k3"] == pytest.approx(100 * np.mean(aps), abs=0.05)
 
@@ -110,6 +110,6 @@ def test_pooled_is_one_svm_a_class_on_all_drawn_images():
     scores, settings = low_shot_scores(
         train, test, test_labels, [drawn], LowShot((3,), 1, True, "fixed"), rule, Solver()
     )
-    found = svm_scores(train[drawn.rows], drawn.labels, test, test_labels, rule, Solver("liblinear"))
-    assert scores["mAP/k3"] == pytest.approx(100 * np.mean([score.ap for score in found]), abs=0.05)
+    by_hand = svm_scores(train[drawn.images], drawn.labels, test, test_labels, rule, Solver("liblinear"))
+    assert scores["mAP/k3"] == pytest.approx(100 * np.mean([score.ap for score in by_hand]), abs=0.05)
     assert scores["mAP/k3"].std is None and len(settings["k3/trials"]) == 1

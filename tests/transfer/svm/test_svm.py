@@ -13,7 +13,7 @@ from sklearn.svm import LinearSVC
 
 from adco.evaluation.bootstrap import average_precision
 from transfer.svm.liblinear import best_cost, cross_validated_ap, linear_svc
-from transfer.svm.newton_cg import Rows, cg_step, direct_step, eigenbasis, minimise
+from transfer.svm.newton_cg import SharedFeatures, cg_step, direct_step, eigenbasis, minimise
 from transfer.svm.svm import Solver, SvmRule, class_weights, fold_masks, normalise_rows, svm_scores, with_constant
 
 COSTS = (0.01, 1.0, 1000.0)
@@ -22,16 +22,16 @@ LIBLINEAR, NEWTON = Solver("liblinear", jobs=1), Solver("newton")
 BOTH = pytest.mark.parametrize("solver", [LIBLINEAR, NEWTON], ids=["liblinear", "newton"])
 
 
-def quiet_clue(n=90, seed=0):
-    """A loud clue that lies for a quarter of the images beside a quiet one that never does: only a large C hears it."""
+def small_feature(n=90, seed=0):
+    """A large feature that is wrong for a quarter of the images, and a small one that never is: it needs a large C."""
     generator = np.random.default_rng(seed)
     y = np.where(np.arange(n) % 3 == 0, 1, -1)
-    loud = np.where(generator.random(n) < 0.25, -y, y)
-    return np.stack([loud, 0.05 * y, np.ones(n)], axis=1), y
+    large = np.where(generator.random(n) < 0.25, -y, y)
+    return np.stack([large, 0.05 * y, np.ones(n)], axis=1), y
 
 
-def faint_clues(n=90, seed=1):
-    """Thirty faint clues, each drowned in noise: the averaging of a small C is best, a large one fits the noise."""
+def weak_features(n=90, seed=1):
+    """Thirty weak features with much noise: a small C averages them and is best, a large C fits the noise."""
     y = np.where(np.arange(n) % 3 == 0, 1, -1)
     return 0.3 * (np.random.default_rng(seed).standard_normal((n, 30)) + 0.175 * y[:, None]), y
 
@@ -47,7 +47,7 @@ def test_classifier_minimises_the_protocols_objective():
 
     The intercept is one more weight on a constant 1 (intercept_scaling), so it is penalised too.
     """
-    x, y = faint_clues()
+    x, y = weak_features()
     svc = linear_svc(0.5, 0).set_params(tol=1e-10, max_iter=100000).fit(x, y)
     x1, w = np.column_stack([x, np.ones(len(x))]), np.append(svc.coef_[0], svc.intercept_)
     slack = np.maximum(0, 1 - y * (x1 @ w))
@@ -56,14 +56,14 @@ def test_classifier_minimises_the_protocols_objective():
 
 
 def test_settings_are_the_protocols():
-    found = linear_svc(0.5, 0).get_params()
+    settings = linear_svc(0.5, 0).get_params()
     expected = {"penalty": "l2", "loss": "squared_hinge", "dual": True, "tol": 1e-4, "max_iter": 2000, "C": 0.5}
-    assert expected.items() <= found.items()
-    assert found["class_weight"] == {1: 2, -1: 1} and found["random_state"] == 0
+    assert expected.items() <= settings.items()
+    assert settings["class_weight"] == {1: 2, -1: 1} and settings["random_state"] == 0
 
 
 @BOTH
-@pytest.mark.parametrize(("problem", "best"), [(quiet_clue, 1000.0), (faint_clues, 0.01)])
+@pytest.mark.parametrize(("problem", "best"), [(small_feature, 1000.0), (weak_features, 0.01)])
 def test_cross_validation_finds_the_planted_cost(problem, best, solver):
     x, y = problem()
     labels = y[:, None]
@@ -75,14 +75,14 @@ def test_cross_validation_finds_the_planted_cost(problem, best, solver):
 
 @pytest.mark.parametrize("cost", COSTS)
 def test_cross_validated_ap_equals_the_explicit_loop(cost):
-    x, y = faint_clues()
+    x, y = weak_features()
     values = []
     for inside, outside in StratifiedKFold(3).split(x, y):
         svc = LinearSVC(C=cost, class_weight={1: 2, -1: 1}, dual=True, max_iter=2000, random_state=0)
         svc.fit(x[inside], y[inside])
         values.append(average_precision_score(y[outside], svc.decision_function(x[outside])))
-    found, _ = cross_validated_ap(x, y, cost, 3, 0)
-    assert found == pytest.approx(np.mean(values), abs=1e-12)
+    ap, _ = cross_validated_ap(x, y, cost, 3, 0)
+    assert ap == pytest.approx(np.mean(values), abs=1e-12)
 
 
 def test_first_of_equal_costs_is_taken():
@@ -93,7 +93,7 @@ def test_first_of_equal_costs_is_taken():
 @pytest.mark.parametrize("drop", [True, False])
 def test_difficult_is_negative_in_training_and_dropped_or_negative_at_test(drop, solver):
     """Against a fit written out: the result differs from every other way to treat label 0."""
-    x, y = faint_clues(n=120)
+    x, y = weak_features(n=120)
     labels = y.copy()
     labels[np.flatnonzero(y == 1)[::4]] = 0  # a quarter of what looks positive is called difficult
     train, test = slice(0, 60), slice(60, 120)
@@ -110,7 +110,7 @@ def test_difficult_is_negative_in_training_and_dropped_or_negative_at_test(drop,
 
 
 def test_difficult_handling_moves_the_score():
-    x, y = faint_clues(n=120)
+    x, y = weak_features(n=120)
     labels = y.copy()
     labels[np.flatnonzero(y == 1)[::4]] = 0
     arguments = (x[:60], labels[:60, None], x[60:], labels[60:, None])
@@ -120,7 +120,7 @@ def test_difficult_handling_moves_the_score():
 
 @BOTH
 def test_unmeasurable_classes_are_nan_with_a_reason(solver):
-    x, y = faint_clues(n=30)
+    x, y = weak_features(n=30)
     never, twice, untested = np.full(30, -1), np.full(30, -1), y.copy()
     twice[[4, 9]] = 1
     labels = np.stack([y, never, twice, untested], axis=1)
@@ -139,7 +139,7 @@ def test_fits_that_do_not_converge_are_counted_and_not_printed(monkeypatch):
 
     original = svm.linear_svc
     monkeypatch.setattr(svm, "linear_svc", lambda cost, seed: original(cost, seed).set_params(max_iter=1))
-    x, y = faint_clues()
+    x, y = weak_features()
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         (score,) = svm_scores(x, y[:, None], x, y[:, None], SvmRule((1.0, 1000.0), True), LIBLINEAR)
@@ -148,13 +148,13 @@ def test_fits_that_do_not_converge_are_counted_and_not_printed(monkeypatch):
 
 
 def test_converged_fits_count_nothing():
-    x, y = faint_clues()
+    x, y = weak_features()
     assert svm_scores(x, y[:, None], x, y[:, None], PCL, LIBLINEAR)[0].unconverged == 0
 
 
 @pytest.mark.slow
 def test_processes_change_nothing():
-    x, y = faint_clues()
+    x, y = weak_features()
     labels = np.stack([y, -y, np.roll(y, 1)], axis=1)
     rule = SvmRule((0.01, 1.0), True)
     assert svm_scores(x, labels, x, labels, rule, Solver("liblinear", jobs=2)) == svm_scores(
@@ -182,10 +182,11 @@ def test_newton_finds_the_minimum_that_liblinear_approaches(width, cost):
     train, labels, test, _ = multi_label(d=width)
     train, test = normalise_rows(train), normalise_rows(test)
     basis, y = eigenbasis(with_constant(train, "cpu")), torch.from_numpy(labels).double()
-    start = torch.zeros(basis.rows.shape[1], 5, dtype=torch.float64)
-    found = minimise(Rows(basis.rows), y, class_weights(y).double(), torch.full((5,), cost).double(), 1e-8, start)
-    assert found.converged.all()
-    ours = with_constant(test, "cpu") @ basis.back @ found.u
+    start = torch.zeros(basis.features.shape[1], 5, dtype=torch.float64)
+    costs = torch.full((5,), cost).double()
+    solution = minimise(SharedFeatures(basis.features), y, class_weights(y).double(), costs, 1e-8, start)
+    assert solution.converged.all()
+    ours = with_constant(test, "cpu") @ basis.projection @ solution.u
     for c in range(5):
         svc = linear_svc(cost, 0).set_params(tol=1e-10, max_iter=10**6).fit(train, labels[:, c])
         np.testing.assert_allclose(ours[:, c].numpy(), svc.decision_function(test), atol=1e-5)
@@ -198,8 +199,8 @@ def test_both_ways_to_a_newton_step_solve_the_system():
     active = 3 * (torch.rand(50, 4, generator=generator) < 0.5).double()
     gradient = torch.randn(20, 4, generator=generator, dtype=torch.float64)
     for solve, precision in (
-        (lambda: direct_step(Rows(z), active, gradient), 1e-4),
-        (lambda: cg_step(Rows(z), active, gradient), 0.1),
+        (lambda: direct_step(SharedFeatures(z), active, gradient), 1e-4),
+        (lambda: cg_step(SharedFeatures(z), active, gradient), 0.1),
     ):
         step, change = solve()
         torch.testing.assert_close(change, z @ step)
@@ -228,14 +229,14 @@ def test_rows_outside_a_problem_do_not_matter():
     train, inside = normalise_rows(train), np.random.default_rng(0).random(240) < 0.6
     basis, y = eigenbasis(with_constant(train, "cpu")), torch.from_numpy(labels[:, :1]).double()
     weight = class_weights(y).double() * torch.from_numpy(inside)[:, None]
-    start, cost = torch.zeros(basis.rows.shape[1], 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    masked = minimise(Rows(basis.rows), y, weight, cost, 1e-9, start).decisions[~inside, 0]
+    start, cost = torch.zeros(basis.features.shape[1], 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    masked = minimise(SharedFeatures(basis.features), y, weight, cost, 1e-9, start).decisions[~inside, 0]
     svc = linear_svc(1.0, 0).set_params(tol=1e-10, max_iter=10**6).fit(train[inside], labels[inside, 0])
     np.testing.assert_allclose(masked.numpy(), svc.decision_function(train[~inside]), atol=1e-6)
 
 
 def test_folds_are_scikit_learns():
-    _, y = faint_clues()
+    _, y = weak_features()
     masks = fold_masks(np.stack([y, -np.roll(y, 1)], axis=1), 3)
     assert masks.sum(axis=1).tolist() == [[1, 1]] * 90
     for fold, (_, outside) in enumerate(StratifiedKFold(3).split(y, y)):
@@ -244,6 +245,6 @@ def test_folds_are_scikit_learns():
 
 def test_a_solver_that_stops_early_says_so(monkeypatch):
     monkeypatch.setattr("transfer.svm.newton_cg.NEWTON_STEPS", 1)
-    x, y = faint_clues()
+    x, y = weak_features()
     (score,) = svm_scores(x, y[:, None], x, y[:, None], SvmRule((1.0, 1000.0), True), NEWTON)
     assert score.unconverged == 2 * 3 + 1
