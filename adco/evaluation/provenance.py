@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from adco.utils.version import __version__
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("adco", "transfer", "detection", "benchmarks")
 SUFFIXES = (".py", ".c", ".h", ".yaml")
@@ -114,11 +116,16 @@ def hardware() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that can change a score."""
+    """Versions of this project, of Python and of the libraries that can change a score."""
     import torch
     import torchvision
 
-    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+    return {
+        "adco": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
 
 
 def commit() -> str:

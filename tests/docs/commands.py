@@ -1,6 +1,6 @@
-"""What the documents tell people to type, and whether it can be true: commands, names and links, found and checked.
+"""Finds the commands of the documents and checks them.
 
-A fenced block without a language (or `sh`) is shell; output is fenced as `text`. A code span that begins with a program
+A fenced block without a language (or `sh`) is shell; output is fenced as `text`. A code span that starts with a program
 is a command too. Words in capitals stand for the reader's own files.
 """
 
@@ -18,23 +18,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from adco.config.loading import RECIPES, _all_keys, load_recipe
+from adco.config.loading import RECIPES, load_recipe
 from adco.utils.errors import UserError
 from adco.weights.zoo import SCHEME, find
 from tests import ROOT
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "MODEL_ZOO.md", *sorted((ROOT / "docs").glob("*.md")))
-ROOMS = ("adco", "detection", "transfer", "tools", "tests", "docs", "benchmarks", "results")
+PAGES = ("README.md", "MODEL_ZOO.md", "CONTRIBUTING.md", "CHANGELOG.md")
+DOCUMENTS = (*(ROOT / page for page in PAGES), *sorted((ROOT / "docs").glob("*.md")))
+FOLDERS = ("adco", "detection", "transfer", "tools", "tests", "docs", "benchmarks", "results")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
-LINK = re.compile(r"\]\(([^)\s]+)\)")
 PROGRAMS = ("python ", "torchrun ", "uv ", "pip ", "sbatch ", "pytest ")
-METHODS = "adco|caco|moco|mochi|simclr|byol|simsiam|swav"
+OTHER_PROGRAMS = ("export", "cd", "pytest", "ruff", "basedpyright", "pre-commit")  # their arguments are not checked
 STOCK = "/path/to/detectron2/tools/train_net.py"  # takes what detection/train_net.py takes
 
 
 class Wrong(Exception):
-    """What a document says is not so."""
+    """A command, name or link of a document is wrong."""
 
 
 class Parsed(BaseException):
@@ -43,7 +43,13 @@ class Parsed(BaseException):
 
 @dataclass(frozen=True)
 class Command:
-    """One command line of a document. line: of the block or span that it is in, from 1."""
+    """One command line of a document.
+
+    Attributes:
+        document: The file.
+        line: Number of the first line of its block or span, from 1.
+        words: The command's words.
+    """
 
     document: Path
     line: int
@@ -68,11 +74,11 @@ def commands(document: Path) -> Iterator[Command]:
 
 
 def commands_in_help() -> Iterator[Command]:
-    """Every example in the text of a tool (`--help` prints it), and in the header of a recipe or a detector's config.
+    """Every example in a tool's docstring (`--help` prints it) and in the header of a recipe or a detector's config.
 
-    Explanations may follow after three spaces; a line with `...` or brackets is a sketch.
+    Explanations may follow after three spaces; a line with `...` or brackets is a pattern and left out.
     """
-    files = [file for room in ("tools", "transfer", "detection") for file in sorted((ROOT / room).glob("*.py"))]
+    files = [file for folder in ("tools", "transfer", "detection") for file in sorted((ROOT / folder).glob("*.py"))]
     files += [*sorted(RECIPES.glob("*.yaml")), *sorted((ROOT / "detection" / "configs").glob("*.yaml"))]
     for file in files:
         text = re.sub(r"\\+\n#? *", "", file.read_text())
@@ -82,7 +88,7 @@ def commands_in_help() -> Iterator[Command]:
 
 
 def words_of(block: str) -> Iterator[tuple[str, ...]]:
-    """The commands of a shell block: comments left out, continued lines joined, `&&` split."""
+    """The commands of a shell block, without comments, with continued lines joined and `&&` split."""
     for line in block.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         while words:
@@ -93,9 +99,9 @@ def words_of(block: str) -> Iterator[tuple[str, ...]]:
 
 
 def check(words: tuple[str, ...]) -> None:
-    """Raise Wrong where a command cannot work: no such program, file, flag, recipe, key, config, protocol or model.
+    """Raise Wrong if a command names a program, file, flag, recipe, key, config, protocol or model that does not exist.
 
-    A flag must be written out: an abbreviation is wrong as soon as another flag begins like it.
+    A flag must be written out: an abbreviation fails as soon as another flag starts like it.
     """
     while words and re.fullmatch(r"[A-Z_0-9]+=.*", words[0]):
         words = words[1:]
@@ -110,19 +116,20 @@ def check(words: tuple[str, ...]) -> None:
     elif program == "torchrun":
         from torch.distributed.run import get_args_parser
 
-        found = quietly(get_args_parser().parse_args, rest)
-        check_script(found.training_script, found.training_script_args)
+        args = quietly(get_args_parser().parse_args, rest)
+        check_script(args.training_script, args.training_script_args)
     elif program == "sbatch":
         need_file(rest[0])
         check_script("tools/train_adco.py", rest[1:])
     elif program == "pip":
         if rest[:1] != ["install"]:
             raise Wrong(f"pip {rest[:1]}: expected install")
-    elif program not in ("export", "cd", "pytest"):
+    elif program not in OTHER_PROGRAMS:
         raise Wrong(f"{program}: not a program that the documents use")
 
 
 def check_python(rest: list[str]) -> None:
+    """Check what follows `python`: a script, or a module after -m."""
     if rest[:1] == ["-m"]:
         if importlib.util.find_spec(rest[1]) is None:
             raise Wrong(f"python -m {rest[1]}: no such module")
@@ -131,22 +138,23 @@ def check_python(rest: list[str]) -> None:
 
 
 def check_script(script: str, argv: list[str]) -> None:
+    """Check a script's arguments with its own parser, and the names in them."""
     script = "detection/train_net.py" if script == STOCK else script
     need_file(script)
     for word in argv:
-        if word.startswith(tuple(f"{room}/" for room in ROOMS)):
+        if word.startswith(tuple(f"{folder}/" for folder in FOLDERS)):
             need_file(word)
         if SCHEME.match(word):
-            reported(find, word)
+            wrong_if_refused(find, word)
     if not re.search(r"parse_(intermixed_)?args\(", (ROOT / script).read_text()):
         return
     args = parsed(importlib.import_module(script.removesuffix(".py").replace("/", ".")).main, argv)
     if args is not None and script in MORE:
-        reported(MORE[script], args)
+        wrong_if_refused(MORE[script], args)
 
 
 def parsed(main: Callable, argv: list[str]) -> argparse.Namespace | None:
-    """What a tool's own parser makes of the arguments, and nothing of what the tool would do then; None for --help."""
+    """The arguments as a tool's own parser returns them, without running the tool; None for --help."""
     kept = argparse.ArgumentParser.parse_args, argparse.ArgumentParser.parse_intermixed_args
 
     def stopping(parse: Callable) -> Callable:
@@ -159,35 +167,36 @@ def parsed(main: Callable, argv: list[str]) -> argparse.Namespace | None:
     argparse.ArgumentParser.parse_args, argparse.ArgumentParser.parse_intermixed_args = map(stopping, kept)
     try:
         quietly(main, argv)
-    except Parsed as found:
-        return found.args[0]
+    except Parsed as carrier:
+        return carrier.args[0]
     finally:
         argparse.ArgumentParser.parse_args, argparse.ArgumentParser.parse_intermixed_args = kept
     return None
 
 
 def quietly(call: Callable, argv: list[str]) -> object:
-    """The call's result; Wrong with its complaint where it ends with an exit code other than 0."""
-    complaint = io.StringIO()
-    with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(io.StringIO()):
+    """The call's result. Raises Wrong with the last line of stderr if the exit code is not 0."""
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
             result = call(argv)
         except SystemExit as stopped:
             result = stopped.code
     if result and isinstance(result, int):
-        raise Wrong(complaint.getvalue().strip().splitlines()[-1])
+        raise Wrong(errors.getvalue().strip().splitlines()[-1])
     return result
 
 
-def reported(ask: Callable, *arguments: object) -> None:
-    """Call, and let a UserError be a Wrong."""
+def wrong_if_refused(call: Callable, *arguments: object) -> None:
+    """Call, and turn a UserError into Wrong."""
     try:
-        ask(*arguments)
+        call(*arguments)
     except UserError as error:
         raise Wrong(str(error)) from error
 
 
 def need_file(path: str) -> None:
+    """Raise Wrong if the project does not have the file."""
     if not (ROOT / path).exists():
         raise Wrong(f"{path}: no such file in the project")
 
@@ -216,8 +225,8 @@ def _voc07(args: argparse.Namespace) -> None:
 
 
 def _trained(args: argparse.Namespace, which: str) -> None:
-    recipes = importlib.import_module("transfer.classifier.protocols")
-    _protocols({*getattr(recipes, which)}, args)
+    protocols = importlib.import_module("transfer.classifier.protocols")
+    _protocols({*getattr(protocols, which)}, args)
 
 
 def _zoo(args: argparse.Namespace) -> None:
@@ -240,58 +249,6 @@ MORE = {
 }
 
 
-def check_names(text: str, folder: Path) -> None:
-    """Raise Wrong for a link, path, recipe, recipe key or environment variable that a text names and nothing has."""
-    for target in LINK.findall(FENCE.sub("", text)):
-        path, _, anchor = target.partition("#")
-        if not re.match(r"\w+:", target):
-            if path and not (folder / path).exists():
-                raise Wrong(f"link to {path}: no such file")
-            if anchor and anchor not in anchors((folder / path).read_text() if path else text):
-                raise Wrong(f"link to {target}: no such heading")
-    for span in map(flat, SPAN.findall(FENCE.sub("", text))):
-        check_span(span)
-    for recipe in re.findall(rf"\b(?:{METHODS})_r\d+_\w+", text):
-        if not (RECIPES / f"{recipe}.yaml").is_file() and not list((ROOT / "results").glob(f"{recipe}*")):
-            raise Wrong(f"{recipe}: no such recipe")
-    for name in set(re.findall(r"\bADCO_[A-Z_]+", text)):
-        if not any(name in file.read_text() for room in ROOMS for file in py(room)):
-            raise Wrong(f"{name}: no code reads this variable")
-
-
-def check_span(span: str) -> None:
-    """A code span that looks like a file of the project, or like a key of a recipe, must be one."""
-    if re.fullmatch(rf"(?:{'|'.join(ROOMS)})/[\w./*{{}},-]+", span) and not re.search(r"\b[A-Z]+\b", span):
-        for pattern in braced(span.rstrip("/")):
-            config = pattern.replace("detection/", "detection/configs/", 1)  # `detection/NAME` is a protocol by config
-            if not list(ROOT.glob(pattern)) and not list(ROOT.glob(f"{config}*.yaml")):
-                raise Wrong(f"`{span}`: no such file in the project")
-    key = re.fullmatch(r"((?:views\.\d|[a-z]+)\.[a-z_]+)(?:=\S+)?", span)
-    sections = {name.split(".")[0] for name in _all_keys() if "." in name}
-    if key and key[1].split(".")[0] in sections and re.sub(r"\.\d+\.", ".0.", key[1]) not in _all_keys():
-        raise Wrong(f"`{span}`: no such key in a recipe")
-
-
-def braced(pattern: str) -> list[str]:
-    """`a{b,c}` -> `ab`, `ac`."""
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if not match:
-        return [pattern]
-    return [p for part in match[1].split(",") for p in braced(pattern[: match.start()] + part + pattern[match.end() :])]
-
-
-def anchors(text: str) -> set[str]:
-    """The headings' anchors as GitHub makes them."""
-    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-
-
 def flat(span: str) -> str:
-    """A code span that was wrapped, on one line."""
+    """A code span on one line."""
     return " ".join(span.split())
-
-
-@functools.cache
-def py(room: str) -> tuple[Path, ...]:
-    """The Python files of a room."""
-    return tuple((ROOT / room).rglob("*.py"))

@@ -1,7 +1,7 @@
-"""How a command of the documents is made small enough to be run: the reader's places, and shorter runs.
+"""Shortens the commands of the documents so that they can be run: small data and short runs.
 
-Each command runs alone, in an empty folder, on a generated world of 240 images, with a run of one epoch in the place
-of every checkpoint that a document speaks of. What cannot be run is in NOT_RUN with its reason.
+Each command runs alone, in an empty folder, on a generated dataset of 240 images. A run of one epoch replaces every
+checkpoint that a document names. What cannot be run is in NOT_RUN with its reason.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from tests.docs.commands import ROOT
 NOT_RUN = {
     r"pip |uv sync|uv run$|uv run \.\.\.|export ": "installs, or sets something",
     r".*pytest": "these tests",
+    r".*(ruff|basedpyright|pre-commit)": "tests/test_project.py, tests/test_types.py",
     r".*tools/demo\.py": "tests/tools/test_demo.py runs it",
-    r".*benchmarks/": "takes the machine for itself; tests/benchmarks/test_run.py",
+    r".*benchmarks/": "needs the whole machine; tests/benchmarks/test_run.py",
     r".*tests/(faults|check_golden)": "tests/faults, tests/test_check_golden.py",
     r"sbatch |.*--nnodes 2": "needs SLURM or several machines",
     r".*/path/to/detectron2": "needs a clone; tests/detection/test_train_net.py runs the stock script",
@@ -52,23 +53,30 @@ SHORTER = {
 
 @dataclass(frozen=True)
 class Place:
-    """What stands for the reader's own things: a world, a finished run, its backbone for detectron2, a cache."""
+    """Replacements for the reader's own files.
 
-    world: Path
+    Attributes:
+        data: The generated datasets.
+        checkpoint: Of a finished run.
+        converted: Its backbone for detectron2.
+        cache: The cache folder.
+    """
+
+    data: Path
     checkpoint: Path
     converted: Path
     cache: Path
 
     def names(self) -> dict[str, str]:
-        """A pattern in a command's word -> what takes its place."""
-        folder = str(self.world / "imagenet")
+        """A pattern in a command's word -> its replacement."""
+        folder = str(self.data / "imagenet")
         return {
             r"^(output/\S+/checkpoint_\d+\.pth|CHECKPOINT|FILE)$": str(self.checkpoint),
             r"zoo://[a-z][\w-]*": "zoo://of-the-documents",
             r"\b(FOLDER|IMAGENET|IMAGENETTE|DATA/imagenet)$": folder,
-            r"^(DATA|\$DETECTRON2_DATASETS)$": str(self.world),
-            r"^VOCdevkit$": str(self.world / "VOCdevkit"),
-            r"^PLACES205$": str(self.world / "places205"),
+            r"^(DATA|\$DETECTRON2_DATASETS)$": str(self.data),
+            r"^VOCdevkit$": str(self.data / "VOCdevkit"),
+            r"^PLACES205$": str(self.data / "places205"),
             r"^DIGITS$": "0" * 64,
             r"^(NAME)$": "my-name",
             r"^detection/configs/pascal\w+_adco": "detection/configs/smoke_voc_R_18_C4",
@@ -76,13 +84,13 @@ class Place:
         }
 
 
-def why_not_run(line: str) -> str | None:
-    """The reason why a command is not run, None where it is."""
+def not_run_reason(line: str) -> str | None:
+    """Why a command is not run; None if it is run."""
     return next((reason for pattern, reason in NOT_RUN.items() if re.match(pattern, line)), None)
 
 
 def small(words: tuple[str, ...], place: Place) -> list[str]:
-    """The command on the small world, as words for this Python."""
+    """The command on the small dataset, as words for this Python."""
     words = list(words[2:] if words[:2] == ("uv", "run") else words)
     if words[0] == "torchrun":
         words = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1",
@@ -102,13 +110,13 @@ def small(words: tuple[str, ...], place: Place) -> list[str]:
 
 
 def run(words: tuple[str, ...], place: Place, folder: Path) -> subprocess.CompletedProcess:
-    """Run the small form of a command in `folder`, without the network, with a copy of the README if it is changed."""
+    """Run the small form of a command in `folder`, without the network, with a copy of the README to change."""
     if "README.md" in words:
         shutil.copy(ROOT / "README.md", folder)
     own = {
         "ADCO_CACHE": str(place.cache),
         "ADCO_OFFLINE": "1",
-        "DETECTRON2_DATASETS": str(place.world / "detection"),
+        "DETECTRON2_DATASETS": str(place.data / "detection"),
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONWARNINGS": "ignore",
     }
@@ -122,5 +130,5 @@ def _replaced(word: str, place: Place) -> str:
 
 
 def _valued(words: list[str], flag: str, value: str) -> list[str]:
-    """The words with another value after `flag`, where it is there."""
+    """The words with another value after `flag`, if the flag is there."""
     return [value if i and words[i - 1] == flag else word for i, word in enumerate(words)]

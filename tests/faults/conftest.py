@@ -1,4 +1,4 @@
-"""What every fault's test gets, and the records of a run with ADCO_RECORD_FAULTS=1."""
+"""Fixtures of the fault tests, and the records of a run with ADCO_RECORD_FAULTS=1."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults import table, toy
 
-FOUND = pytest.StashKey[dict[str, tuple[table.Seen, float]]]()
+SEEN = pytest.StashKey[dict[str, tuple[table.Seen, float]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -17,7 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def seen() -> table.Seen:
-    """What the test has to say about its fault; one try, unless it says more."""
+    """What the test counts for its fault; one try by default."""
     return table.Seen()
 
 
@@ -40,16 +40,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     report = yield
     mark = item.get_closest_marker("fault")
     if mark and call.when == "call" and not report.skipped:
-        found = item.config.stash.setdefault(FOUND, {})
+        results = item.config.stash.setdefault(SEEN, {})
         seen = item.funcargs.get("seen", table.Seen())
         if report.failed:
             seen = table.Seen(seen.tries, 0, seen.lost_steps, seen.figures)
-        before = found.get(mark.args[0])
-        found[mark.args[0]] = (before[0] + seen, before[1] + call.duration) if before else (seen, call.duration)
+        before = results.get(mark.args[0])
+        results[mark.args[0]] = (before[0] + seen, before[1] + call.duration) if before else (seen, call.duration)
     return report
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if os.environ.get("ADCO_RECORD_FAULTS") == "1":
-        for name, (seen, seconds) in session.config.stash.get(FOUND, {}).items():
+        for name, (seen, seconds) in session.config.stash.get(SEEN, {}).items():
             table.write(name, seen, seconds)

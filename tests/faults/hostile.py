@@ -1,4 +1,4 @@
-"""Images as the world has them, the broken ones too; and what a test needs to meet them: no root rights, a bound."""
+"""Unusual and broken images, and helpers for tests with them: no root rights, a bound on memory."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def frames() -> list[Image.Image]:
     return [photo(seed) for seed in (1, 2, 3)]
 
 
-# name -> content; of these every reader makes an image
+# name -> content; every reader can read these
 SOUND: dict[str, Callable[[], bytes]] = {
     "plain.jpg": lambda: encoded(photo(0), "JPEG"),
     "progressive.jpg": lambda: encoded(photo(0), "JPEG", progressive=True),
@@ -89,7 +89,7 @@ SOUND: dict[str, Callable[[], bytes]] = {
     "two\nlines.jpg": lambda: encoded(photo(0), "JPEG"),
     os.fsdecode(b"caf\xe9.jpg"): lambda: encoded(photo(0), "JPEG"),
 }
-# name -> (content, a word of the reason); of these none does
+# name -> (content, a word of the reason); no reader can read these
 BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty.jpg": (lambda: b"", "empty"),
     "cut.jpg": (lambda: encoded(photo(0, (200, 200)), "JPEG")[:-900], "truncated"),
@@ -107,7 +107,7 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
-def write_pictures(folder: Path, contents: dict[str, Callable[[], bytes]]) -> Path:
+def write_images(folder: Path, contents: dict[str, Callable[[], bytes]]) -> Path:
     """Write files below `folder`, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
@@ -116,8 +116,8 @@ def write_pictures(folder: Path, contents: dict[str, Callable[[], bytes]]) -> Pa
 
 
 def write_broken(folder: Path) -> dict[str, str]:
-    """Everything broken, things that are no files at all among it; name -> a word of the reason."""
-    write_pictures(folder, {name: content for name, (content, _) in BROKEN.items()})
+    """Write every broken image, and entries that are not files; name -> a word of the reason."""
+    write_images(folder, {name: content for name, (content, _) in BROKEN.items()})
     reasons = {name: word for name, (_, word) in BROKEN.items()}
     os.mkfifo(folder / "pipe.jpg")
     (folder / "nowhere.jpg").symlink_to("absent.jpg")
@@ -134,7 +134,7 @@ def write_broken(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def without_root() -> Iterator[None]:
-    """This thread obeys file permissions, even root's; processes that it starts do too."""
+    """Make this thread obey file permissions, even as root; so do processes that it starts."""
     if os.getuid():
         yield
         return
@@ -151,9 +151,14 @@ def without_root() -> Iterator[None]:
 
 
 def peak_mib(work: Callable[[], object], limit_mib: int = 8192) -> float:
-    """How much the memory of a copy of this process grows, at its highest, while it does the work, in MiB.
+    """Run the work in a forked copy of this process and measure its memory.
 
-    limit_mib: of address space on top of what there is, so that a failing test does not take the machine with it
+    Args:
+        work: What to run.
+        limit_mib: Address space that the copy may add, so that a failing test does not exhaust the machine.
+
+    Returns:
+        How much the memory grows at its peak, in MiB.
     """
     receive, send = multiprocessing.Pipe(duplex=False)
 
@@ -161,21 +166,21 @@ def peak_mib(work: Callable[[], object], limit_mib: int = 8192) -> float:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         bound = pages * os.sysconf("SC_PAGE_SIZE") + (limit_mib << 20)
         resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
-        Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
-        before = _highest_kib()
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
+        before = _peak_kib()
         work()
-        send.send((_highest_kib() - before) / 1024)
+        send.send((_peak_kib() - before) / 1024)
 
     child = multiprocessing.get_context("fork").Process(target=measured)
     child.start()
-    child.join(120)
+    child.join(400)
     if child.is_alive():
         child.kill()
-        raise AssertionError("hangs")
+        raise AssertionError("did not end within 400 s")
     assert child.exitcode == 0, f"ended with {child.exitcode}"
     return receive.recv()
 
 
-def _highest_kib() -> int:
+def _peak_kib() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

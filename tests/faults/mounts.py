@@ -1,4 +1,4 @@
-"""Small disks for tests: real file systems, where this machine lets us mount one."""
+"""Small disks for tests: real file systems, where this machine allows a mount."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ import pytest
 def mounted(folder: Path, options: str) -> Iterator[Path]:
     """A tmpfs at the folder. Skips the test where it may not be mounted."""
     folder.mkdir(exist_ok=True)
-    found = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if found.returncode:
-        pytest.skip(f"needs the right to mount a tmpfs: {found.stderr.strip()}")
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {done.stderr.strip()}")
     try:
         yield folder
     finally:

@@ -1,4 +1,4 @@
-"""Write docs/reliability.md from the faults that the tests name and the records in results/faults.
+"""Write docs/reliability.md from the faults of the tests and the records in results/faults.
 
 ADCO_RECORD_FAULTS=1 uv run pytest -n 0 -m "" tests/faults && uv run python tests/faults/report.py
 """
@@ -17,17 +17,17 @@ from tests.faults import table  # noqa: E402
 
 PAGE = ROOT / "docs" / "reliability.md"
 HEAD = """\
-# What goes wrong, tried on purpose
+# Reliability: faults injected on purpose
 
-Made by `tests/faults/report.py` from the tests in `tests/faults/` and their records; not edited by hand. `tries` is
-how often a fault was tried, `survived` how often what must happen did, `lost steps` the training steps that were lost
-although a checkpoint of them was finished. Where it says bit-identical, every tensor at the end is compared with the
-uninterrupted run's. The runs are real, on folders of real files, with a toy in place of the ResNet; all on CPUs. Not
-run: NCCL, several machines, network file systems.
+Written by `tests/faults/report.py` from the tests in `tests/faults/` and their records; not edited by hand. `tries` is
+how often a fault was injected, `survived` how often the expected behaviour followed, `lost steps` the training steps
+that were lost although a checkpoint of them was finished. Bit-identical: every tensor at the end equals the
+uninterrupted run's. The runs use the real trainer on folders of real files, with a small network in place of the
+ResNet; all on CPUs. Not run: NCCL, several machines, network file systems.
 
 ```
-uv run pytest tests/faults                                               # the short part
-ADCO_RECORD_FAULTS=1 uv run pytest -n 0 -m "" tests/faults               # all of it, with records
+uv run pytest tests/faults                                               # the fast tests
+ADCO_RECORD_FAULTS=1 uv run pytest -n 0 -m "" tests/faults               # all tests, with records
 uv run python tests/faults/report.py                                     # this page
 ```
 

@@ -1,14 +1,14 @@
-"""Faults tried on purpose: what is done, what must happen, what was seen; docs/reliability.md is made of them.
+"""Faults injected on purpose: what is done, what must happen, what happened. docs/reliability.md is made from them.
 
-A test names its fault and, where it tries more than once, says what it counted:
+A test names its fault and, if it tries more than once, sets its counts:
 
-    @fault("sigkill", "Training", "SIGKILL at random moments", "goes on bit for bit from an intact checkpoint")
+    @fault("sigkill", "Training", "SIGKILL at random moments", "resumes bit for bit from an intact checkpoint")
     def test_killed(seen):
         ...
         seen.tries, seen.lost_steps, seen.figures["restarts"] = 100, 0, 100
 
 Tests of one fault (parameters, a short and a long one) add up. With ADCO_RECORD_FAULTS=1 a passing run writes
-results/faults/NAME.json for every fault it met; a test that fails counts as tried and not survived.
+results/faults/NAME.json for every fault in it; a test that fails counts as tried and not survived.
 """
 
 from __future__ import annotations
@@ -25,12 +25,20 @@ from adco.evaluation.records import Record, load_record
 from tests import ROOT
 
 RECORDS = ROOT / "results" / "faults"
+SLOW = (pytest.mark.slow, pytest.mark.timeout(3600))  # minutes here; four times as long on a slow and busy machine
 PARTS = ("Training", "Data", "Untrusted files", "Load", "Supply chain", "Errors")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """name: also its record's file; part: one of PARTS; done: what is tried; must: what has to happen."""
+    """A fault.
+
+    Attributes:
+        name: Also the name of its record's file.
+        part: One of PARTS.
+        done: What is tried.
+        must: What has to happen.
+    """
 
     name: str
     part: str
@@ -40,13 +48,17 @@ class Fault:
 
 @dataclass
 class Seen:
-    """What came of a fault. lost_steps: done again after it beyond those since the last checkpoint; None: no training.
+    """What a test counted for a fault.
 
-    figures: anything else worth a cell, name with unit -> number; of several tests the largest.
+    Attributes:
+        tries: How often it was tried.
+        survived: How often the expected behaviour followed; None: always.
+        lost_steps: Steps done again beyond those since the last checkpoint; None: no training.
+        figures: Other numbers for the page, name with unit -> number; of several tests the largest.
     """
 
     tries: int = 1
-    survived: int | None = None  # all, unless said
+    survived: int | None = None
     lost_steps: int | None = None
     figures: dict[str, float] = field(default_factory=dict)
 
@@ -66,7 +78,7 @@ FAULTS: dict[str, Fault] = {}
 
 
 def fault(name: str, part: str, done: str, must: str) -> Callable:
-    """Mark a test as one of the named fault. Tests that share a name say the same about it."""
+    """Mark a test as one of the named fault. Tests that share a name must give the same texts."""
     entry = Fault(name, part, done, must)
     if part not in PARTS or FAULTS.setdefault(name, entry) != entry:
         raise ValueError(f"fault {name}: part {part} is none of {PARTS}, or the name is taken by another fault")
@@ -88,7 +100,7 @@ def write(name: str, seen: Seen, seconds: float) -> None:
 
 
 def markdown(faults: Sequence[Fault]) -> str:
-    """One table a part; a fault without a record is `not run`."""
+    """One table for each part; a fault without a record is `not run`."""
     lines = []
     for part in PARTS:
         rows = [entry for entry in faults if entry.part == part]

@@ -1,4 +1,4 @@
-"""Broken, odd and hostile data: an image is an image or counted and named; a list is right or one clear line."""
+"""Broken, unusual and hostile data: an image is read, or counted and named; a wrong list is reported in one line."""
 
 from __future__ import annotations
 
@@ -33,30 +33,31 @@ CPU = torch.device("cpu")
 VIEWS = (ViewConfig(px=24), ViewConfig(px=16, scale=[0.05, 0.3]))
 ODD = fault(
     "odd-pictures", "Data",
-    "CMYK, 16-bit, animated, 1x1, 9,000x1, another format than the suffix says, names that are no UTF-8",
-    "read, by every reader alike",
+    "images: CMYK, 16-bit, animated, 1x1, 9,000x1, another format than the suffix says, names that are not UTF-8",
+    "read by every reader",
 )  # fmt: skip
 BROKEN = fault(
     "broken-pictures", "Data",
-    "empty, truncated, damaged, no image, a program (EPS), 20,000 x 20,000, text bomb, pipe, device, dangling and "
-    "circular link, no permission, a terabyte",
-    "counted and named with the reason, never waited for, by every reader alike",
+    "images: empty, truncated, damaged, not an image, a program (EPS), 20,000 x 20,000, text bomb, pipe, device, "
+    "dangling and circular link, no permission, a terabyte",
+    "every reader counts and names them with the reason, and never waits for one",
 )  # fmt: skip
 BOUND = fault(
-    "giant-pictures", "Data", "20,000 x 20,000 as JPEG and PNG, a 100 MB comment in a PNG",
+    "giant-pictures", "Data", "images of 20,000 x 20,000 as JPEG and PNG, a 100 MB comment in a PNG",
     "refused within 64 MiB, by Pillow and by the C kernel",
 )  # fmt: skip
-LABELS = fault("five-percent", "Data", "5% of a training set corrupt", "the others keep their own labels")
+LABELS = fault("five-percent", "Data", "5% of a training set corrupt", "the other images keep their labels")
 LISTS = fault(
     "annotations", "Data",
-    "COCO: missing images, boxes outside, without area, NaN, doubled ids, run lengths, no annotations, paths that lead "
-    "out; VOC: missing fields, entity bombs, external entities; Places205: labels that are none or contradict",
-    "one line that names the file and the place; what detectron2 leaves out is counted",
+    "COCO: missing images, boxes outside, without area or NaN, duplicate ids, false run lengths, no annotations, paths "
+    "that lead out of the folder; VOC: missing fields, entity bombs, external entities; Places205: invalid or "
+    "contradictory labels",
+    "one line that names the file and the position; what detectron2 leaves out is counted",
 )  # fmt: skip
 
 
 def read_by(reader: str, folder: Path, tmp_path: Path) -> tuple[int, dict[str, str]]:
-    """How many images there are, and path -> reason of those that one of the readers does not make."""
+    """The number of images, and path -> reason of those that a reader cannot read."""
     index = index_folder(folder)
     if reader in ("native", "reference", "memory"):
         source = in_memory(index, 2) if reader == "memory" else index
@@ -80,8 +81,8 @@ READERS = ("native", "reference", "memory", "features", "check_data")
 
 @ODD
 @pytest.mark.parametrize("reader", READERS)
-def test_odd_pictures_are_pictures(tmp_path, reader, seen):
-    folder = hostile.write_pictures(tmp_path / "x" / "class", hostile.SOUND).parent
+def test_unusual_images_are_read(tmp_path, reader, seen):
+    folder = hostile.write_images(tmp_path / "x" / "class", hostile.SOUND).parent
     (folder / "class" / "again").symlink_to(folder)  # a loop of folders
     assert read_by(reader, folder, tmp_path) == (len(hostile.SOUND), {})
     seen.tries = len(hostile.SOUND)
@@ -89,22 +90,22 @@ def test_odd_pictures_are_pictures(tmp_path, reader, seen):
 
 @BROKEN
 @pytest.mark.parametrize("reader", READERS)
-def test_broken_pictures_are_named_with_the_reason(tmp_path, reader, seen):
-    folder = hostile.write_pictures(tmp_path / "x", {"sound.jpg": hostile.SOUND["plain.jpg"]})
+def test_broken_images_are_named_with_the_reason(tmp_path, reader, seen):
+    folder = hostile.write_images(tmp_path / "x", {"sound.jpg": hostile.SOUND["plain.jpg"]})
     reasons = hostile.write_broken(folder)
     with hostile.without_root():
         count, bad = read_by(reader, folder, tmp_path)
     assert count == len(reasons) + 1 and bad.keys() == reasons.keys()
-    if reader != "memory":  # which says that it could not be decoded
+    if reader != "memory":  # its reason is only that the image could not be decoded
         assert all(word in bad[name] for name, word in reasons.items()), bad
     assert not any("\n" in reason for reason in bad.values())
     seen.tries = len(reasons)
 
 
 @BROKEN
-def test_a_folder_without_permission_is_an_error_not_a_class_without_pictures(tmp_path):
-    hostile.write_pictures(tmp_path / "x" / "cat", {"a.jpg": hostile.SOUND["plain.jpg"]})
-    locked = hostile.write_pictures(tmp_path / "x" / "dog", {"b.jpg": hostile.SOUND["plain.jpg"]})
+def test_a_folder_without_permission_is_an_error_not_an_empty_class(tmp_path):
+    hostile.write_images(tmp_path / "x" / "cat", {"a.jpg": hostile.SOUND["plain.jpg"]})
+    locked = hostile.write_images(tmp_path / "x" / "dog", {"b.jpg": hostile.SOUND["plain.jpg"]})
     locked.chmod(0)
     try:
         with hostile.without_root(), pytest.raises(UserError, match="dog: .*Permission denied"):
@@ -117,12 +118,12 @@ def test_a_folder_without_permission_is_an_error_not_a_class_without_pictures(tm
 def test_sixteen_bits_become_their_upper_eight():
     levels = (np.arange(4096, dtype=np.uint16) * 16).reshape(64, 64)
     for format in ("PNG", "TIFF"):
-        found = decode(hostile.encoded(hostile.Image.fromarray(levels), format), "x")
-        assert np.array_equal(np.asarray(found), np.repeat((levels >> 8)[:, :, None], 3, axis=2))
+        image = decode(hostile.encoded(hostile.Image.fromarray(levels), format), "x")
+        assert np.array_equal(np.asarray(image), np.repeat((levels >> 8)[:, :, None], 3, axis=2))
 
 
 @ODD
-def test_of_an_animation_the_first_picture_is_taken():
+def test_of_an_animation_the_first_frame_is_read():
     for format in ("PNG", "WEBP"):
         first, *rest = hostile.frames()
         content = hostile.encoded(first, format, save_all=True, append_images=rest, lossless=True)
@@ -131,7 +132,7 @@ def test_of_an_animation_the_first_picture_is_taken():
 
 @BOUND
 @pytest.mark.parametrize("name", ["huge.jpg", "huge.png", "text-bomb.png"])
-def test_giants_are_refused_in_little_memory(name, seen):
+def test_huge_images_are_refused_in_little_memory(name, seen):
     content = hostile.BROKEN[name][0]()
 
     def by_pillow():
@@ -150,7 +151,7 @@ def test_giants_are_refused_in_little_memory(name, seen):
 
 
 @BOUND
-def test_the_largest_picture_that_is_read_takes_what_its_pixels_take(tmp_path, seen):
+def test_the_largest_image_that_is_read_needs_the_memory_of_its_pixels(tmp_path, seen):
     side = 9450  # 89.3 million pixels
     path = tmp_path / "large.png"
     hostile.Image.new("1", (side, side)).save(path)
@@ -160,7 +161,7 @@ def test_the_largest_picture_that_is_read_takes_what_its_pixels_take(tmp_path, s
 
 
 @LABELS
-def test_five_percent_corrupt_keep_everybody_elses_label(tmp_path, seen):
+def test_with_five_percent_corrupt_the_others_keep_their_labels(tmp_path, seen):
     root = make_folder(tmp_path / "x", train=20, val=2) / "train"
     for path in (root / "bird" / "3.png", root / "cat" / "7.png", root / "dog" / "19.png"):
         path.write_bytes(path.read_bytes()[:100])
@@ -172,7 +173,9 @@ def test_five_percent_corrupt_keep_everybody_elses_label(tmp_path, seen):
     colours = np.array([COLOURS[name] for name in index.classes])
     pixels = crops.permute(0, 2, 3, 1).flatten(1, 2).numpy().astype(int)
     nearest = np.abs(pixels[:, :, None] - colours).sum(axis=3).min(axis=1).argmin(axis=1)
-    clear = np.abs(pixels[:, :, None] - colours).sum(axis=3).min(axis=1).min(axis=1) < 60  # the shape is in the crop
+    clear = (
+        np.abs(pixels[:, :, None] - colours).sum(axis=3).min(axis=1).min(axis=1) < 60
+    )  # the drawn shape is in the crop
     assert clear.sum() > 40 and np.array_equal(nearest[clear], labels.numpy()[clear])
     with pytest.raises(UserError, match="bird/3.png: cannot be read .*; 3 of 60 images are unreadable"):
         BadImages(root, len(index), 0.04, "--max-bad-share").update(dict(sorted(bad.items())))
@@ -191,7 +194,7 @@ def test_a_training_set_of_which_nothing_can_be_read_ends(tmp_path):
 
 
 def coco(**changes) -> dict:
-    """A sound COCO file with one image, one category and an annotation with the changes."""
+    """A valid COCO file with one image, one category and an annotation with the changes."""
     box = {"id": 5, "image_id": 1, "category_id": 2, "bbox": [1, 1, 5, 5], "iscrowd": 0}
     box["segmentation"] = [[1, 1, 6, 1, 6, 6]]
     image = {"id": 1, "file_name": "a.jpg", "width": 10, "height": 8}
@@ -215,7 +218,7 @@ COCO_FAULTS = {
     "runs too long": (crowd(counts=[20, 30, 10**9]), "run-length code"),
     "negative runs": (crowd(counts=[100, -50, 30]), "run-length code"),
     "another size": (crowd(size=[80, 100]), "run-length code"),
-    "packed runs that lie": (crowd(counts="PPPPPPPPP"), "run-length code"),
+    "false packed runs": (crowd(counts="PPPPPPPPP"), "run-length code"),
     "packed runs of other characters": (crowd(counts="\x00é"), "run-length code"),
     "doubled annotation": (coco() | {"annotations": coco()["annotations"] * 2}, "annotations whose id is there twice"),
     "doubled image": (coco() | {"images": coco()["images"] * 2}, "images whose id is there twice"),
@@ -229,7 +232,7 @@ COCO_FAULTS = {
 
 @LISTS
 @pytest.mark.parametrize("case", COCO_FAULTS)
-def test_a_coco_file_that_cannot_be_right_is_said_to_be_wrong(tmp_path, case):
+def test_a_wrong_coco_file_is_reported(tmp_path, case):
     content, words = COCO_FAULTS[case]
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(content))
@@ -246,7 +249,7 @@ def test_boxes_without_area_or_outside_are_counted_not_refused(box):
 
 
 @LISTS
-def test_sound_coco_files_are_sound():
+def test_valid_coco_files_are_accepted():
     packed = {"size": [8, 10], "counts": "d0n0n0"}  # 20, 30, 30 as pycocotools packs them
     for content in (coco(), crowd(), coco(iscrowd=1, segmentation=packed), coco(bbox=[8, 6, 5, 5])):
         assert check_coco_content(content) == ([], [])
@@ -303,7 +306,7 @@ VOC_FAULTS = {
 
 @LISTS
 @pytest.mark.parametrize("case", VOC_FAULTS)
-def test_a_voc_annotation_that_cannot_be_right_is_said_to_be_wrong(tmp_path, case):
+def test_a_wrong_voc_annotation_is_reported(tmp_path, case):
     content, words = VOC_FAULTS[case]
     path = tmp_path / "000001.xml"
     for text in (content.encode(), *([content.encode("utf-16")] if "encoding" not in content else [])):
@@ -325,13 +328,13 @@ NO_PLACES += ["../b.jpg 1", "/etc/passwd 1", "7", "a/good.jpg 4", "a/b\0.jpg 1"]
 
 @LISTS
 @pytest.mark.parametrize("line", NO_PLACES, ids=range(len(NO_PLACES)))
-def test_a_places_label_that_is_none_is_named_with_its_line(line):
+def test_an_invalid_places_label_is_named_with_its_line(line):
     with pytest.raises(UserError, match="list.csv:3: "):
         places_list(Path("list.csv"), f"a/good.jpg 3\n\n{line}\n".encode())
 
 
 @LISTS
-def test_a_places_label_that_training_does_not_have_is_an_error(tmp_path):
+def test_a_places_label_that_is_not_in_training_is_an_error(tmp_path):
     lists, images = tmp_path / "trainvalsplit_places205", tmp_path / "data/vision/torralba/deeplearning/images256"
     lists.mkdir(), images.mkdir(parents=True)
     (images / "a.jpg").write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""A download that is killed: the next one goes on behind what has arrived, and the file is whole or absent."""
+"""A killed download: the next one continues after the bytes that have arrived; the file is complete or absent."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import pytest
 from adco.weights.manifest import Model
 from adco.weights.zoo import download
 from tests.faults import toy
-from tests.faults.table import fault
+from tests.faults.table import SLOW, fault
 
-BODY = b"PK\x03\x04" + random.Random(0).randbytes(2**20)  # begins as a checkpoint does
+BODY = b"PK\x03\x04" + random.Random(0).randbytes(2**20)  # starts as a checkpoint does
 BLOCK = 1 << 13
 
 
 class Slow(http.server.BaseHTTPRequestHandler):
-    """8 KiB at a time; counts in `server.sent` what it has sent."""
+    """Sends 8 KiB at a time and counts the bytes in `server.sent`."""
 
     def log_message(self, *_):
         pass
@@ -61,12 +61,13 @@ def model(tmp_path, monkeypatch):
     server.server_close()
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=SLOW)])
 @fault(
     "sigkill-download",
     "Training",
     "SIGKILL at random moments while a checkpoint of the zoo is downloaded",
-    "the file is absent until it is whole; each try goes on behind what has arrived; its sha256 is the published one",
+    "the file is absent until it is complete; each try continues after the bytes that have arrived; its sha256 is the "
+    "published one",
 )
 def test_killed_while_downloading(model, kills, seen):
     (model, server), chance = model, random.Random(kills)
@@ -80,11 +81,11 @@ def test_killed_while_downloading(model, kills, seen):
         process.join()
         if process.exitcode != -signal.SIGKILL:
             break
-        assert not model.path.exists(), "half a file stands where a whole one is expected"
+        assert not model.path.exists(), "an incomplete file under the final name"
         seen.survived += 1
     seen.tries = seen.survived
     assert seen.tries >= kills // 2
     assert download(model).read_bytes() == BODY
     again = server.sent - len(BODY)
     seen.figures["KiB fetched again after a kill"] = round(again / seen.tries / 2**10)
-    assert again < (seen.tries + 1) * 64 * BLOCK  # what was on its way when a try was killed
+    assert again < (seen.tries + 1) * 64 * BLOCK  # bytes in flight when a try was killed

@@ -1,7 +1,7 @@
-"""Random and mutated input for everything that reads what others wrote: a clean result or our own error, nothing else.
+"""Random and mutated input for every reader of other people's files: a clean result or our own error, nothing else.
 
-Short: 560 inputs. `-m slow`: 10,500 more, and atheris, which follows the branches that inputs take, where it is
-installed.
+Fast: 560 inputs. `-m slow`: 10,500 more, and atheris, where it is installed, which chooses inputs by the branches that
+they reach.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ GUIDED = fault(
 
 @functools.cache
 def folder() -> Path:
-    """Where a target's file lies; one a process."""
-    found = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    os.environ["ADCO_CACHE"] = str(found / "cache")
-    return found
+    """The folder of the targets' files; one for each process."""
+    path = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    os.environ["ADCO_CACHE"] = str(path / "cache")
+    return path
 
 
 def on_file(name: str, *readers: Callable[[Path], object]) -> Callable[[bytes], None]:
@@ -82,7 +82,7 @@ def on_file(name: str, *readers: Callable[[Path], object]) -> Callable[[bytes], 
 
 
 def arrays(data: bytes) -> None:
-    """The unpickler itself: what it refuses is for its callers to say."""
+    """The unpickler itself, which may raise anything; its callers turn that into UserError."""
     try:
         load_arrays(io.BytesIO(data))
     except Exception as error:
@@ -100,7 +100,7 @@ VIEW = ViewConfig(px=16)
 
 
 def jpeg(data: bytes) -> None:
-    """The C kernel: it makes a view of what Pillow reads, or leaves it to Pillow; never anything else."""
+    """The C kernel: it makes a view, or leaves the image to Pillow; nothing else may happen."""
     out = [np.zeros((1, 16, 16, 3), np.uint8)]
     draws = ViewDataset(None, (VIEW,), 0, 0).draws(next(requests(0, 1, 1, 0, 1)))
     native.Canvas([VIEW.scale], draws, out, True).jpeg(0, data)
@@ -128,12 +128,12 @@ def voc_lists(path: Path) -> None:
 
 
 def plain_recipe(path: Path) -> None:
-    """What a checkpoint says its recipe was."""
+    """The recipe as a checkpoint stores it."""
     as_recipe(path, read_yaml(path, "recipe"))
 
 
 def weights(suffix: str) -> bytes:
-    """A small sound weight file."""
+    """A small valid weight file."""
     path = folder() / f"seed{suffix}"
     state = {"conv1.weight": torch.zeros(4, 3), "layer1.0.bn1.bias": torch.ones(5)}
     if suffix == ".pkl":
@@ -158,8 +158,8 @@ PIECES = (b"\n", b"\0", b"[", b"{", b": ", b"&a ", b"*a", b"<", b"\x7f", b"\xff\
 
 
 def seeds(kind: str) -> list[bytes]:
-    """Sound and nearly sound inputs to start from."""
-    found = {
+    """Valid and nearly valid inputs to start from."""
+    content = {
         "pth": lambda: [weights(".pth"), *map(as_zip, RAW), *map(as_legacy, RAW[:4])],
         "pkl": lambda: [weights(".pkl"), *RAW],
         "arrays": lambda: [weights(".pkl"), *RAW, pickle.dumps(np.array([1, "a", None], dtype=object), 2)],
@@ -175,7 +175,7 @@ def seeds(kind: str) -> list[bytes]:
         "jpeg": lambda: [hostile.SOUND[name]() for name in JPEGS],
         "tar": lambda: [tar_of("a/b.jpg", "a/c.jpg"), tar_of("x.jpg", path="é")],
     }
-    return found[kind]()
+    return content[kind]()
 
 
 RAW = [data.replace(b"system", b"sysxxm") for data in opcodes(Path("touched")).values()]
@@ -198,33 +198,33 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 
 def mutated(data: bytes, numbers: random.Random) -> bytes:
-    """Up to eight changes: bytes set, cut out, doubled, put in, numbers made large."""
-    found = bytearray(data)
+    """Up to eight changes: bytes replaced, removed, repeated or inserted, numbers made large."""
+    content = bytearray(data)
     for _ in range(numbers.randint(0, 8)):
-        at = numbers.randrange(len(found) + 1)
+        at = numbers.randrange(len(content) + 1)
         size = numbers.choice((1, 1, 2, 4, 8, 30))
         change = numbers.randrange(5)
         if change == 0:
-            found[at : at + size] = numbers.randbytes(size)
+            content[at : at + size] = numbers.randbytes(size)
         elif change == 1:
-            del found[at : at + size]
+            del content[at : at + size]
         elif change == 2:
-            found[at:at] = found[at : at + size]
+            content[at:at] = content[at : at + size]
         elif change == 3:
-            found[at:at] = numbers.choice(PIECES)
+            content[at:at] = numbers.choice(PIECES)
         else:
-            found[at : at + size] = numbers.choice((b"\xff", b"\x7f", b"\x00", b"9")) * size
-    return bytes(found)
+            content[at : at + size] = numbers.choice((b"\xff", b"\x7f", b"\x00", b"9")) * size
+    return bytes(content)
 
 
 def inputs(kind: str) -> st.SearchStrategy[bytes]:
-    """Mutations of sound inputs, and bytes out of nothing."""
+    """Mutations of valid inputs, and random bytes."""
     made = st.builds(mutated, st.sampled_from(seeds(kind)), st.randoms(use_true_random=True))
     return st.one_of(made, made, made, st.binary(max_size=200))
 
 
 def fuzz(kind: str, count: int) -> int:
-    """Run a target on `count` inputs; returns how many there were."""
+    """Run a target on `count` inputs; returns how many were run."""
     done = 0
 
     @seed(20_211)
@@ -251,9 +251,10 @@ def test_a_few_inputs(kind, seen):
 
 @FUZZ
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", TARGETS)
 def test_many_inputs(kind, seen):
-    """In a process of its own: a crash of C code must be noticed, and must not take the tests along."""
+    """In a separate process, so that a crash of C code is noticed and does not end the tests."""
     if kind == "jpeg" and not native.fast_jpeg():
         pytest.skip("the C kernel is not built")
     code = f"from tests.faults import test_fuzz; print(test_fuzz.fuzz({kind!r}, {LONG}))"
@@ -264,6 +265,7 @@ def test_many_inputs(kind, seen):
 
 @GUIDED
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", [kind for kind in TARGETS if kind not in ("jpeg", "image")])
 def test_inputs_chosen_by_the_branches_they_reach(kind, seen, tmp_path):
     pytest.importorskip("atheris", reason="atheris is not installed (it has wheels for few versions of Python)")
@@ -271,13 +273,13 @@ def test_inputs_chosen_by_the_branches_they_reach(kind, seen, tmp_path):
         (tmp_path / str(number)).write_bytes(data)
     process = toy.start(guided, kind, LONG, tmp_path, tmp_path.with_suffix(".log"))
     process.join()
-    said = tmp_path.with_suffix(".log").read_text(errors="replace")
-    assert process.exitcode == 0 and f"Done {LONG} runs" in said, said[-3000:]
+    log = tmp_path.with_suffix(".log").read_text(errors="replace")
+    assert process.exitcode == 0 and f"Done {LONG} runs" in log, log[-3000:]
     seen.tries = LONG
 
 
 def guided(kind: str, count: int, corpus: Path, log: Path) -> None:
-    """Never returns: libFuzzer ends the process, with another code than 0 where an input broke something."""
+    """Run libFuzzer, which ends the process: with a code other than 0 if an input broke something. Never returns."""
     import atheris
 
     for stream in (1, 2):

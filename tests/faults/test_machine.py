@@ -1,4 +1,4 @@
-"""What the machine does to a run: no room, no permission, no memory, a clock that jumps, a second run beside it."""
+"""Faults of the machine: no space, no permission, no memory, a clock that jumps, a second run in the same folder."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from adco.utils.errors import UserError
 from adco.utils.files import lock_output_dir
 from tests.faults import toy
 from tests.faults.mounts import mounted
-from tests.faults.table import fault
+from tests.faults.table import SLOW, fault
 from tests.faults.toy import one_line
 
 
-@pytest.mark.parametrize("room_kib", [range(0, 300, 60), pytest.param(range(0, 300, 4), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("free_kib", [range(0, 300, 60), pytest.param(range(0, 300, 4), marks=SLOW)])
 @fault(
     "disk-full",
     "Training",
-    "a small tmpfs that is full after each further 4 KiB of what a run writes; then room is made",
-    "one line that names the file, exit code 2, nothing half-written, the last checkpoint intact; --resume ends "
+    "a small disk (tmpfs) that is full after 0, 4, 8 ... KiB of what a run writes; then space is freed",
+    "one line that names the file, exit code 2, no partly written file, the last checkpoint intact; --resume ends "
     "bit-identical",
 )
-def test_the_disk_is_full_at_every_write(recipe, data, tmp_path, room_kib, seen):
+def test_the_disk_is_full_at_every_write(recipe, data, tmp_path, free_kib, seen):
     toy.trainer(recipe, tmp_path / "whole", data, "epochs=1").fit()
-    seen.tries, seen.survived, seen.lost_steps = len(room_kib), 0, 0
-    for kib in room_kib:
+    seen.tries, seen.survived, seen.lost_steps = len(free_kib), 0, 0
+    for kib in free_kib:
         with mounted(tmp_path / "small", "size=2m") as disk:
             filler, free = disk / "filler", os.statvfs(disk)
             filler.write_bytes(bytes(free.f_bavail * free.f_frsize - 1024 * kib))
-            code, said = toy.tool(recipe, disk / "run", data, "epochs=1")
+            code, stderr = toy.tool(recipe, disk / "run", data, "epochs=1")
             if code:
                 assert code == 2
-                assert "cannot be written (No space left on device)" in one_line(said)
-                assert str(disk / "run") in said
+                assert "cannot be written (No space left on device)" in one_line(stderr)
+                assert str(disk / "run") in stderr
             assert not list((disk / "run").glob(".*.tmp"))
             finished = sorted(path.name[:-7] for path in (disk / "run").glob("*.sha256") if path.stat().st_size)
             kept = checkpoint.newest_intact(disk / "run")
@@ -59,14 +59,14 @@ def test_the_disk_is_full_at_every_write(recipe, data, tmp_path, room_kib, seen)
 @fault(
     "read-only",
     "Training",
-    "the output folder is read-only from the start, or becomes so while the run goes on",
-    "one line that names the folder or file, exit code 2; before the first step where it was so from the start",
+    "the output folder is read-only from the start, or becomes read-only during the run",
+    "one line that names the folder or file, exit code 2; before the first step if read-only from the start",
 )
 def test_the_output_is_read_only(recipe, data, tmp_path, seen):
     seen.tries = 2
     with mounted(tmp_path / "fixed", "ro") as disk:
-        code, said = toy.tool(recipe, disk / "run", data)
-        assert (code, "the output folder cannot be written (Read-only file system)" in one_line(said)) == (2, True)
+        code, stderr = toy.tool(recipe, disk / "run", data)
+        assert (code, "the output folder cannot be written (Read-only file system)" in one_line(stderr)) == (2, True)
     run = toy.trainer(recipe, tmp_path / "run", data)
     step = run.train_step
 
@@ -89,8 +89,8 @@ def test_the_output_is_read_only(recipe, data, tmp_path, seen):
 @fault(
     "clock-jumps",
     "Training",
-    "the system's clock jumps by up to a year, forwards and back, at every look at it",
-    "the same weights, schedules and rows of metrics; speeds above 0",
+    "the system's clock jumps by up to a year, forwards and back, each time it is read",
+    "the same weights, schedules and metrics; speeds above 0",
 )
 def test_the_clock_jumps(recipe, data, tmp_path, seen):
     chance, real = random.Random(0), time.time
@@ -128,7 +128,8 @@ NO_MEMORY = {
 @fault(
     "out-of-memory",
     "Training",
-    "a step asks for more memory than there is: really, of the CPU; and the errors of CUDA, cuBLAS, cuDNN and Python",
+    "a step needs more memory than there is: really, on the CPU; simulated, with the errors of CUDA, cuBLAS, cuDNN and "
+    "Python",
     "one line with the images at a time, views and bank, and what to lower; exit code 2; the last checkpoint intact",
 )
 def test_out_of_memory_says_what_to_lower(recipe, data, tmp_path, seen):
@@ -145,7 +146,7 @@ def test_out_of_memory_says_what_to_lower(recipe, data, tmp_path, seen):
             return descend(self, method, parts, moment)
 
         with mock.patch.object(Trainer, "_descend", hungry):
-            code, said = toy.tool(recipe, run, data)
+            code, stderr = toy.tool(recipe, run, data)
         assert code == 2
         for words in (
             "out of memory: 12 images at a time (batch=12",
@@ -153,17 +154,17 @@ def test_out_of_memory_says_what_to_lower(recipe, data, tmp_path, seen):
             "bank of 24 rows",
             "lower",
         ):
-            assert words in one_line(said)
+            assert words in one_line(stderr)
         assert checkpoint.newest_intact(run).name == "checkpoint_00000005.pth"
 
 
 def hold(folder: str, ready) -> None:
-    """Claim a folder, as a run does, and never end; a forked child of it lives on, as a data worker might."""
+    """Lock a folder, as a run does, and never end; a forked child outlives it, as a data worker might."""
     held = lock_output_dir(Path(folder))
-    ready.set()
     if os.fork() == 0:
-        time.sleep(3)
+        time.sleep(15)
         os._exit(0)
+    ready.set()
     time.sleep(600)
     held.close()
 
@@ -171,8 +172,8 @@ def hold(folder: str, ready) -> None:
 @fault(
     "two-runs",
     "Training",
-    "a second run is started on the output folder of one that lives; then the first is killed with SIGKILL, while a "
-    "process that it forked lives on",
+    "a second run is started in the output folder of a running one; then the first is killed with SIGKILL, while a "
+    "process that it forked is still alive",
     "the second ends with one line that names the first; after the kill it starts at once",
 )
 def test_two_runs_do_not_share_a_folder(recipe, data, tmp_path, seen):
@@ -180,10 +181,10 @@ def test_two_runs_do_not_share_a_folder(recipe, data, tmp_path, seen):
     folder.mkdir()
     ready = multiprocessing.get_context("fork").Event()
     process = toy.start(hold, str(folder), ready)
-    assert ready.wait(60)
+    assert ready.wait(300)
     before = sorted(folder.iterdir())
-    code, said = toy.tool(recipe, folder, data, "--resume")
-    assert (code, f"process {process.pid} on " in one_line(said)) == (2, True)
+    code, stderr = toy.tool(recipe, folder, data, "--resume")
+    assert (code, f"process {process.pid} on " in one_line(stderr)) == (2, True)
     assert sorted(folder.iterdir()) == before
     process.kill()
     process.join()
@@ -193,8 +194,8 @@ def test_two_runs_do_not_share_a_folder(recipe, data, tmp_path, seen):
 @fault(
     "no-locks",
     "Training",
-    "an output folder on a file system that has no locks",
-    "the run goes on without one",
+    "an output folder on a file system without locks",
+    "the run continues without a lock",
 )
 def test_a_file_system_without_locks_is_used_all_the_same(tmp_path):
     with mock.patch.object(fcntl, "lockf", side_effect=OSError(38, "Function not implemented")):

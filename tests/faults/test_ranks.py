@@ -1,4 +1,4 @@
-"""A rank that dies, hangs or is wrong: the others end soon, one line names it, and a new start goes on bit for bit."""
+"""A rank that dies, hangs or is wrong: the others end soon, one line names it, and a restart continues bit for bit."""
 
 from __future__ import annotations
 
@@ -35,16 +35,17 @@ def start_ranks(ranks: int, folder: Path, timeout_seconds: float, *arguments: st
     ]
 
 
-def said(folder: Path) -> list[str]:
-    """The lines that the ranks printed, but for warnings of libraries and what goes on."""
+def reported(folder: Path) -> list[str]:
+    """The errors that the ranks printed, without warnings of libraries and progress."""
     lines = [line for log in sorted(folder.glob("log*")) for line in log.read_text().splitlines()]
     return [line for line in lines if line.startswith(("error", "failed", "Traceback"))]
 
 
 def wait_for_step(folder: Path, step: int, alive: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 400
+    """Wait until a checkpoint of the step, or a later one, is finished."""
+    deadline = time.monotonic() + 300
     while (newest := max(folder.glob("*.sha256"), default=None)) is None or int(newest.name[11:19]) < step:
-        assert alive(), "ended before it could be disturbed"
+        assert alive(), "ended too early"
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -53,8 +54,8 @@ def wait_for_step(folder: Path, step: int, alive: Callable[[], bool]) -> None:
 @fault(
     "rank-lost",
     "Training",
-    "one of two gloo ranks is killed, either of them, or hangs (SIGSTOP) with a time-out of 5 s; no torchrun",
-    "the other ends with 1 and one line that names the lost rank; an intact checkpoint stays",
+    "one of two gloo ranks, either of them, is killed, or hangs (SIGSTOP) with a time-out of 5 s; without torchrun",
+    "the other exits with 1 and one line that names the lost rank; an intact checkpoint remains",
 )
 def test_a_lost_rank_is_named_and_ends_the_others(recipe, data, tmp_path, sent, victim, seen):
     run = tmp_path / "run"
@@ -64,14 +65,14 @@ def test_a_lost_rank_is_named_and_ends_the_others(recipe, data, tmp_path, sent, 
         wait_for_step(run, 3, lambda: all(process.is_alive() for process in processes))
         os.kill(processes[victim].pid, sent)
         start, other = time.monotonic(), processes[1 - victim]
-        other.join(60)
-        assert other.exitcode == 1, "it hangs, or ended otherwise"
+        other.join(240)
+        assert other.exitcode == 1, "it hangs, or its exit code is wrong"
         seen.figures["seconds until the other ended"] = round(time.monotonic() - start, 1)
     finally:
         for process in processes:
             process.kill()
             process.join()
-    (line,) = said(tmp_path)
+    (line,) = reported(tmp_path)
     assert line.startswith(f"failed: rank {victim} of 2 died, or hung for 0:00:05")
     assert checkpoint.newest_intact(run)
 
@@ -83,40 +84,38 @@ WORDS = {"optimiser.lr=3": "unknown key", "batch=7": "batch=7 does not divide", 
 @fault(
     "told-once",
     "Training",
-    "a mistake that all ranks see, before or after they meet, or that one meets while it trains (a broken image)",
-    "one line for all ranks, exit code 2 from the one that tells it, no hang",
+    "a mistake that all ranks find, before or after they connect, or that one rank finds in training (a broken image)",
+    "one line for all ranks, exit code 2 from the rank that reports it, no hang",
 )
-def test_an_error_is_told_once(recipe, data, tmp_path, images, mistake):
+def test_an_error_is_reported_once(recipe, data, tmp_path, images, mistake):
     root = shutil.copytree(images / "train", tmp_path / "images")
     if mistake == "data.max_bad_share=0":
         (root / "class1" / "004.png").write_bytes(b"")
     arguments = "--config-file", recipe, "--output-dir", str(tmp_path / "run"), f"data.root={root}", mistake
     processes = start_ranks(2, tmp_path, 30.0, *arguments)
     for process in processes:
-        process.join(60)
+        process.join(240)
     codes = [process.exitcode for process in processes]
     assert 2 in codes and set(codes) <= {1, 2}
-    (line,) = said(tmp_path)
+    (line,) = reported(tmp_path)
     assert line.startswith("error: ")
     assert WORDS[mistake] in line
 
 
-@pytest.mark.parametrize(
-    ("sent", "code", "words"), [(signal.SIGTERM, 75, "put down: "), (signal.SIGINT, 130, "interr")]
-)
+@pytest.mark.parametrize(("sent", "code", "words"), [(signal.SIGTERM, 75, "SIGTERM"), (signal.SIGINT, 130, "interr")])
 @fault(
     "ranks-put-down",
     "Training",
     "SIGTERM or Ctrl-C reaches one of two gloo ranks, not the first",
     "both stop after the same step with a checkpoint and exit code 75 or 130, one line for both",
 )
-def test_ranks_are_put_down_together_and_one_says_so(recipe, data, tmp_path, sent, code, words, seen):
+def test_ranks_stop_together_and_one_reports_it(recipe, data, tmp_path, sent, code, words, seen):
     run = tmp_path / "run"
     processes = start_ranks(2, tmp_path, 30.0, "--config-file", recipe, "--output-dir", str(run), data, "epochs=500")
     wait_for_step(run, 3, lambda: all(process.is_alive() for process in processes))
     os.kill(processes[1].pid, sent)
     for process in processes:
-        process.join(60)
+        process.join(240)
     assert [process.exitcode for process in processes] == [code, code]
     logs = [(tmp_path / f"log{number}").read_text() for number in range(2)]
     assert (logs[0].count(words), logs[1].count(words)) == (1, 0)
@@ -130,16 +129,16 @@ def torchrun(restarts: int, log: Path, *arguments: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)  # torchrun starts six processes one after another that import torch
+@pytest.mark.timeout(3600)  # torchrun starts six processes one after another that import torch
 @fault(
     "rank-killed-under-torchrun",
     "Training",
     "SIGKILL to a rank under torchrun, at random moments, rank 0 and rank 1 in turn, --max-restarts 2",
-    "torchrun starts all anew, they go on from the last checkpoint, the end is bit-identical",
+    "torchrun restarts all ranks, they continue from the last checkpoint, the end is bit-identical",
 )
-def test_torchrun_starts_the_ranks_anew(recipe, data, tmp_path, seen):
+def test_torchrun_restarts_the_ranks(recipe, data, tmp_path, seen):
     arguments = "--config-file", recipe, data, "epochs=15"
-    assert torchrun(0, tmp_path / "log", *arguments, "--output-dir", str(tmp_path / "whole")).wait(400) == 0
+    assert torchrun(0, tmp_path / "log", *arguments, "--output-dir", str(tmp_path / "whole")).wait(900) == 0
     part, chance = tmp_path / "part", random.Random(0)
     process = torchrun(2, tmp_path / "log", *arguments, "--output-dir", str(part))
     seen.tries, seen.survived, seen.lost_steps = 2, 0, 0
@@ -149,7 +148,7 @@ def test_torchrun_starts_the_ranks_anew(recipe, data, tmp_path, seen):
         workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
         os.kill(int(workers.split()[kill % 2]), signal.SIGKILL)
         seen.survived += 1
-    assert process.wait(400) == 0
+    assert process.wait(900) == 0
     assert toy.identical(toy.weights(tmp_path / "whole"), toy.weights(part))
 
 
@@ -158,7 +157,7 @@ def test_torchrun_starts_the_ranks_anew(recipe, data, tmp_path, seen):
     "rank-killed-without-restarts",
     "Training",
     "SIGKILL to a rank under torchrun with --max-restarts 0",
-    "torchrun ends with an error, no hang, no traceback of ours; at most one line of ours",
+    "torchrun ends with an error, no hang, no traceback of this project; at most one line of it",
 )
 def test_torchrun_without_restarts_ends(recipe, data, tmp_path, seen):
     run = tmp_path / "run"
@@ -167,7 +166,7 @@ def test_torchrun_without_restarts_ends(recipe, data, tmp_path, seen):
     workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
     os.kill(int(workers.split()[1]), signal.SIGKILL)
     start = time.monotonic()
-    assert process.wait(60) == 1
+    assert process.wait(240) == 1
     seen.figures["seconds until torchrun ended"] = round(time.monotonic() - start, 1)
     assert len([line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("failed: ")]) <= 1
     assert "adco/train/trainer.py" not in (tmp_path / "log").read_text()

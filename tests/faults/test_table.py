@@ -1,4 +1,4 @@
-"""The table adds up, and the page is the one that the records make."""
+"""The counts add up, and the page is the one that the records give."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests.faults import report, table
 
 
-def test_the_page_is_made_of_the_records():
+def test_the_page_is_made_from_the_records():
     assert report.PAGE.read_text() == report.text(), "run: python tests/faults/report.py"
 
 

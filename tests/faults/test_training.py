@@ -1,4 +1,4 @@
-"""What stops a run from within: killed, an error in a thread, no number, other images. It goes on, or says why."""
+"""Faults of a run: killed, an error in a thread, NaN, changed images. It resumes, or reports why it does not."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from adco.train.trainer import Trainer
 from adco.utils.errors import Failure
 from adco.utils.files import sha256_of
 from tests.faults import toy
-from tests.faults.table import fault
+from tests.faults.table import SLOW, fault
 from tests.faults.toy import one_line
 
-KILLS = [pytest.param(4, id="4"), pytest.param(100, id="100", marks=pytest.mark.slow)]
+KILLS = [pytest.param(4, id="4"), pytest.param(100, id="100", marks=SLOW)]
 
 
 @pytest.mark.parametrize("kills", KILLS)
@@ -37,7 +37,7 @@ KILLS = [pytest.param(4, id="4"), pytest.param(100, id="100", marks=pytest.mark.
     "sigkill",
     "Training",
     "SIGKILL at random moments; every second one while a checkpoint is being written",
-    "an intact checkpoint is there after each; the end is bit-identical to the uninterrupted run's",
+    "an intact checkpoint remains after each; the end is bit-identical to the uninterrupted run's",
 )
 def test_killed_at_random_moments(recipe, data, tmp_path, kills, seen):
     whole, part, chance = tmp_path / "whole", tmp_path / "part", random.Random(kills)
@@ -45,14 +45,14 @@ def test_killed_at_random_moments(recipe, data, tmp_path, kills, seen):
     toy.trainer(tiny, whole).fit()
     seen.tries, seen.survived, seen.lost_steps, newest, again, writing = kills, 0, 0, 0, 0, 0
     for kill in range(kills):
-        life = toy.start(toy.live, tiny, part, tmp_path / "steps")
-        wait_for_a_new_checkpoint(part, newest, life)
+        process = toy.start(toy.resume_run, tiny, part, tmp_path / "steps")
+        wait_for_a_new_checkpoint(part, newest, process)
         time.sleep(0.1 * chance.random())
         while kill % 2 and not list(part.glob(".checkpoint_*.tmp")):
-            assert life.is_alive(), "the run ended before it could be killed: it needs more epochs"
-        os.kill(life.pid, signal.SIGKILL)
-        life.join()
-        assert life.exitcode == -signal.SIGKILL
+            assert process.is_alive(), "the run ended before it could be killed: it needs more epochs"
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         writing += bool(list(part.glob(".checkpoint_*.tmp")))
         kept = checkpoint.newest_intact(part)
         assert kept is not None, "no intact checkpoint is left"
@@ -60,26 +60,27 @@ def test_killed_at_random_moments(recipe, data, tmp_path, kills, seen):
         seen.lost_steps += max(0, newest - step)
         newest, again = step, max(again, (tmp_path / "steps").stat().st_size - step)
         seen.survived += 1
-    last = toy.start(toy.live, tiny, part, tmp_path / "steps")
+    last = toy.start(toy.resume_run, tiny, part, tmp_path / "steps")
     last.join()
     assert last.exitcode == 0
     assert toy.identical(toy.weights(whole), toy.weights(part))
-    assert not list(part.glob(".*.tmp")), "what a killed run left half written stays"
+    assert not list(part.glob(".*.tmp")), "the partly written file of a killed run is still there"
     assert seen.lost_steps == 0
     assert writing >= kills // 4
     seen.figures |= {"killed while writing a checkpoint": writing, "steps since the last checkpoint, at most": again}
 
 
-def wait_for_a_new_checkpoint(folder: Path, newest: int, life) -> None:
+def wait_for_a_new_checkpoint(folder: Path, newest: int, process) -> None:
+    """Wait until a checkpoint later than step `newest` is finished."""
     while not any(int(path.name[11:19]) > newest for path in folder.glob("*.sha256")):
-        assert life.is_alive(), "the run ended before it could be killed: it needs more epochs"
+        assert process.is_alive(), "the run ended before it could be killed: it needs more epochs"
         time.sleep(0.002)
 
 
 @fault(
     "later-checkpoint-damaged",
     "Training",
-    "a kill between a checkpoint and its digest, then a stop at an earlier step, with checkpoint.keep=1",
+    "a kill between writing a checkpoint and its sha256, then a stop at an earlier step, with checkpoint.keep=1",
     "the intact checkpoint is not removed as the older one",
 )
 def test_a_damaged_later_checkpoint_does_not_push_out_an_intact_one(recipe, data, tmp_path):
@@ -94,10 +95,10 @@ def test_a_damaged_later_checkpoint_does_not_push_out_an_intact_one(recipe, data
 @fault(
     "checkpoint-bit-rot",
     "Training",
-    "the newest checkpoint is truncated, flipped in one bit, empty, or lost its digest",
-    "it is passed over, and the one before goes on bit for bit",
+    "the newest checkpoint is truncated, has a flipped bit, is empty, or has lost its sha256 file",
+    "it is skipped, and the run resumes from the one before, bit for bit",
 )
-def test_damaged_checkpoints_are_passed_over(recipe, data, tmp_path, seen):
+def test_damaged_checkpoints_are_skipped(recipe, data, tmp_path, seen):
     whole = tmp_path / "whole"
     toy.trainer(recipe, whole, data, "epochs=2", "checkpoint.keep=3").fit()
     newest = whole / "checkpoint_00000008.pth"
@@ -120,8 +121,8 @@ def test_damaged_checkpoints_are_passed_over(recipe, data, tmp_path, seen):
 @fault(
     "worker-thread-error",
     "Training",
-    "an unforeseen error in one of the threads that make views",
-    "the run stops with that error, no hang, and goes on bit for bit when resumed",
+    "an unexpected error in one of the threads that make views",
+    "the run stops with that error, no hang, and continues bit for bit when resumed",
 )
 def test_an_error_in_a_data_thread_is_not_swallowed(recipe, data, tmp_path, backend, seen):
     made_by = f"data.backend={backend}"
@@ -145,11 +146,11 @@ def test_an_error_in_a_data_thread_is_not_swallowed(recipe, data, tmp_path, back
 @fault(
     "nan-loss",
     "Training",
-    "a loss that turns NaN or infinite in the middle of a run",
-    "stops with 1, keeps the last good checkpoint, names the batch's files and saves the state",
+    "the loss becomes NaN or infinite in the middle of a run",
+    "exit code 1; the last good checkpoint is kept, the batch's files are named, the state is saved",
 )
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_the_run(recipe, data, tmp_path, images, value):
+def test_a_loss_that_is_not_finite_stops_the_run(recipe, data, tmp_path, images, value):
     descend, wanted = Trainer._descend, []
 
     def poisoned(self, method, parts, moment):
@@ -161,9 +162,9 @@ def test_a_loss_that_is_no_number_stops_the_run(recipe, data, tmp_path, images, 
         return step
 
     with mock.patch.object(Trainer, "_descend", poisoned):
-        code, said = toy.tool(recipe, tmp_path / "run", data, "checkpoint.every_steps=3")
+        code, stderr = toy.tool(recipe, tmp_path / "run", data, "checkpoint.every_steps=3")
     assert code == 1
-    assert f"the loss is {value} at step 13" in one_line(said)
+    assert f"the loss is {value} at step 13" in one_line(stderr)
     study = json.loads((tmp_path / "run" / "diverged_00000013.json").read_text())
     index = toy.trainer(recipe, tmp_path / "other", data).index
     expected = next(loader.requests(0, len(index), 12, 13, 14)).samples
@@ -178,7 +179,7 @@ def test_a_loss_that_is_no_number_stops_the_run(recipe, data, tmp_path, images, 
 @fault(
     "poisoned-weights",
     "Training",
-    "weights that turn infinite in the step before a checkpoint, while the loss still is a number",
+    "weights become infinite in the step before a checkpoint, while the loss is still finite",
     "that checkpoint is not written, so that --resume never starts from it",
 )
 def test_a_checkpoint_with_an_infinity_is_never_written(recipe, data, tmp_path):
@@ -196,7 +197,7 @@ def test_a_checkpoint_with_an_infinity_is_never_written(recipe, data, tmp_path):
     "data-changed",
     "Training",
     "images added, removed, renamed, moved to another class or replaced under their names between stop and resume",
-    "noticed, one line, exit code 2; --force-recipe-change goes on",
+    "noticed, one line, exit code 2; --force-recipe-change continues",
 )
 def test_a_data_set_that_changed_is_noticed(recipe, tmp_path, images, seen):
     changes = {
@@ -212,12 +213,12 @@ def test_a_data_set_that_changed_is_noticed(recipe, tmp_path, images, seen):
         arguments = recipe, tmp_path / name / "run", f"data.root={root}", "epochs=1"
         assert toy.tool(*arguments)[0] == 0
         change(root)
-        code, said = toy.tool(*arguments, "--resume")
-        assert (code, "the images themselves" in one_line(said)) == (2, True)
+        code, stderr = toy.tool(*arguments, "--resume")
+        assert (code, "the images themselves" in one_line(stderr)) == (2, True)
         assert toy.tool(*arguments, "--resume", "--force-recipe-change")[0] == 0
 
 
-def test_a_checkpoint_from_before_sizes_were_kept_goes_on(recipe, tmp_path, images):
+def test_a_checkpoint_without_sizes_can_be_resumed(recipe, tmp_path, images):
     root = shutil.copytree(images / "train", tmp_path / "images")
     arguments = recipe, tmp_path / "run", f"data.root={root}", "epochs=1"
     assert toy.tool(*arguments)[0] == 0

@@ -1,6 +1,6 @@
-"""A run small enough to be killed a hundred times: a real trainer on a real folder, with a toy in place of the ResNet.
+"""A run small enough to be killed a hundred times: the real trainer on a real folder, with a small network.
 
-Children are forked from the test, which has imported everything, so that a life costs milliseconds.
+Child processes are forked from the test, which has imported everything, so that a start costs milliseconds.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def backbone(arch: str = "", stem: str = "") -> nn.Module:
 
 @contextlib.contextmanager
 def small() -> Iterator[None]:
-    """The toy instead of the ResNet, one thread, and git is not asked for the commit."""
+    """Use the small network, one thread, and a fixed commit."""
     torch.set_num_threads(1)
     with (
         mock.patch("adco.models.encoder.build_resnet", backbone),
@@ -60,29 +60,29 @@ def small() -> Iterator[None]:
 
 
 def trainer(recipe: Path | str | PretrainConfig, output: Path, *overrides: str, resume: bool = False) -> Trainer:
-    """A trainer of the toy."""
+    """A trainer of the small network."""
     loaded = recipe if isinstance(recipe, PretrainConfig) else load_recipe(str(recipe), overrides)
     with small():
         return Trainer(loaded, output, CPU, resume)
 
 
 def tool(recipe: Path | str, output: Path, *arguments: str) -> tuple[int, str]:
-    """tools/train_adco.py with the toy: (exit code, what it printed on stderr)."""
+    """tools/train_adco.py with the small network: (exit code, stderr)."""
     with small(), contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
         code = train_adco.main(["--config-file", str(recipe), "--output-dir", str(output), *arguments])
     return code, errors.getvalue().strip()
 
 
-def live(recipe: PretrainConfig, output: Path, steps: Path) -> None:
-    """A life of the run: resumed, and if nobody kills it, to the end. `steps` gets a byte for every step done."""
+def resume_run(recipe: PretrainConfig, output: Path, steps: Path) -> None:
+    """Resume the run and train to the end, unless killed. `steps` gets a byte for every finished step."""
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     run = trainer(recipe, output, resume=True)
-    note, step = os.open(steps, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), run.train_step
-    os.write(note, b"." * run.step)
+    counter, step = os.open(steps, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), run.train_step
+    os.write(counter, b"." * run.step)
 
     def counted(batch):
         done = step(batch)
-        os.write(note, b".")
+        os.write(counter, b".")
         return done
 
     run.train_step = counted
@@ -90,14 +90,14 @@ def live(recipe: PretrainConfig, output: Path, steps: Path) -> None:
 
 
 def start(function: Callable, *args) -> multiprocessing.Process:
-    """Call a module-level function in a child of its own."""
+    """Call a module-level function in a child process."""
     process = multiprocessing.get_context("fork").Process(target=function, args=args, daemon=True)
     process.start()
     return process
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Everything trained in the newest intact checkpoint, and its step."""
+    """All trained tensors of the newest intact checkpoint, and its step."""
     state = checkpoint.load(checkpoint.newest_intact(folder))
     return state.method | {"step": torch.tensor(state.step)}
 
@@ -107,14 +107,14 @@ def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def one_line(text: str) -> str:
-    """The text, which has to be one line for people."""
+    """The text, after asserting that it is one line and not a traceback."""
     assert "\n" not in text, text
     assert "Traceback" not in text
     return text
 
 
 def rank(number: int, ranks: int, port: int, timeout_seconds: float, log: str, arguments: list[str]) -> None:
-    """tools/train_adco.py with the toy, as one of several ranks, started as `srun` does; ends with its exit code."""
+    """tools/train_adco.py with the small network as one of several ranks, started as by `srun`; exits with its code."""
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.TIMEOUT = timedelta(seconds=timeout_seconds)

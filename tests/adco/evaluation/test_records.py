@@ -35,7 +35,7 @@ def test_a_record_reads_back_as_written(tmp_path):
     written = record(predictions=Predictions("a.npz", "0" * 64, "hits"))
     read = load_record(written.write(tmp_path / "a.json"))
     assert read == written and read.scores["top1"].low == 11.0
-    assert written.hardware and set(written.versions) == {"python", "torch", "torchvision"}
+    assert written.hardware and set(written.versions) == {"adco", "python", "torch", "torchvision"}
     assert written.code is not None and len(written.code) == 16
     assert written.code == code_version("knn/k20-t0.07")
     assert written.data.counts == {"train_images": 3} and written.data.details == {"unreadable": {"count": 0}}
