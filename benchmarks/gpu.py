@@ -1,11 +1,11 @@
-"""What a GPU says of this project within minutes: sections in order of value, each in a process of its own.
+"""Measure and check this project on a GPU within minutes: sections, each in a process of its own.
 
     python benchmarks/gpu.py --out OUT [--minutes 9] [--only SECTION ...] [--device cuda] [--data DATA]
-    python benchmarks/gpu.py --pack PACK [--data DATA] [--python 3.12]     where the project and a network are
-    python benchmarks/gpu.py --packed PACK --out OUT                       where only PyTorch and a GPU are
+    python benchmarks/gpu.py --pack PACK [--data DATA] [--python 3.12]     on a machine with the project and a network
+    python benchmarks/gpu.py --packed PACK --out OUT                       on one with only PyTorch and a GPU
 
 OUT gets figures.jsonl (each figure as it is known; a second call appends), table.txt (the newest figure of each name),
-record.json (the same as a result record) and log.txt (what the sections printed). docs/gpu.md says what they measure.
+record.json (the same as a result record) and log.txt (the output of the sections). docs/gpu.md describes them.
 Exit code: 0 when every section that ran ended well, 1 when one failed, 2 for a mistake in the arguments.
 """
 
@@ -24,27 +24,38 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-# Only what needs no more than the standard library and torch: other packages may have to come out of a pack first.
+# Only modules that need no more than the standard library and torch: other packages may have to be unpacked first.
 from adco.utils.device import resolve_device
 from adco.utils.errors import Failure, UserError, command, one_line
 from adco.utils.files import lock_output_dir, output_folder, write_text
 from benchmarks.on_gpu.figures import Result, append, read_lines, table, write_record
 from benchmarks.on_gpu.pack import check_data, pack
-from benchmarks.on_gpu.process import run_process, uninterrupted
+from benchmarks.on_gpu.process import BoundedLog, run_process, uninterrupted
 from benchmarks.on_gpu.sections import SECTIONS, Section
 from benchmarks.on_gpu.unpack import Unpacked, unpack
 
 ROOT = Path(__file__).resolve().parent.parent
-STARTUP_SECONDS = 4.0  # of a section's process, beside what the section is given
+STARTUP_SECONDS = 4.0  # of a section's process, in addition to the section's own time
 RESERVE_SECONDS = 5.0  # for the last table
-SLACK_SECONDS = 15.0  # of a section, beyond one and a half times what it is given
-MINIATURE_SECONDS = 3.0  # of a section on a CPU: the first figures of each, and what more fits
+SLACK_SECONDS = 15.0  # a section is killed so long after one and a half times its time
+MINIATURE_SECONDS = 3.0  # of a section on a CPU: its first figures, and more if there is time
 OLD_LOG_BYTES = 4 << 20  # of earlier calls' logs that are kept
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the command line asks for. deadline: by time.monotonic()."""
+    """The options of a call.
+
+    Attributes:
+        out: The folder of the results.
+        work: The folder that is kept between calls.
+        device: Where the sections run.
+        data: The folder of images; None for drawn ones.
+        sections: The sections to run.
+        packed: The unpacked pack; None without one.
+        minutes: The time of all sections together.
+        deadline: When they must have ended, by time.monotonic().
+    """
 
     out: Path
     work: Path
@@ -57,19 +68,21 @@ class Run:
 
     @property
     def figures(self) -> Path:
+        """The file of the figures."""
         return self.out / "figures.jsonl"
 
     @property
     def small(self) -> bool:
-        """In miniature: what matters is that every section runs, so none is skipped while time is left."""
+        """Whether sections run in miniature. Each should run then, so none is skipped while time is left."""
         return not self.device.startswith("cuda")
 
     def left(self) -> float:
+        """Seconds until the deadline."""
         return self.deadline - time.monotonic()
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """The parser of the command line."""
     lines = "\n".join(f"  {s.number:2} {s.module:12} {s.seconds:4g} s  {s.title}" for s in SECTIONS)
     usage, _, files = __doc__.partition("\n\n")[2].partition("\n\n")
     parser = argparse.ArgumentParser(
@@ -111,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(args: argparse.Namespace, begin: float) -> Run:
-    """All that can be wrong is found here, before any work. Raises UserError."""
+    """Check the arguments before any work. Raises UserError."""
     if args.out is None:
         raise UserError("--out is missing: name a folder for the figures")
     if not (args.minutes > 0 and math.isfinite(args.minutes)):
@@ -127,7 +140,7 @@ def prepare(args: argparse.Namespace, begin: float) -> Run:
 
 
 def chosen(only: Sequence[str]) -> tuple[Section, ...]:
-    """The sections of these numbers or names, in the command's order; all where none is named. Raises UserError."""
+    """The sections with these numbers or names, in the usual order; all when none is named. Raises UserError."""
     known = {word: s for s in SECTIONS for word in (str(s.number), s.module)}
     for word in only:
         if word not in known:
@@ -139,7 +152,7 @@ def chosen(only: Sequence[str]) -> tuple[Section, ...]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM, which a limit of time sends, is taken as Ctrl-C."""
+    """Treat SIGTERM, which a time limit sends, like Ctrl-C."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -148,14 +161,14 @@ def interruptible() -> Iterator[None]:
 
 
 def scale(sections: Sequence[Section], left: float) -> float:
-    """By what the sections' seconds are multiplied so that they fit in `left` seconds: 0 to 1. The last of all takes
-    what is left, so half of it has to fit."""
+    """The factor, 0 to 1, by which the sections' times are multiplied so that they fit into `left` seconds. The last
+    section gets what is left, so only half of its time must fit."""
     need = sum(_least(section) for section in sections)
     return min(1.0, max(0.0, (left - STARTUP_SECONDS * len(sections)) / need))
 
 
 def seconds_for(sections: Sequence[Section], left: float) -> float:
-    """What the first of the sections is given when they have `left` seconds together."""
+    """The seconds of the first of the sections when there are `left` seconds for all of them."""
     if sections[0] == SECTIONS[-1]:
         return max(0.0, 0.9 * (left - STARTUP_SECONDS))
     return sections[0].seconds * scale(sections, left)
@@ -166,7 +179,7 @@ def _least(section: Section) -> float:
 
 
 def run_sections(run: Run) -> dict[Section, Result]:
-    """Run them one after the other. Table and record are written whatever ends this process, the table after each."""
+    """Run the sections one after the other. The table is written after each; table and record also on an exception."""
     results: dict[Section, Result] = {}
     at_first = scale(run.sections, run.left() - RESERVE_SECONDS)
     _cut(run.out / "log.txt", OLD_LOG_BYTES)
@@ -194,17 +207,18 @@ def run_sections(run: Run) -> dict[Section, Result]:
 
 
 def run_section(run: Run, section: Section, seconds: float, limit: float) -> Result:
-    """Run a section in a process group of its own, for `limit` seconds at most."""
+    """Run a section in a process group of its own. seconds: what it should take; limit: when it is killed."""
     words = [sys.executable, "-m", "benchmarks.on_gpu.sections", str(section.number), "--seconds", f"{seconds:.1f}"]
     words += ["--device", run.device, "--work", str(run.work), "--file", str(run.figures)]
     words += ["--data", str(run.data)] if run.data else []
-    with (run.out / "log.txt").open("ab", buffering=0) as log:
-        log.write(f"== {section.number} {section.module}\n".encode())
-        return run_process(words, ROOT, environment(run, section), log, limit)
+    with (run.out / "log.txt").open("ab", buffering=0) as file:
+        file.write(f"== {section.number} {section.module}\n".encode())
+        with contextlib.closing(BoundedLog(file)) as log:
+            return run_process(words, ROOT, environment(run, section), limit, log.write)
 
 
 def environment(run: Run, section: Section) -> dict[str, str]:
-    """The variables of a section's process: this one's, and where modules are found."""
+    """The environment of a section's process: that of this one, and the folders of the modules."""
     packed = run.packed.python_path(section.module) if run.packed else []
     before = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     return dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, [ROOT, *packed, *before])), PYTHONUNBUFFERED="1")
@@ -217,7 +231,7 @@ def summarize(run: Run) -> str:
     asked, data = {"device": run.device, "minutes": run.minutes}, run.data.name if run.data else "drawn images"
     try:
         write_record(run.out / "record.json", lines, asked, data, run.packed.commit if run.packed else "unknown")
-    except Exception as error:  # figures and table are worth more than the record
+    except Exception as error:  # the figures and the table are more important than the record
         text += f"\nrecord.json: not written ({type(error).__name__}: {one_line(error)})"
     write_text(run.out / "table.txt", text + "\n")
     return text

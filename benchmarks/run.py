@@ -2,8 +2,8 @@
 
     python benchmarks/run.py [input|step|training|bank|svm|resume|all] [--quick] [--reference CLONE] [--data FOLDER]
 
-Prints a table, writes a record, warns where a ratio fell by more than a fifth below the committed record; the last
-lines of a benchmark are `RATIO name value goal`, the headline last.
+Prints a table, writes a record, and warns when a ratio is more than a fifth below that of the committed record. The
+last lines of a benchmark are `RATIO name value goal`, the most important one last.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COMMITTED = SCRIPTS.parent.parent / "results" / "benchmarks"
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one benchmark, or all that there are."""
+    """Run one benchmark, or all."""
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -57,12 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_one(name: str, options: Options, output: Path) -> None:
-    """Run `benchmarks/NAME.py`, print its table and ratios, write `output/NAME.json` (`NAME-quick.json`)."""
+    """Run benchmarks/speed/NAME.py, print its table and ratios, and write output/NAME.json (or NAME-quick.json)."""
     print(f"== {name}{' (quick)' if options.quick else ''}", flush=True)
     start = time.perf_counter()
     outcome = importlib.import_module(f"benchmarks.speed.{name}").run(options)
     file = f"{name}-quick.json" if options.quick else f"{name}.json"
-    worse = regressions(outcome, COMMITTED / file)  # before a new record may take its place
+    worse = regressions(outcome, COMMITTED / file)  # before a new record may replace it
     record = outcome.record(name, round(time.perf_counter() - start, 1))
     print(outcome.table())
     print(f"{record.hardware}; {record.duration_seconds} s; record: {record.write(output / file)}")

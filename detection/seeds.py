@@ -1,4 +1,8 @@
-"""The same run with several seeds: each in a folder and a process of its own, resumable, one record for all."""
+"""Run the same detector with several seeds, each in a folder and a process of its own, and write one record for all.
+
+The trials are no jobs of `adco.launch.jobs`: each uses all GPUs, its log goes to the terminal, and on several machines
+every machine starts the trials in the same folder.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +23,25 @@ from detection.record import make_record
 from detection.trainer import DetectionRun
 
 SCRIPT = Path(__file__).with_name("train_net.py")
-OWN = (
-    "seed",
-    "speed",
-    "resumed",
-    "undefined_scores",
-    "backbone_tensors_loaded",
-)  # settings that a trial has for itself
+# Settings that differ between the trials of a run.
+OWN = ("seed", "speed", "resumed", "undefined_scores", "backbone_tensors_loaded")
 
 
 def run_trials(count: int, argv: Sequence[str], cfg: CfgNode, job: DetectionRun, main: bool = True) -> int:
-    """Run `count` trials of the command `argv`, skip the finished ones, and write OUTPUT_DIR/record.json.
+    """Run the trials that are not finished, and write OUTPUT_DIR/record.json.
 
-    main: whether this machine writes the records (of several machines, the first)
-    Returns the exit code of the first trial that fails, else 0. Raises UserError for a finished trial of another run.
+    Args:
+        count: How many trials.
+        argv: The arguments of detection/train_net.py.
+        cfg: The config that they give.
+        job: Describes the run.
+        main: Whether this machine writes the record: of several machines the first.
+
+    Returns:
+        The exit code of the first trial that fails, else 0.
+
+    Raises:
+        UserError: For a finished trial of another run.
     """
     out, first = Path(cfg.OUTPUT_DIR), seed_of_first(cfg)
     settings = job.settings() | {"eval_only": False}
@@ -56,17 +65,17 @@ def run_trials(count: int, argv: Sequence[str], cfg: CfgNode, job: DetectionRun,
 
 
 def start(arguments: Sequence[str]) -> int:
-    """Run train_net.py in a process of its own; its exit code."""
+    """Run train_net.py in a process of its own and return its exit code."""
     return subprocess.run([sys.executable, str(SCRIPT), *arguments]).returncode
 
 
 def seed_of_first(cfg: CfgNode) -> int:
-    """The config's SEED, or 1 where it asks for a random one: trials are always seeded."""
+    """The config's SEED, or 1 when that asks for a random seed: trials are always seeded."""
     return max(cfg.SEED, 1)
 
 
 def trial_arguments(argv: Sequence[str], folder: Path, seed: int) -> list[str]:
-    """The command of one trial: without --trials, into its folder, with its seed, resumed where it had begun."""
+    """The arguments of one trial: its folder and seed instead of --trials, and --resume when it was started before."""
     rest, skip = [], False
     for item in argv:
         if not skip and item != "--resume" and item != "--trials" and not item.startswith("--trials="):
@@ -77,7 +86,7 @@ def trial_arguments(argv: Sequence[str], folder: Path, seed: int) -> list[str]:
 
 
 def check_same_run(record: Record, expected: Record, seed: int, folder: Path) -> None:
-    """Raise UserError naming the first thing in which a finished trial differs from what is being run now."""
+    """Compare a finished trial with the present run. Raises UserError that names the first difference."""
     for part in ("protocol", "checkpoint", "data"):
         if getattr(record, part) != getattr(expected, part):
             raise UserError(f"{folder}: its record has another {part}; choose another OUTPUT_DIR")
@@ -90,17 +99,17 @@ def check_same_run(record: Record, expected: Record, seed: int, folder: Path) ->
 
 
 def as_read(record: Record) -> Record:
-    """The record as it would come back from its file."""
+    """The record as it would be read from its file."""
     return record_of(json.loads(json.dumps(plain(record))), "record")
 
 
 def common(settings: Mapping[str, object]) -> dict[str, object]:
-    """Settings that all trials of a run share."""
+    """The settings that all trials of a run have in common."""
     return {key: value for key, value in settings.items() if key not in OWN}
 
 
 def summarise(records: Sequence[Record]) -> Record:
-    """One record: each score's mean and deviation over the trials; each trial's in the settings."""
+    """One record of all trials: the mean and deviation of each score; the settings have those of each trial."""
     names = records[0].scores
     scores = {name: Score.over_trials([r.scores[name] for r in records if name in r.scores]) for name in names}
     trials = [{key: record.settings.get(key) for key in OWN} | {"scores": values(record)} for record in records]
@@ -117,11 +126,11 @@ def summarise(records: Sequence[Record]) -> Record:
 
 
 def values(record: Record) -> dict[str, float]:
-    """The record's scores as plain numbers."""
+    """The scores of a record as numbers."""
     return {name: score.value for name, score in record.scores.items()}
 
 
 def describe(scores: Mapping[str, Score]) -> list[str]:
-    """`AP 12.34 +- 0.56` for each score that is not of one class."""
+    """A line `AP 12.34 +- 0.56` for each score that is not of one class."""
     whole = {name: score for name, score in scores.items() if not re.search(r"\bAP\d*/", name)}
     return [f"{name} {score:.2f} +- {score.std or 0:.2f}" for name, score in whole.items()]

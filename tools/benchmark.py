@@ -1,7 +1,7 @@
-"""One command from checkpoints to the whole table: every stage of a suite that the data on disk allow.
+"""From checkpoints to the whole table: run every stage of a suite that the data on disk allow.
 
-A stage that ended for the same checkpoint, protocol, data and code is reused; whatever is interrupted goes on with the
-same command. Everything lands below OUTPUT_DIR: results/CHECKPOINT/PROTOCOL.json, report/, jobs/STAGE.log, stages/.
+A stage that ended for the same checkpoint, protocol, data and code is reused; after an interruption the same command
+resumes. Everything goes to OUTPUT_DIR: results/CHECKPOINT/PROTOCOL.json, report/, jobs/STAGE.log, stages/.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ CPUS_PER_GPU = 10  # as tools/submit.py
 
 EXAMPLES = """\
 examples:
-  # what would run, what it would take, what data is missing
+  # print what would run, how long it would take, and which data are missing
   python tools/benchmark.py --checkpoint zoo://moco-v2-r50-200ep mine.pth --data-root DATA --output-dir out --dry-run
-  # all of it, side by side on the GPUs there are; after an interruption the same command goes on
+  # run all of it, side by side on the GPUs of this machine; after an interruption the same command resumes
   python tools/benchmark.py --checkpoint zoo://moco-v2-r50-200ep mine.pth --data-root DATA --output-dir out
-  # minutes on small data, at 64 px, which the protocols' names then say
+  # some minutes on small data at 64 px; the names of the protocols then say so
   python tools/benchmark.py --checkpoint mine.pth --suite quick --set image_px=64 --data-root DATA --output-dir out
-  # a job of SLURM for each stage, put back into the queue until it is done
+  # a SLURM job for each stage, requeued until it is done
   python tools/benchmark.py --checkpoint mine.pth --data-root DATA --output-dir out --submit slurm --gpus 8
 Exit code: 0 when every stage that the data allow has ended or was reused, 1 when one failed, 2 for mistakes.
 """
@@ -47,50 +47,51 @@ Exit code: 0 when every stage that the data allow has ended or was reused, 1 whe
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Plan, run, collect the records and print the table."""
     args = _parser().parse_args(argv)
     suite = only(load_suite(args.suite, args.set), [name for text in args.stages for name in text.split(",")])
     gpus = devices(args)
-    place = RunDirs(args.output_dir, gpus, args.device, threads(args.workers, len(gpus)), args.trials)
+    dirs = RunDirs(args.output_dir, gpus, args.device, threads(args.workers, len(gpus)), args.trials)
     given = data_given(args)
     print("reading checkpoints and data sets ...", flush=True)
-    subjects = read_checkpoints(args.checkpoint, download=not args.dry_run)
-    found, missing = find_all(args.data_root, given, [name for stage in suite.stages for name in stage.data])
-    tasks = make_plan(suite, subjects, found, missing, place, Rates(args.device, place.workers, args.measure))
-    print(describe(suite, tasks, place), flush=True)
+    checkpoints = read_checkpoints(args.checkpoint, download=not args.dry_run)
+    available, missing = find_all(args.data_root, given, [name for stage in suite.stages for name in stage.data])
+    tasks = make_plan(suite, checkpoints, available, missing, dirs, Rates(args.device, dirs.workers, args.measure))
+    print(describe(suite, tasks, dirs), flush=True)
     if args.dry_run:
         return 0
-    if all(task.why_not for task in tasks):
+    if all(task.obstacle for task in tasks):
         raise UserError("no stage can run; the plan above says what each is missing")
-    output_folder(place.out)
-    datasets = linked(found, place.stages / "datasets")
+    output_folder(dirs.out)
+    datasets = linked(available, dirs.stages / "datasets")
     if args.submit:
-        outcomes = submitted(args, tasks, place)
+        outcomes = submitted(args, tasks, dirs)
         if not args.wait:
             return 0
     else:
         outcomes = run_jobs(
-            jobs_of(tasks, place, datasets), place.out / "jobs" / args.part,
-            at_once=args.jobs or max(1, len(place.devices)), devices=place.devices, budget_minutes=args.budget_minutes,
+            jobs_of(tasks, dirs, datasets), dirs.out / "jobs" / args.part,
+            at_once=args.jobs or max(1, len(dirs.devices)), devices=dirs.devices, budget_minutes=args.budget_minutes,
         )  # fmt: skip
-    wrong = collect(tasks, outcomes, place)
+    wrong = collect(tasks, outcomes, dirs)
     if not args.part:
-        show(tasks, place, datasets)
+        show(tasks, dirs, datasets)
     for name, problem in wrong.items():
         print(f"error: {name}: {problem}", file=sys.stderr)
     return 1 if wrong else 0
 
 
-def show(tasks: Sequence[Task], place: RunDirs, datasets: Path) -> None:
-    """The table of all checkpoints side by side, and the report, with detections drawn where there are some."""
+def show(tasks: Sequence[Task], dirs: RunDirs, datasets: Path) -> None:
+    """Print the table of all checkpoints and write the report, with drawn detections where there are some."""
     from adco.report.text_table import as_text, table_rows
 
-    records = measured(tasks, place)
+    records = measured(tasks, dirs)
     print(f"\n{as_text(table_rows(records), list(records))}")
-    report, log = place.out / "report", place.out / "jobs" / "report.log"
-    folders = {task.subject.short: place.results / task.subject.label for task in tasks if not task.why_not}
-    words = [sys.executable, str(ROOT / "tools" / "report.py"), "-o", str(report), "--title", place.out.resolve().name]
+    report, log = dirs.out / "report", dirs.out / "jobs" / "report.log"
+    folders = {task.checkpoint.short: dirs.results / task.checkpoint.label for task in tasks if not task.obstacle}
+    words = [sys.executable, str(ROOT / "tools" / "report.py"), "-o", str(report), "--title", dirs.out.resolve().name]
     words += [f"{name}={folder}" for name, folder in folders.items() if folder.is_dir()]
-    drawn = [word for task in detectors(tasks) for word in ("--detections", f"{task.subject.short}={task.detector}")]
+    drawn = [word for task in detectors(tasks) for word in ("--detections", f"{task.checkpoint.short}={task.detector}")]
     for more in (drawn, []) if drawn else ([],):
         with log.open("w") as file:
             reported = os.environ | {"DETECTRON2_DATASETS": str(datasets)}
@@ -102,51 +103,48 @@ def show(tasks: Sequence[Task], place: RunDirs, datasets: Path) -> None:
 
 
 def detectors(tasks: Sequence[Task]) -> list[Task]:
-    """The tasks of the first stage that left detectors."""
-    found = [
-        task for task in tasks if task.stage.config and not task.why_not and (task.detector / "inference").is_dir()
+    """The tasks of the first stage that has written detections."""
+    written = [
+        task for task in tasks if task.stage.config and not task.obstacle and (task.detector / "inference").is_dir()
     ]
-    return [task for task in found if task.stage == found[0].stage]
+    return [task for task in written if task.stage == written[0].stage]
 
 
-def submitted(args: argparse.Namespace, tasks: Sequence[Task], place: RunDirs) -> dict[str, Outcome]:
-    """A cluster's job for each task that has to run; with --wait, how all came out."""
+def submitted(args: argparse.Namespace, tasks: Sequence[Task], dirs: RunDirs) -> dict[str, Outcome]:
+    """Submit a job for each task that has to run; with --wait, wait for them and return how they ended."""
     jobs = {}
     for task in tasks:
         if task.runs:
-            gpus = min(task.devices, len(place.devices))
-            wants = job_parameters(task.name, 1, 1, gpus, cpus(args.workers, gpus), args.hours, args.partition,
+            gpus = min(task.devices, len(dirs.devices))
+            parameters = job_parameters(task.name, 1, 1, gpus, cpus(args.workers, gpus), args.hours, args.partition,
                                    args.account)  # fmt: skip
-            work = SubmittedCommand(part_words(args, task, gpus), task.name, ranks=False)
-            jobs[task.name] = submit(work, args.submit, place.out / "submitit", wants)
+            command = SubmittedCommand(part_words(args, task, gpus), task.name, ranks=False)
+            jobs[task.name] = submit(command, args.submit, dirs.out / "submitit", parameters)
             print(f"submitted {task.name}: job {jobs[task.name].job_id}", flush=True)
-    print(
-        "the same command without --submit says how far they are (--dry-run), and draws the table when they have ended"
-    )
+    print("the same command without --submit shows their state (--dry-run), and prints the table when they have ended")
     if not args.wait:
         return {}
     for job in jobs.values():
         job.wait()
-    logs = {task.name: place.out / "jobs" / task.name / f"{task.name}.log" for task in tasks}
+    logs = {task.name: dirs.out / "jobs" / task.name / f"{task.name}.log" for task in tasks}
     return {task.name: Outcome("ended") if reusable(task) else Outcome("failed", last_line(logs[task.name]))
-            for task in tasks if not task.why_not}  # fmt: skip
+            for task in tasks if not task.obstacle}  # fmt: skip
 
 
 def threads(workers: int | str, gpus: int) -> int | str:
-    """Threads that read images for each rank: where stages or ranks run side by side on several GPUs, `auto` is each
-    GPU's share of the cores but one."""
+    """Threads that read images for each rank. With several GPUs `auto` is one less than a GPU's share of the cores."""
     return max(1, usable_cores() // gpus - 1) if workers == "auto" and gpus > 1 else workers
 
 
 def cpus(workers: int | str, gpus: int) -> int:
-    """Cores of a cluster's job: its reading threads and one more; 10 a GPU where the threads follow from the cores."""
-    return CPUS_PER_GPU * max(1, gpus) if workers == "auto" else workers * max(1, gpus) + 1
+    """Cores of a cluster's job: its reading threads and one more; with `auto` 10 for each GPU."""
+    return CPUS_PER_GPU * max(1, gpus) if isinstance(workers, str) else workers * max(1, gpus) + 1
 
 
 def part_words(args: argparse.Namespace, task: Task, gpus: int) -> tuple[str, ...]:
-    """This command again, for one task alone."""
+    """The command line of this tool for one task alone."""
     words = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "--part", task.name, "--no-measure"]
-    words += ["--checkpoint", task.subject.given, "--stages", task.stage.name, "--gpus", str(gpus)]
+    words += ["--checkpoint", task.checkpoint.given, "--stages", task.stage.name, "--gpus", str(gpus)]
     for name in ("suite", "data_root", "output_dir", "device", "workers", "trials"):
         if getattr(args, name) is not None:
             words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
@@ -154,7 +152,7 @@ def part_words(args: argparse.Namespace, task: Task, gpus: int) -> tuple[str, ..
 
 
 def devices(args: argparse.Namespace) -> tuple[str, ...]:
-    """CUDA_VISIBLE_DEVICES of each GPU that stages may use; with --submit, of as many as a job will have."""
+    """CUDA_VISIBLE_DEVICES of each GPU that stages may use; with --submit, of the GPUs of a job. Raises UserError."""
     import torch
 
     if args.submit:
@@ -167,7 +165,7 @@ def devices(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def data_given(args: argparse.Namespace) -> dict[str, Path]:
-    """NAME -> FOLDER of --data. Raises UserError."""
+    """The folders of --data by the dataset's name. Raises UserError."""
     if args.data_root is None and not args.data:
         raise UserError("--data-root FOLDER (or --data NAME=FOLDER) is needed: where the data sets are")
     if wrong := [text for text in args.data if "=" not in text]:
@@ -181,11 +179,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--checkpoint", required=True, nargs="+", action="extend", metavar="C",
-        help="what is judged, side by side: files, zoo://NAME or a zoo model's name, random:ARCH[:SEED]")  # fmt: skip
+        help="what is evaluated: files, zoo://NAME or a zoo model's name, random:ARCH[:SEED]")  # fmt: skip
     add("--suite", default="table4", help="table4, quick, or a YAML file (docs/benchmark.md) (default: %(default)s)")
     add("--stages", action="append", default=[], metavar="NAME,...", help="only these stages of the suite")
     add("--set", action="append", default=[], metavar="KEY=N",
-        help="image_px, epochs or iterations of all stages, or STAGE.KEY=N; protocols' names then say so")  # fmt: skip
+        help="image_px, epochs or iterations of all stages, or STAGE.KEY=N; part of the protocols' names")  # fmt: skip
     add(
         "--data-root",
         type=Path,
@@ -202,20 +200,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--output-dir", type=Path, required=True, metavar="FOLDER", help="where everything goes")
     add("--dry-run", action="store_true", help="print the plan and do nothing")
     add("--measure", action=argparse.BooleanOptionalAction, default=True,
-        help="measure a rate for a few seconds where no record says how long a stage takes (default: yes)")  # fmt: skip
+        help="measure a rate for a few seconds if no record tells how long a stage takes (default: yes)")  # fmt: skip
     add("--jobs", type=_positive, metavar="N", help="stages at a time (default: the number of GPUs, 1 on a CPU)")
     add("--gpus", type=int, metavar="N", help="how many GPUs are used (default: all; with --submit slurm 1 a stage)")
     add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     add("--workers", type=parse_workers, default="auto", metavar="N",
         help="threads that read images, of each rank (default: auto, the cores but one)")  # fmt: skip
     add("--trials", type=_positive, metavar="N", help="seeds of each detector (default: the suite's)")
-    add("--budget-minutes", type=float, metavar="M", help="stop after so long; the same command goes on")
+    add("--budget-minutes", type=float, metavar="M", help="stop after so long; the same command resumes")
     add("--submit", choices=("slurm", "local"), help="a job for each stage, through submitit; local: on this machine")
     add("--wait", action="store_true", help="with --submit: wait for the jobs, then draw the table")
-    add("--hours", type=float, default=24, help="a job's time limit before it is put back into the queue (%(default)s)")
+    add("--hours", type=float, default=24, help="a job's time limit before it is requeued (default: %(default)s)")
     add("--partition", help="SLURM's partition")
     add("--account", help="SLURM's account")
-    add("--part", default="", help=argparse.SUPPRESS)  # the one stage that this process is the job of
+    add("--part", default="", help=argparse.SUPPRESS)  # in a job of --submit: the name of its task
     return parser
 
 

@@ -1,9 +1,9 @@
-"""Look at datasets before a run of days starts: counts beside the official ones, missing and broken files.
+"""Check datasets before a long run: counts beside the official ones, missing and broken files.
 
 python tools/check_data.py FOLDER ...      VOCdevkit, coco, places205 or imagenet folders, or a folder that holds them
 
-Exit code 0 when all is whole, 2 when a file is missing or broken. A subset that is whole is no fault; --official makes
-it one. docs/data.md shows the layouts.
+Exit code 0 when all files are intact, 2 when one is missing or broken. A smaller set is no error, except with
+--official. docs/data.md shows the layouts.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ SHOWN = 5
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Print what is in the folders; raise UserError for missing or broken files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--decode", default="200", metavar="N", help="images of each split to decode, or `all` (200)")

@@ -1,4 +1,4 @@
-"""Convert a ResNet checkpoint of any public layout for detectron2, or a detectron2 file back, and prove the conversion.
+"""Convert a ResNet checkpoint of any public layout for detectron2, or a detectron2 file back, and verify it.
 
 python tools/convert_to_d2.py CHECKPOINT OUT.pkl     for detectron2
 python tools/convert_to_d2.py CHECKPOINT OUT.pth     torchvision's names, from detectron2's too; also OUT.safetensors
@@ -21,11 +21,12 @@ TARGETS = {".pkl": "detectron2", ".pth": "torchvision", ".safetensors": "torchvi
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Convert, verify and print what was done."""
     args = parser().parse_args(argv)
     target = args.to or TARGETS.get(args.out.suffix)
     if target is None:
         raise UserError(f"{args.out}: end it in .pkl for detectron2, .pth or .safetensors for torchvision")
-    # After the parser and detection first: --help needs no torch, and a missing detectron2 is told at once.
+    # After the parser: --help needs no torch. detection first: a missing detectron2 is reported at once.
     from detection.convert import convert  # isort: skip
     from adco.weights.backbone import load_backbone
     from adco.weights.zoo import resolve
@@ -51,14 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def by_reason(dropped: Mapping[str, str]) -> dict[str, list[str]]:
-    """Name -> reason turned round."""
-    found: dict[str, list[str]] = {}
+    """The names by reason, of reasons by name."""
+    names: dict[str, list[str]] = {}
     for name, reason in dropped.items():
-        found.setdefault(reason, []).append(name)
-    return found
+        names.setdefault(reason, []).append(name)
+    return names
 
 
 def parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "checkpoint", help="a file of any layout that docs/detection.md lists, zoo://NAME, or random:ARCH[:SEED]"

@@ -1,6 +1,6 @@
-"""The whole way in ten minutes on two cores: draw a sample world, pretrain on it, convert, detect, classify, report.
+"""All of the project in ten minutes on two cores: draw a sample world, pretrain, convert, detect, classify, report.
 
-Everything lands in the output folder; run the same command again and finished stages are reused.
+Everything is written to the output folder. The same command resumes; finished stages are not run again.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ LEAD = (
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run every stage that has no result yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output-dir", type=Path, default=Path("demo_output"), help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample and the pretraining (default: %(default)s)")
@@ -65,12 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     weights = {"random": f"random:resnet18:{args.seed}", "pretrained": checkpoint.newest_intact(run)}
     for model in MODELS:
-        judge(stages, model, weights[model], world)
-    found = [f"{model}={out / model}" for model in MODELS]
-    drawn = [word for model in MODELS for word in ("--detections", f"{model}={out / model / 'detection'}")]
+        evaluate(stages, model, weights[model], world)
+    sources = [f"{model}={out / model}" for model in MODELS]
+    detections = [word for model in MODELS for word in ("--detections", f"{model}={out / model / 'detection'}")]
     stages.run(
-        "report", "tools/report.py", *found, run, *drawn, "--min-score", 0.1, "--no-papers", "--title", "AdCo demo",
-        "--lead", LEAD, "--output", out, done=out / "report.html",
+        "report", "tools/report.py", *sources, run, *detections, "--min-score", 0.1, "--no-papers",
+        "--title", "AdCo demo", "--lead", LEAD, "--output", out, done=out / "report.html",
     )  # fmt: skip
 
     records = {model: [load_record(path) for path in record_paths(out / model)] for model in MODELS}
@@ -81,13 +82,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Stages:
-    """Runs our own tools one after the other, each in a process of its own, and says which one and how long."""
+    """Runs the project's tools one after the other, each in a process of its own, and prints which one and how long.
+
+    Their progress and their errors go to the terminal, and a stage may be chosen by the result of one before it. So
+    the stages are not jobs of `adco.launch.jobs`, which go to logs behind a table.
+
+    Args:
+        out: The output folder.
+        environment: Variables of the tools' processes, added to those of this one.
+    """
 
     def __init__(self, out: Path, environment: dict[str, str]):
         self.out, self.environment, self.number = out, environment, 0
 
     def run(self, title: str, tool: str, *arguments: object, done: Path) -> None:
-        """Run `tool` unless `done` exists. Raises UserError naming the stage and its command when it fails."""
+        """Run a tool unless its result exists.
+
+        Args:
+            title: What is printed.
+            tool: The script, relative to the project.
+            *arguments: Its arguments.
+            done: The file that it writes last.
+
+        Raises:
+            UserError: When the tool fails; names the stage.
+        """
         self.number += 1
         label = f"[{self.number}/{STAGES}] {title}"
         if done.exists():
@@ -99,17 +118,14 @@ class Stages:
         code = _run(line, os.environ | self.environment)
         if code:
             raise UserError(
-                f"the demo stopped at '{title}' (exit code {code}, its message is above); run the same command to go on"
+                f"the demo stopped at '{title}' (exit code {code}, its message is above); the same command resumes"
             )
         print(f"{label}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def _run(line: list[str], environment: dict[str, str]) -> int:
-    """The exit code of a tool, which Ctrl-C ends by SIGTERM: it may still be importing. Nothing outlives the demo."""
-    leashed = [sys.executable, "-I", supervisor.__file__, *line]
-    with subprocess.Popen(
-        leashed, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
-    ) as process:
+    """Run a tool and return its exit code. Ctrl-C ends it by SIGTERM, which works while it still imports, too."""
+    with supervisor.start(line, env=environment, stdout=subprocess.DEVNULL) as process:
         try:
             return process.wait()
         except KeyboardInterrupt:
@@ -118,8 +134,8 @@ def _run(line: list[str], environment: dict[str, str]) -> int:
             raise
 
 
-def judge(stages: Stages, model: str, weights: object, world: Path) -> None:
-    """Frozen-feature benchmarks and the smoke detector from one backbone; records below OUTPUT/model."""
+def evaluate(stages: Stages, model: str, weights: object, world: Path) -> None:
+    """Run the frozen-feature benchmarks and the smoke detector on one backbone; the records go below OUTPUT/model."""
     out = stages.out / model
     shared = ("--checkpoint", weights, "--output-dir", out / "transfer", "--image-px", IMAGE_PX)
     stages.run(

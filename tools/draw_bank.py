@@ -1,7 +1,7 @@
-"""Draw figure 2 of the AdCo paper: the bank's rows among queries of training images, for one or several checkpoints.
+"""Draw figure 2 of the AdCo paper: the bank's rows among queries of training images, for one or more checkpoints.
 
-The share of outlier negatives is a number too: a row is an outlier if its largest cosine to any query is below the 5th
-percentile of the cosines that queries have to their nearest other query. A bank that is spread as the queries are has
+The share of outlier negatives is reported, too: a row is an outlier if its largest cosine to any query is below the 5th
+percentile of the cosines between queries and their nearest other query. A bank that is distributed like the queries has
 about 5% of them. The share is of the whole bank; the image shows --rows of it.
 """
 
@@ -38,6 +38,7 @@ Writes figure2.png and figure2.json with the numbers.
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Draw the image, write the numbers and print the shares."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -87,12 +88,12 @@ def _check(args: argparse.Namespace) -> None:
 def _panel(run: bank_tsne.Run, index, args: argparse.Namespace, device: torch.device) -> bank_tsne.Panel:
     workers = resolve_workers(args.workers, device)
     queries = bank_tsne.queries_of(run, index, args.images, args.seed, device, workers)
-    found = bank_tsne.outliers(queries, run.rows)
+    outliers = bank_tsne.outliers(queries, run.rows)
     order = np.random.default_rng(args.seed).permutation(len(run.rows))
     shown = torch.from_numpy(np.sort(order[: args.rows]))
     plane = bank_tsne.lay_out(queries, run.rows[shown], args.seed)
-    about = {"method": run.recipe.method, "step": run.step} | bank_tsne.numbers(queries, run.rows, found)
-    return bank_tsne.Panel(run.title, *plane, found.mask[shown].numpy(), about)
+    about = {"method": run.recipe.method, "step": run.step} | bank_tsne.numbers(queries, run.rows, outliers)
+    return bank_tsne.Panel(run.title, *plane, outliers.mask[shown].numpy(), about)
 
 
 if __name__ == "__main__":

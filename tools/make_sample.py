@@ -1,4 +1,4 @@
-"""Draw a small world of 20 classes in the layouts of ImageNet, VOC, COCO and Places205, to try everything on."""
+"""Draw a small world of 20 classes in the layouts of ImageNet, VOC, COCO and Places205, to try every tool on."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ what is written (N = --images):
   OUT/VOCdevkit/VOC2012                                N/10 trainval
   OUT/coco/{train,val}2017, OUT/coco/annotations       N/5 and N/10, boxes and polygons in COCO's JSON
   OUT/places205                                        N/5 and N/10 views of 8 scenes: a subset of the 205, labels 0..7
-  OUT/sample.json                                      written last: the sample is whole
+  OUT/sample.json                                      written last, when the sample is complete
 
-The same seed gives the same bytes; a larger N adds images without changing the earlier ones. After an interruption,
-run it again: it starts over in the same folder. A folder that holds anything else is refused.
+The same seed gives the same bytes; a larger N adds images without changing the earlier ones. After an interruption
+run it again: it starts anew in the same folder. A folder with other content is refused.
 """
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Draw the sample and print the counts."""
     parser = argparse.ArgumentParser(
         "make_sample.py",
         description=__doc__,
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="a new or empty folder")
-    parser.add_argument("--seed", type=int, required=True, metavar="S", help="what the world looks like; from 0")
+    parser.add_argument("--seed", type=int, required=True, metavar="S", help="determines the world; from 0")
     parser.add_argument(
         "--images",
         type=int,

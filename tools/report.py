@@ -1,6 +1,6 @@
 """Make one page of records, curves and images: a self-contained HTML file, Markdown and CSV.
 
-Protocols never share a column, and what a paper prints, what was measured and what was not run are told apart.
+Protocols never share a column. Published values, measured ones and what was not run are marked as such.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ examples:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page, or with --zoo the model zoo, or with --compare print a comparison."""
     args = make_parser().parse_args(argv)
     if args.zoo:
         pages = {args.zoo: model_zoo.page(args.results)}
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -72,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("report"), help="folder (default: %(default)s)")
     parser.add_argument("--title", default="Results", help="of the page (default: %(default)s)")
-    parser.add_argument("--lead", default="", metavar="TEXT", help="what stands under the title")
+    parser.add_argument("--lead", default="", metavar="TEXT", help="the text under the title")
     parser.add_argument("--no-papers", action="store_true", help="leave the papers' tables out")
     parser.add_argument(
         "--detections", action="append", default=[], metavar="NAME=DIR",
@@ -92,16 +94,25 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def detections(runs: Sequence[str], images: int, min_score: float) -> Mapping[str, list[tuple[str, bytes]]]:
-    """Test image -> (whose boxes, PNG): the true boxes, then those of each NAME=DIR."""
-    found: dict[str, list[tuple[str, bytes]]] = {}
+    """Draw detections on test images.
+
+    Args:
+        runs: NAME=DIR or DIR, where DIR is the OUTPUT_DIR of a detector.
+        images: How many test images.
+        min_score: The lowest score of a drawn detection.
+
+    Returns:
+        For each test image pairs of a title and a PNG: the true boxes, then the detections of each run.
+    """
+    tiles_of: dict[str, list[tuple[str, bytes]]] = {}
     for run in runs:
         from detection.visualize import drawings  # detectron2, for those who want it
 
         name, equals, folder = run.partition("=")
         for drawn in drawings(Path(folder if equals else run), images, min_score):
-            tiles = found.setdefault(drawn.name, [("ground truth", _png(drawn.truth))])
+            tiles = tiles_of.setdefault(drawn.name, [("ground truth", _png(drawn.truth))])
             tiles.append((f"{name if equals else Path(run).name}: {drawn.count} found", _png(drawn.found)))
-    return found
+    return tiles_of
 
 
 def _png(image) -> bytes:

@@ -1,7 +1,7 @@
-"""Submit a pretraining to SLURM through submitit: one process a GPU, put back into the queue until it is done.
+"""Submit a pretraining to SLURM through submitit: one process for each GPU, requeued until it is done.
 
 Before the time limit, or when the job is preempted, every rank is asked to stop, rank 0 writes a checkpoint, and the
-job goes back into the queue, where it goes on from there. A training that fails is not requeued.
+job goes back into the queue and resumes from it. A training that fails is not requeued.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ Logs: OUTPUT_DIR/submitit/. Everything after -- is for tools/train_adco.py; --re
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Submit the training, or with --dry-run print what would be submitted."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", default="adco", help="of the job (default: %(default)s)")
     parser.add_argument("--partition", help="SLURM's partition")
     parser.add_argument("--account", help="SLURM's account")
-    parser.add_argument("--cluster", choices=("slurm", "local"), default="slurm", help="local: on this machine")
+    parser.add_argument("--cluster", choices=("slurm", "local"), default="slurm", help="local: this machine")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
     parser.add_argument("training", nargs=argparse.REMAINDER, metavar="-- ...", help="arguments of tools/train_adco.py")
     args = parser.parse_args(argv)
@@ -51,31 +52,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = check_training(words, args.nodes * max(1, args.gpus_per_node))
     training = SubmittedCommand((sys.executable, str(ROOT / "tools" / "train_adco.py"), *words, "--resume"))
     logs = output / "submitit"
-    job = job_parameters(args.name, args.nodes, max(1, args.gpus_per_node), args.gpus_per_node, args.cpus_per_rank,
-                         args.hours, args.partition, args.account)  # fmt: skip
+    parameters = job_parameters(
+        args.name, args.nodes, max(1, args.gpus_per_node), args.gpus_per_node, args.cpus_per_rank, args.hours,
+        args.partition, args.account,
+    )  # fmt: skip
     if args.dry_run:
-        print("\n".join(f"{key}: {value}" for key, value in job.items()))
-        print(f"logs: {logs}\neach rank: {shlex.join(training.words)}")
+        print("\n".join(f"{key}: {value}" for key, value in parameters.items()))
+        print(f"logs: {logs}\neach rank: {shlex.join(training.command)}")
         return 0
-    number = submit(training, args.cluster, logs, job).job_id
+    number = submit(training, args.cluster, logs, parameters).job_id
     print(f"submitted job {number}; logs: {logs}")
     return 0
 
 
 def check_training(words: Sequence[str], ranks: int) -> Path:
-    """The output folder that the training's arguments name. Raises UserError now, not after hours in the queue."""
+    """Check the arguments of the training before it is queued.
+
+    Args:
+        words: The arguments of tools/train_adco.py.
+        ranks: How many processes will train.
+
+    Returns:
+        The output folder that they name.
+
+    Raises:
+        UserError: For a mistake in the recipe, or a batch that does not divide into the ranks' parts.
+        SystemExit: When --config-file or --output-dir is missing.
+    """
     parser = argparse.ArgumentParser(prog="-- (arguments of tools/train_adco.py)", add_help=False, allow_abbrev=False)
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--output-dir", type=Path, required=True)
-    found, rest = parser.parse_known_args(words)
-    recipe = load_recipe(found.config_file, [word for word in rest if "=" in word and not word.startswith("-")])
+    known, rest = parser.parse_known_args(words)
+    recipe = load_recipe(known.config_file, [word for word in rest if "=" in word and not word.startswith("-")])
     parts = ranks * recipe.compute.accumulate * recipe.encoder.norm_splits
     if recipe.batch % parts or recipe.batch // parts < 2:
         raise UserError(
             f"recipe: batch={recipe.batch} does not divide into {parts} parts of at least 2 images (ranks={ranks} x "
             "compute.accumulate x encoder.norm_splits); change one of them"
         )
-    return found.output_dir
+    return known.output_dir
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ EXAMPLES = """\
 examples:
   # AdCo as published, on ImageNet
   python tools/train_adco.py --config-file adco/recipes/adco_r50_200ep.yaml data.root=IMAGENET --output-dir output/adco
-  # the same run goes on after any interruption: the same command with --resume
+  # after an interruption: the same command with --resume
   # on 8 GPUs of one machine (docs/clusters.md: several machines, SLURM)
   torchrun --nproc-per-node 8 tools/train_adco.py --config-file adco_r50_200ep data.root=IMAGENET --output-dir out
   # a small run on your own images: FOLDER/train/CLASS/*.jpg, or any folder of images
@@ -33,6 +33,7 @@ bad_images.txt if some could not be read, and record.json at the end.
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Train to the end of the recipe, and print the last checkpoint."""
     names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -47,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="where checkpoints and metrics go (default: %(default)s)",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the newest intact checkpoint in the output folder"
+        "--resume", action="store_true", help="resume from the newest intact checkpoint in the output folder"
     )
     parser.add_argument(
-        "--force-recipe-change", action="store_true", help="with --resume: go on although the recipe or data changed"
+        "--force-recipe-change", action="store_true", help="with --resume: continue although the recipe or data changed"
     )
     parser.add_argument(
         "--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:INDEX (default: the recipe's, auto)"

@@ -1,6 +1,6 @@
-"""The model zoo: public checkpoints by name, downloaded once, verified always. docs/zoo.md explains it.
+"""The model zoo: public checkpoints by name, downloaded once and always verified. docs/zoo.md describes it.
 
-Wherever a tool takes a checkpoint it takes zoo://NAME too. Files lie in the folder `zoo` of $ADCO_CACHE.
+Wherever a tool takes a checkpoint it takes zoo://NAME, too. The files are in the folder `zoo` of $ADCO_CACHE.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ examples:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the subcommand."""
     args = _parser().parse_args(argv)
     return args.run(args)
 
 
 def show_list(args: argparse.Namespace) -> None:
+    """Print a table of all models."""
     rows = [("name", "method", "epochs", "arch", "licence", "checksum", "here")]
     for model in models().values():
         here = "yes" if model.path.is_file() else ""
@@ -51,6 +53,7 @@ def show_list(args: argparse.Namespace) -> None:
 
 
 def show_model(args: argparse.Namespace) -> None:
+    """Print the manifest's entry of one model."""
     model = find(args.name)
     row = {
         key: value for key, value in vars(model).items() if value not in (None, ()) and key not in ("name", "folder")
@@ -67,6 +70,7 @@ def show_model(args: argparse.Namespace) -> None:
 
 
 def run_download(args: argparse.Namespace) -> None:
+    """Download models into the cache."""
     for name in args.names:
         model = find(name)
         path = download(model, args.offline, RetryPolicy(timeout_seconds=args.timeout))
@@ -74,6 +78,7 @@ def run_download(args: argparse.Namespace) -> None:
 
 
 def run_verify(args: argparse.Namespace) -> None:
+    """Compare files in the cache with their checksums. Raises UserError when one is damaged."""
     chosen = [find(name) for name in args.names] or [model for model in models().values() if model.path.is_file()]
     faults = []
     for model in chosen:
@@ -88,6 +93,7 @@ def run_verify(args: argparse.Namespace) -> None:
 
 
 def run_add(args: argparse.Namespace) -> None:
+    """Add a file to a model of the zoo, or a new model."""
     keys = {key: getattr(args, key) for key in ("method", "epochs", "licence", "sha256", "note")}
     if args.name in models():
         if given := [f"--{key}" for key, value in keys.items() if value is not None]:
@@ -100,6 +106,7 @@ def run_add(args: argparse.Namespace) -> None:
 
 
 def run_pack(args: argparse.Namespace) -> None:
+    """Write a checkpoint as float16 weights, and print its row for a manifest."""
     from adco.weights.export import BOUND, pack  # torch: only here
 
     packed = pack(args.checkpoint, args.out, args.recipe, args.data, args.licence)
@@ -123,10 +130,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(required=True, metavar="list|show|download|verify|add|pack")
     verbs.add_parser("list", help="every model on a line").set_defaults(run=show_list)
-    verb = verbs.add_parser("show", help="all that is known of one: addresses, licence, the scores its owner publishes")
+    verb = verbs.add_parser("show", help="everything known of one: addresses, licence, the scores its owner publishes")
     verb.add_argument("name")
     verb.set_defaults(run=show_model)
-    verb = verbs.add_parser("download", help="into the cache; goes on where it broke off")
+    verb = verbs.add_parser("download", help="into the cache; resumes an interrupted download")
     verb.add_argument("names", nargs="+", metavar="NAME")
     verb.add_argument("--offline", action="store_true", help="only what is in the cache (also: ADCO_OFFLINE=1)")
     verb.add_argument("--timeout", type=float, default=30, help="seconds of silence (default: %(default)s)")

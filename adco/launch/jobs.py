@@ -1,4 +1,4 @@
-"""Stages as processes: each with a log, resumable, unable to stop another or to outlive the command that started it."""
+"""Run commands as processes: each has a log, can be resumed, and cannot outlive this one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,20 +26,22 @@ PAUSE_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Job:
-    """One stage: a command in a process of its own that resumes by itself when it is run again.
+    """A command that runs in a process of its own and resumes its work when it is run again.
 
-    name: unique, fit for a file's name
-    words: the command line; there is no shell
-    after: names of jobs that must have ended well before it starts
-    minutes: expected; None when not known
-    outputs: files, written atomically: when all exist there is nothing to do, and a run that leaves one out has failed
-    reused: a reason in words when an equal result exists; asked when the job's turn comes
-    environment: added to this process's
-    devices: how many of `run_jobs`' devices it takes (0: it runs beside them)
+    Attributes:
+        name: Unique among the jobs of a run; also the stem of the log's file name.
+        command: The command line; no shell reads it.
+        after: Names of jobs that must have ended well before this one starts.
+        minutes: The expected duration; None when it is not known.
+        outputs: Files that the command writes atomically. When all exist the job is not run; when one is missing after
+            a run the job has failed.
+        reused: Returns a reason when an equal result exists, else None; called when it is the job's turn.
+        environment: Variables added to those of this process.
+        devices: How many of `run_jobs`' devices it needs (0: none of them).
     """
 
     name: str
-    words: tuple[str, ...]
+    command: tuple[str, ...]
     after: tuple[str, ...] = ()
     minutes: float | None = None
     outputs: tuple[Path, ...] = ()
@@ -51,9 +52,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job came out: `ended`, `reused`, `failed`, `skipped` (one before it failed) or `left` (for the next run).
+    """How a job ended.
 
-    why: what was reused, the failed log's last line, or what was waited for; seconds: of this run
+    Attributes:
+        status: `ended`, `reused`, `failed`, `skipped` (a job before it failed) or `left` (for the next run).
+        why: What was reused, the last line of the failed log, or the job that it waited for.
+        seconds: The duration of this run.
     """
 
     status: str
@@ -62,15 +66,16 @@ class Outcome:
 
     @property
     def good(self) -> bool:
+        """Whether the job's result exists."""
         return self.status in ("ended", "reused")
 
 
 @dataclass
 class Running:
-    """A started job. process: the leash, which leads the job's process group."""
+    """A started job. process: its supervisor, which leads the job's process group."""
 
     job: Job
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
     log: Path
     devices: tuple[str, ...]
     start: float
@@ -85,23 +90,35 @@ def run_jobs(
     budget_minutes: float | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Outcome]:
-    """Run the jobs in their order, `at_once` side by side; every job's outcome by name.
+    """Run the jobs in their order. The same call resumes what an interrupted one has left.
 
-    folder: gets NAME.log (appended to) and jobs.json (what is known so far); one run at a time may use it.
-    devices: CUDA_VISIBLE_DEVICES of each GPU; a job has as many as it takes for itself. Empty: it stays as it is.
-    budget_minutes: no job starts that is expected to end later; what still runs then gets SIGTERM. All this is `left`.
-    stop: asked a few times a second; True ends the run as the budget does.
-    Ctrl-C, SIGTERM and SIGUSR1 stop the running jobs (SIGTERM; SIGKILL after 90 s or a second Ctrl-C) and raise
-    KeyboardInterrupt or Requeue. The same call again does what is left. Raises UserError.
+    Args:
+        jobs: The jobs; each comes after those that it names in `after`.
+        folder: Gets NAME.log (appended to) and jobs.json (the state of every job). One run at a time can use it.
+        at_once: How many jobs run at the same time.
+        devices: CUDA_VISIBLE_DEVICES of each GPU; a job has those that it is given for itself. Empty: the variable is
+            not changed.
+        budget_minutes: A job that is expected to end later is not started, and one that still runs then gets SIGTERM;
+            the outcome of both is `left`.
+        stop: Called a few times a second; True ends the run as the budget does.
+
+    Returns:
+        The outcome of every job by its name.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C. The running jobs get SIGTERM, and SIGKILL after 90 s or a second Ctrl-C.
+        Requeue: After SIGTERM or SIGUSR1, which stop the jobs in the same way.
+        UserError: When the folder cannot be written or another run uses it.
+        ValueError: For names that are not unique, or a job after one that does not exist.
     """
     _check(jobs, devices)
-    folder = output_folder(folder)
-    with lock_output_dir(folder) or contextlib.nullcontext(), StopRequests() as asked, LiveTable(jobs) as shown:
-        run = _Run(jobs, folder, at_once, list(devices), budget_minutes, shown)
+    folder, expected = output_folder(folder), {job.name: job.minutes for job in jobs}
+    with lock_output_dir(folder) or contextlib.nullcontext(), StopRequests() as asked, LiveTable(expected) as display:
+        run = _Run(jobs, folder, at_once, list(devices), budget_minutes, display)
         try:
             while run.unfinished():
                 if asked.number or stop() or run.over_budget():
-                    run.put_down("asked to stop" if asked.number else "out of time")
+                    run.interrupt("asked to stop" if asked.number else "out of time")
                     break
                 run.step()
                 time.sleep(PAUSE_SECONDS)
@@ -110,15 +127,23 @@ def run_jobs(
     if asked.number == signal.SIGINT:
         raise KeyboardInterrupt
     if asked.number:
-        raise Requeue(f"{signal.Signals(asked.number).name} came; the same command goes on from here")
+        raise Requeue(f"{signal.Signals(asked.number).name} came; the same command resumes from here")
     return {job.name: run.outcomes[job.name] for job in jobs}
 
 
 class _Run:
     """The jobs' states while they run."""
 
-    def __init__(self, jobs, folder: Path, at_once: int, devices: list[str], budget: float | None, shown: LiveTable):
-        self.jobs, self.folder, self.at_once, self.shown = jobs, folder, at_once, shown
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        folder: Path,
+        at_once: int,
+        devices: list[str],
+        budget: float | None,
+        display: LiveTable,
+    ):
+        self.jobs, self.folder, self.at_once, self.display = jobs, folder, at_once, display
         self.all_devices, self.free, self.budget = tuple(devices), devices, budget
         self.start = time.monotonic()
         self.running: dict[str, Running] = {}
@@ -131,26 +156,26 @@ class _Run:
         return self.budget is not None and time.monotonic() - self.start > 60 * self.budget
 
     def step(self) -> None:
-        """Take in what has ended, settle what need not run, start what can."""
+        """Record the jobs that have ended, settle those that need not run, start those that can."""
         for running in list(self.running.values()):
             if (code := _exit_code(running)) is not None:
                 self._end(running, code)
         for job in self.jobs:
             if job.name not in self.outcomes and job.name not in self.running:
                 self._consider(job)
-        self.shown.tick({name: last_line(running.log) for name, running in self.running.items()})
+        self.display.tick({name: last_line(running.log) for name, running in self.running.items()})
 
     def _consider(self, job: Job) -> None:
         missing = [name for name in job.after if not (name in self.outcomes and self.outcomes[name].good)]
-        lost = [name for name in missing if name in self.outcomes]
-        if lost:
-            status = "left" if self.outcomes[lost[0]].status == "left" else "skipped"
-            self._settle(job, Outcome(status, f"{lost[0]} {self.outcomes[lost[0]].status}"))
+        failed = next((name for name in missing if name in self.outcomes), None)
+        if failed:
+            status = self.outcomes[failed].status
+            self._settle(job, Outcome("left" if status == "left" else "skipped", f"{failed} {status}"))
         elif not missing and (reason := _nothing_to_do(job)):
             self._settle(job, Outcome("reused", reason))
         elif not missing and self._has_room(job):
-            late = (time.monotonic() - self.start) / 60 + (job.minutes or 0)
-            if self.budget is not None and late > self.budget:
+            end_minutes = (time.monotonic() - self.start) / 60 + (job.minutes or 0)
+            if self.budget is not None and end_minutes > self.budget:
                 self._settle(job, Outcome("left", f"expected to end after the {self.budget:g} minutes there are"))
             else:
                 self._start(job)
@@ -167,18 +192,16 @@ class _Run:
         if self.all_devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
         with log.open("ab") as file:
-            file.write(f"--- {datetime.now():%Y-%m-%d %H:%M:%S}  {shlex.join(job.words)}\n".encode())
+            file.write(f"--- {datetime.now():%Y-%m-%d %H:%M:%S}  {shlex.join(job.command)}\n".encode())
             file.flush()
-            process = subprocess.Popen(
-                [sys.executable, "-I", supervisor.__file__, *job.words],
-                stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
-            )  # fmt: skip
+            process = supervisor.start(job.command, stdout=file, stderr=subprocess.STDOUT, env=environment)
         self.running[job.name] = Running(job, process, log, own, time.monotonic())
         self._write()
-        self.shown.started(job.name, log)
+        self.display.started(job.name, log)
 
     def _end(self, running: Running, code: int) -> None:
-        running.process.stdin.close()
+        if running.process.stdin:
+            running.process.stdin.close()
         self.free += running.devices
         del self.running[running.job.name]
         missing = [path for path in running.job.outputs if not path.exists()]
@@ -195,13 +218,13 @@ class _Run:
     def _settle(self, job: Job, outcome: Outcome) -> None:
         self.outcomes[job.name] = outcome
         self._write()
-        self.shown.finished(job.name, outcome)
+        self.display.finished(job.name, **asdict(outcome))
 
-    def put_down(self, why: str) -> None:
-        """SIGTERM for what runs, time to write its checkpoint, and everything unfinished is `left`."""
+    def interrupt(self, why: str) -> None:
+        """Send SIGTERM to the running jobs and wait while they write a checkpoint; what is unfinished is `left`."""
         for running in self.running.values():
             _signal(running, signal.SIGTERM)
-        self.shown.note(f"{why}: waiting for {len(self.running)} stages to put their work down")
+        self.display.note(f"{why}: waiting for {len(self.running)} stages to save their work")
         deadline = time.monotonic() + GRACE_SECONDS
         while self.running and time.monotonic() < deadline:
             for running in list(self.running.values()):
@@ -212,10 +235,10 @@ class _Run:
         waiting = [job for job in self.jobs if job.name not in self.outcomes]
         self.outcomes |= {job.name: Outcome("left", why) for job in waiting}
         self._write()
-        self.shown.note(f"{why}: {len(waiting)} stages were not begun; the same command goes on")
+        self.display.note(f"{why}: {len(waiting)} stages were not started; the same command resumes")
 
     def kill(self) -> None:
-        """End what runs at once; nothing is left behind."""
+        """Kill the running jobs with all of their processes."""
         for running in list(self.running.values()):
             _signal(running, signal.SIGKILL)
             running.process.wait()
@@ -226,12 +249,12 @@ class _Run:
         done = {name: asdict(outcome) for name, outcome in self.outcomes.items()}
         states = {job.name: (done | now).get(job.name, {"status": "waiting"}) for job in self.jobs}
         for job in self.jobs:
-            states[job.name]["command"] = shlex.join(job.words)
+            states[job.name]["command"] = shlex.join(job.command)
         write_text(self.folder / "jobs.json", json.dumps(states, indent=2) + "\n")
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that says something; a progress bar's last state counts as one."""
+    """The last line of a log that is not empty; the last state of a progress bar counts as a line."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 8192))
@@ -249,11 +272,11 @@ def _nothing_to_do(job: Job) -> str | None:
 
 
 def _exit_code(running: Running) -> int | None:
-    """The exit code of a job that has ended, whose group is then empty; None while it runs."""
-    options = os.WEXITED | os.WNOHANG | os.WNOWAIT  # not reaped yet: its group's number cannot be another's
+    """The exit code of a job that has ended, None while it runs. What the job left running is killed."""
+    options = os.WEXITED | os.WNOHANG | os.WNOWAIT  # not reaped yet: no other group can have its number
     if os.waitid(os.P_PID, running.process.pid, options) is None:
         return None
-    _signal(running, signal.SIGKILL)  # what it has left behind
+    _signal(running, signal.SIGKILL)  # the rest of its process group
     return running.process.wait()
 
 

@@ -1,11 +1,11 @@
-"""What a user sees of running jobs: a live table in a terminal, a line an event elsewhere."""
+"""The display of running jobs: a live table in a terminal, elsewhere one line for each event."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -18,14 +18,18 @@ STYLES = {"running": "cyan", "ended": "green", "reused": "green dim", "failed": 
 
 
 class LiveTable:
-    """Entered for the time of a run. jobs: with `name` and `minutes` (expected, or None)."""
+    """Shows the state of jobs while the context is entered.
 
-    def __init__(self, jobs: Sequence):
-        self.expected = {job.name: job.minutes for job in jobs}
+    Args:
+        expected_minutes: The expected duration of each job by its name; None when it is not known.
+    """
+
+    def __init__(self, expected_minutes: Mapping[str, float | None]):
+        self.expected = dict(expected_minutes)
         self.status = dict.fromkeys(self.expected, "waiting")
         self.start: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
-        self.says = dict.fromkeys(self.expected, "")
+        self.messages = dict.fromkeys(self.expected, "")
         self.console = Console(file=sys.stdout)
         self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
 
@@ -41,23 +45,23 @@ class LiveTable:
             self.live.stop()
 
     def started(self, name: str, log: Path) -> None:
-        """A job has begun."""
+        """Show that a job has started."""
         self.status[name], self.start[name] = "running", time.monotonic()
         self._line(f"{name}: started; log {log}")
 
-    def finished(self, name: str, outcome) -> None:
-        """A job has come out. outcome: with `status`, `why`, `seconds`."""
-        self.status[name], self.says[name], self.seconds[name] = outcome.status, outcome.why, outcome.seconds
-        took = f" after {duration(outcome.seconds)}" if outcome.seconds else ""
-        self._line(f"{name}: {outcome.status}{took}{': ' if outcome.why else ''}{outcome.why}")
+    def finished(self, name: str, status: str, why: str, seconds: float) -> None:
+        """Show how a job has ended, and why."""
+        self.status[name], self.messages[name], self.seconds[name] = status, why, seconds
+        took = f" after {duration(seconds)}" if seconds else ""
+        self._line(f"{name}: {status}{took}{': ' if why else ''}{why}")
 
-    def tick(self, says: Mapping[str, str]) -> None:
-        """What each running job's log says last."""
-        self.says.update(says)
+    def tick(self, messages: Mapping[str, str]) -> None:
+        """Redraw the table with the last line of each running job's log."""
+        self.messages.update(messages)
         self._draw()
 
     def note(self, text: str) -> None:
-        """A line for the user."""
+        """Print a line below the table."""
         if self.live:
             self.console.print(text, markup=False, highlight=False)
         else:
@@ -74,9 +78,9 @@ class LiveTable:
             self.live.update(self.table(self.console.height - 2))
 
     def table(self, rows: int) -> Table:
-        """One row a job: its state, time gone and expected, and the last line of its log.
+        """One row for each job: its state, elapsed and expected time, and the last line of its log.
 
-        Where that is more than so many rows, only what runs or went wrong, and how many there are of the others.
+        With more jobs than `rows` only those that run or have failed are shown, and the others are counted.
         """
         table = Table(box=None, pad_edge=False, expand=True)
         table.add_column("stage", no_wrap=True, min_width=min(48, max(map(len, self.status), default=5)))
@@ -97,13 +101,13 @@ class LiveTable:
                 Text(status, STYLES.get(status, "dim")),
                 duration(seconds) if seconds else "",
                 "" if minutes is None else duration(60 * minutes),
-                Text(self.says[name], "dim"),
+                Text(self.messages[name], "dim"),
             )
         return table
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.4 h`."""
+    """A duration in words: `45 s`, `12 min`, `3.4 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""CaCo's objective (Wang et al., TPAMI 2022): positives are learned too, in the bank that the negatives come from."""
+"""CaCo's objective (Wang et al., TPAMI 2023): positives are learned too, in the bank that the negatives come from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CaCo (Wang et al., TPAMI 2022): positives are learned too, cooperatively, in the bank the negatives come from."""
+"""CaCo (Wang et al., TPAMI 2023): positives are learned too, cooperatively, in the bank the negatives come from."""
 
 from __future__ import annotations
 

@@ -1,58 +1,17 @@
-"""Eight kinds of scene behind the sample's objects, named after Places205 categories."""
+"""Eight kinds of scene behind the sample's objects, named after Places205 categories.
+
+The function of a scene draws it on a canvas and returns the height of the texture's grain and its strength.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from adco.sample.paint import noise, rgb
-
-
-@dataclass
-class Canvas:
-    """A picture in the making: rng, size in pixels, the horizon's row, and Pillow's image to draw upon."""
-
-    rng: np.random.Generator
-    width: int
-    height: int
-    horizon: int
-    image: Image.Image
-    draw: ImageDraw.ImageDraw
-
-    def r(self, low: float, high: float) -> float:
-        return low + (high - low) * self.rng.random()
-
-    def n(self, low: int, high: int) -> int:
-        """A whole number in [low, high]."""
-        return int(self.rng.integers(low, high + 1))
-
-    def colour(self, hue: float, saturation: float, value: float, jitter: float = 0.06) -> tuple[int, int, int]:
-        """An RGB tuple in 0..255 near the HSV colour."""
-        d = (self.rng.random(3) - 0.5) * 2 * jitter
-        return tuple(int(255 * c) for c in rgb(hue + d[0] * 0.4, saturation + d[1], value + d[2]))
-
-    def fill(self, top: int, bottom: int, first: tuple[int, int, int], last: tuple[int, int, int]) -> None:
-        """Rows top..bottom with a gradient between two colours."""
-        if bottom <= top:
-            return
-        ramp = np.linspace(0, 1, bottom - top)[:, None] * (np.array(last) - first) + first
-        strip = Image.fromarray(ramp[:, None].astype(np.uint8)).resize((self.width, bottom - top))
-        self.image.paste(strip, (0, top))
-
-    def poly(self, colour: tuple[int, int, int], *points: tuple[float, float]) -> None:
-        self.draw.polygon([(x, y) for x, y in points], fill=colour)
-
-    def disc(self, colour: tuple[int, int, int], x: float, y: float, rx: float, ry: float) -> None:
-        self.draw.ellipse([x - rx, y - ry, x + rx, y + ry], fill=colour)
-
-    def ridge(self, colour: tuple[int, int, int], base: float, high: float, peaks: int) -> None:
-        """A jagged skyline of `peaks` over the whole width, filled down to the bottom."""
-        xs = np.linspace(-0.1, 1.1, 2 * peaks + 1) * self.width
-        ys = [base - high * (self.r(0.5, 1) if i % 2 else self.r(0, 0.4)) for i in range(len(xs))]
-        self.poly(colour, (xs[0], self.height), *zip(xs, ys, strict=True), (xs[-1], self.height))
+from adco.sample.canvas import Canvas
+from adco.sample.paint import noise
 
 
 def _sky(c: Canvas) -> None:
@@ -65,6 +24,7 @@ def _sky(c: Canvas) -> None:
 
 
 def pasture(c: Canvas) -> tuple[float, float]:
+    """Hills, grass, trees, perhaps a fence and flowers."""
     _sky(c)
     for k in range(c.n(1, 3)):
         c.ridge(c.colour(c.r(0.25, 0.45), 0.35, 0.6 - 0.1 * k), c.horizon + 4, c.r(0.08, 0.25) * c.height, c.n(2, 5))
@@ -87,6 +47,7 @@ def pasture(c: Canvas) -> tuple[float, float]:
 
 
 def coast(c: Canvas) -> tuple[float, float]:
+    """The sea with waves, perhaps an island and a beach."""
     _sky(c)
     if c.n(0, 1):
         c.ridge(c.colour(0.6, 0.2, 0.6), c.horizon + 1, 0.12 * c.height, c.n(1, 3))
@@ -106,6 +67,7 @@ def coast(c: Canvas) -> tuple[float, float]:
 
 
 def badlands(c: Canvas) -> tuple[float, float]:
+    """Layered hills of bare rock with stones and cactuses."""
     _sky(c)
     hue = c.r(0.04, 0.12)
     for k in range(c.n(2, 3)):
@@ -129,6 +91,7 @@ def badlands(c: Canvas) -> tuple[float, float]:
 
 
 def forest_path(c: Canvas) -> tuple[float, float]:
+    """A path between trees."""
     hue = c.r(0.2, 0.4)
     c.fill(0, c.height, c.colour(hue, 0.5, 0.35, 0.12), c.colour(hue, 0.35, 0.65, 0.1))
     for _ in range(45):
@@ -137,12 +100,9 @@ def forest_path(c: Canvas) -> tuple[float, float]:
     c.fill(c.horizon, c.height, c.colour(hue - 0.08, 0.5, 0.45), c.colour(hue - 0.1, 0.5, 0.35))
     end, foot, tone = c.r(0.3, 0.7) * c.width, c.r(0.1, 0.9) * c.width, c.colour(0.09, 0.35, 0.65, 0.1)
     c.poly(
-        tone,
-        (end - 4, c.horizon),
-        (end + 4, c.horizon),
-        (foot + 0.3 * c.width, c.height),
+        tone, (end - 4, c.horizon), (end + 4, c.horizon), (foot + 0.3 * c.width, c.height),
         (foot - 0.3 * c.width, c.height),
-    )
+    )  # fmt: skip
     for depth in sorted(c.rng.random(c.n(5, 11))):
         x, wide, y = c.r(0, c.width), (0.02 + 0.05 * depth) * c.width, c.horizon + depth * 0.4 * (c.height - c.horizon)
         tone = c.colour(0.07, 0.4, 0.45 - 0.25 * depth, 0.1)
@@ -151,6 +111,7 @@ def forest_path(c: Canvas) -> tuple[float, float]:
 
 
 def highway(c: Canvas) -> tuple[float, float]:
+    """A road with lanes, houses or a hill behind it."""
     _sky(c)
     if c.n(0, 2):
         x = -5.0
@@ -169,12 +130,9 @@ def highway(c: Canvas) -> tuple[float, float]:
     away, near = c.r(0.35, 0.65) * c.width, c.r(0.3, 0.7) * c.width
     grey, half = c.r(0.28, 0.5), c.r(0.6, 1.1) * c.width
     c.poly(
-        c.colour(0.6, 0.04, grey, 0.02),
-        (away - 5, c.horizon),
-        (away + 5, c.horizon),
-        (near + half, c.height),
+        c.colour(0.6, 0.04, grey, 0.02), (away - 5, c.horizon), (away + 5, c.horizon), (near + half, c.height),
         (near - half, c.height),
-    )
+    )  # fmt: skip
     for lane in (-0.92, c.r(-0.2, 0.2), 0.92):
         for k in range(6):
             t0, t1 = (k / 6) ** 1.7, ((k + (0.5 if abs(lane) < 0.5 else 1)) / 6) ** 1.7
@@ -187,6 +145,7 @@ def highway(c: Canvas) -> tuple[float, float]:
 
 
 def ski_slope(c: Canvas) -> tuple[float, float]:
+    """Snow with tracks and firs before mountains."""
     _sky(c)
     for k in range(c.n(1, 2)):
         base, high = c.horizon + 8, c.r(0.25, 0.5) * c.height
@@ -210,6 +169,7 @@ def ski_slope(c: Canvas) -> tuple[float, float]:
 
 
 def bedroom(c: Canvas) -> tuple[float, float]:
+    """A wall with wallpaper, frames or windows, and a wooden floor."""
     hue = c.r(0, 1)
     wall, paper = c.colour(hue, c.r(0.1, 0.45), c.r(0.55, 0.95)), c.colour(hue + c.r(-0.1, 0.1), 0.3, c.r(0.4, 0.95))
     c.fill(0, c.height, wall, wall)
@@ -246,6 +206,7 @@ def bedroom(c: Canvas) -> tuple[float, float]:
 
 
 def alley(c: Canvas) -> tuple[float, float]:
+    """A brick wall, perhaps with a door, and paving."""
     hue, high = c.r(0.0, 0.08) if c.n(0, 3) else c.r(0, 1), c.n(6, 9)
     mortar, clay = c.colour(0.1, 0.08, c.r(0.5, 0.8)), c.r(0.4, 0.75)
     c.fill(0, c.height, mortar, mortar)
@@ -279,14 +240,25 @@ SCENE_NAMES = tuple(SCENES)
 
 
 def backdrop(scene: str, rng: np.random.Generator, width: int, height: int, blur_px: float) -> tuple[np.ndarray, int]:
-    """Draw a scene. Returns rgb (H, W, 3) float32 in [0, 1] and the row of its horizon (where the ground begins)."""
+    """Draw a scene.
+
+    Args:
+        scene: One of SCENE_NAMES.
+        rng: The source of randomness.
+        width: In pixels.
+        height: In pixels.
+        blur_px: The radius of a Gaussian blur.
+
+    Returns:
+        The image, (H, W, 3) float32 in [0, 1], and the row of the horizon, where the ground starts.
+    """
     image = Image.new("RGB", (width, height))
     horizon = int(height * (0.3 + 0.32 * rng.random()))
     canvas = Canvas(rng, width, height, horizon, image, ImageDraw.Draw(image))
     tall, strength = SCENES[scene](canvas)
-    rgb_ = np.asarray(image.filter(ImageFilter.GaussianBlur(blur_px)), dtype=np.float32) / 255
-    fine = noise(rng, height, width, int(height / (1.2 * max(tall, 1))), int(width * min(tall, 1) / 1.5))
-    coarse = noise(rng, height, width, 5, 6)
+    rgb = np.asarray(image.filter(ImageFilter.GaussianBlur(blur_px)), dtype=np.float32) / 255
+    fine = noise(rng, (height, width), int(height / (1.2 * max(tall, 1))), int(width * min(tall, 1) / 1.5))
+    coarse = noise(rng, (height, width), 5, 6)
     rough = (fine - 0.5) * strength * 1.6
     rough[:horizon] *= 0.15
-    return rgb_ * (1 + rough + (coarse - 0.5) * 0.3)[..., None], horizon
+    return rgb * (1 + rough + (coarse - 0.5) * 0.3)[..., None], horizon

@@ -8,6 +8,7 @@ from adco.sample.shapes import BLACK, BODY, DARK, GLASS, PALE, SECOND, SKIN, TRI
 
 
 def bottle(p: Pen) -> str:
+    """Draw a bottle."""
     half, neck, shoulder, top = p.r(0.2, 0.28), p.r(0.07, 0.11), p.r(-0.42, -0.15), -p.r(0.85, 1.0)
     curve = p.r(0.03, 0.3)
     left = [
@@ -27,6 +28,7 @@ def bottle(p: Pen) -> str:
 
 
 def chair(p: Pen) -> str:
+    """Draw a chair."""
     wide, slant, back, skew = p.r(0.3, 0.38), p.r(-0.04, 0.14), -p.r(0.75, 0.95), p.r(0.12, 0.22)
     leg, low = p.r(0.06, 0.09), p.r(0.62, 0.78)
     p.limb(DARK, (-wide + skew, 0), (-wide + skew, low - 0.12), leg)
@@ -49,6 +51,7 @@ def chair(p: Pen) -> str:
 
 
 def diningtable(p: Pen) -> str:
+    """Draw a dining table."""
     half, deep, drop, inset = p.r(0.9, 1.05), p.r(0.22, 0.34), p.r(0.12, 0.34), p.r(0.16, 0.3)
     for x in (-half + inset + 0.08, half - inset - 0.08):
         p.limb(DARK, (x, 0), (x, 0.6), 0.08)
@@ -69,6 +72,7 @@ def diningtable(p: Pen) -> str:
 
 
 def person(p: Pen) -> str:
+    """Draw a person."""
     shoulder, hip, stride = p.r(0.21, 0.28), p.r(0.15, 0.2), p.r(0.02, 0.28)
     for side, arm in ((-1, p.r(-0.3, 2.4)), (1, p.r(-0.2, 0.7))):
         x0 = side * shoulder
@@ -124,6 +128,7 @@ def person(p: Pen) -> str:
 
 
 def pottedplant(p: Pen) -> str:
+    """Draw a potted plant."""
     half, low, leaves, broad = p.r(0.26, 0.36), p.r(0.62, 0.8), int(p.r(9, 15)), p.r(0.09, 0.17)
     for k in range(leaves):
         a = -math.pi / 2 + (k - (leaves - 1) / 2) / leaves * p.r(2.7, 3.5) * (1 if k % 2 else 0.85)
@@ -153,6 +158,7 @@ def pottedplant(p: Pen) -> str:
 
 
 def sofa(p: Pen) -> str:
+    """Draw a sofa."""
     half, back, arm, seats = p.r(0.85, 1.05), -p.r(0.42, 0.6), p.r(0.16, 0.24), int(p.r(2, 3.99))
     for x in (-half + 0.12, half - 0.12):
         p.box(DARK, x - 0.05, 0.4, x + 0.05, 0.54)
@@ -173,6 +179,7 @@ def sofa(p: Pen) -> str:
 
 
 def tvmonitor(p: Pen) -> str:
+    """Draw a monitor."""
     half, high, rim = p.r(0.72, 0.95), p.r(0.48, 0.66), p.r(0.05, 0.1)
     old = p.chance(0.4)
     if old:

@@ -1,10 +1,12 @@
-"""The layouts of ImageNet, VOC, COCO and Places205: which picture goes where, and the files that describe it."""
+"""The layouts of ImageNet, VOC, COCO and Places205: the path of each image, and the files that describe it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -17,10 +19,12 @@ from adco.sample.pictures import Picture, portrait, street_life, view
 from adco.sample.scene import Seen, generator
 from adco.utils.errors import UserError
 
+Annotations = dict[str, Any] | None  # what the lists of a layout need to know of an image
+
 FOLDERS = ("imagenet", "VOCdevkit", "coco", "places205")
 PLACES_IMAGES = "places205/data/vision/torralba/deeplearning/images256"
 JPEG_QUALITY = 90
-# (layout, subset) -> divisor of --images. The position is the split's number, which pictures depend on: append only.
+# (layout, subset) -> divisor of --images. The position is the split's number, which images depend on: append only.
 SUBSETS = {
     ("imagenet", "train"): 1, ("imagenet", "val"): 5,
     ("VOC2007", "trainval"): 5, ("VOC2007", "test"): 5, ("VOC2012", "trainval"): 10,
@@ -51,7 +55,7 @@ VOC_TO_COCO = {
 
 
 def coco_categories() -> list[dict]:
-    """The categories as COCO 2017 lists them: supercategory, id (1..90 with ten gaps), name."""
+    """The 80 categories of COCO 2017: supercategory, id (1 to 90 with ten gaps) and name."""
     ids = iter(number for number in range(1, 91) if number not in COCO_GAPS)
     return [
         {"supercategory": group, "id": next(ids), "name": name}
@@ -65,7 +69,16 @@ COCO_ID = {category["name"]: category["id"] for category in coco_categories()}
 
 @dataclass(frozen=True)
 class DrawTask:
-    """One picture to draw. split: the subset's number; number: the picture's own, from 0; name: its file stem or id."""
+    """One image to draw.
+
+    Attributes:
+        layout: `imagenet`, `VOC2007`, `VOC2012`, `coco` or `places205`.
+        subset: The split, e.g. `train`.
+        split: The split's number.
+        number: The image's number in its split, from 0.
+        name: Its class, scene, file stem or id.
+        path: Its file, relative to the sample's folder.
+    """
 
     layout: str
     subset: str
@@ -76,16 +89,16 @@ class DrawTask:
 
 
 def jobs(images: int) -> list[DrawTask]:
-    """Every picture of a sample whose ImageNet training set has `images`; paths are relative to the sample's folder."""
-    found = []
+    """Every image of a sample whose ImageNet training set has `images` of them."""
+    tasks = []
     for split, ((layout, subset), divisor) in enumerate(SUBSETS.items()):
         for number in range(images // divisor):
-            found.append(DrawTask(layout, subset, split, number, *_name_and_path(layout, subset, number)))
-    return found
+            tasks.append(DrawTask(layout, subset, split, number, *_name_and_path(layout, subset, number)))
+    return tasks
 
 
 def _name_and_path(layout: str, subset: str, number: int) -> tuple[str, str]:
-    """Ids depend on nothing but the number: training and evaluation sets take odd and even ones in turn."""
+    """Name and path. Ids depend on the number alone: odd for training sets and even for evaluation sets."""
     first = subset in ("train", "trainval")
     identity = 2 * number + (1 if first else 2)
     if layout == "imagenet":
@@ -102,8 +115,20 @@ def _name_and_path(layout: str, subset: str, number: int) -> tuple[str, str]:
     return scene, f"{PLACES_IMAGES}/{scene[0]}/{scene}/gsun_{identity:032x}.jpg"
 
 
-def draw(out: Path, seed: int, job: DrawTask) -> object:
-    """Draw one picture, write it (and VOC's XML), and return what the layout's lists need to know of it."""
+def draw(out: Path, seed: int, job: DrawTask) -> Annotations:
+    """Draw one image and write it; for VOC its XML file, too.
+
+    Args:
+        out: The sample's folder.
+        seed: The sample's seed.
+        job: Which image.
+
+    Returns:
+        What `write_lists` needs: for VOC each class's flag, for COCO the image's entry and annotations, else None.
+
+    Raises:
+        UserError: When a file cannot be written.
+    """
     rng = generator(seed, job.split, job.number)
     if job.layout == "imagenet":
         picture = portrait(rng, job.name)
@@ -111,7 +136,7 @@ def draw(out: Path, seed: int, job: DrawTask) -> object:
         picture = view(rng, job.name)
     else:
         picture = None
-        while picture is None or not picture.seen:  # a picture in which everything fell outside is drawn anew
+        while picture is None or not picture.seen:  # an image in which no object is visible is drawn again
             picture = street_life(rng, CLASSES[job.number % len(CLASSES)], crowds=job.layout == "coco")
     try:
         Image.fromarray(picture.rgb).save(out / job.path, quality=JPEG_QUALITY)
@@ -126,7 +151,7 @@ def draw(out: Path, seed: int, job: DrawTask) -> object:
 
 
 def voc_xml(layout: str, name: str, picture: Picture) -> str:
-    """An annotation file as VOC 2007 has them: boxes from 1, both ends included."""
+    """The annotation file of an image in VOC 2007's format: boxes from 1, both ends included."""
     height, width = picture.rgb.shape[:2]
     lines = [
         "<annotation>", f"\t<folder>{layout}</folder>", f"\t<filename>{name}.jpg</filename>",
@@ -148,7 +173,7 @@ def voc_xml(layout: str, name: str, picture: Picture) -> str:
 
 
 def _voc_flags(seen: list[Seen]) -> dict[str, int]:
-    """Class -> 1, or 0 when all of its objects are difficult; classes that are absent are left out."""
+    """For each class in the image 1, or 0 when all of its objects are difficult."""
     flags: dict[str, int] = {}
     for thing in seen:
         flags[thing.name] = max(flags.get(thing.name, 0), int(not thing.difficult))
@@ -156,7 +181,7 @@ def _voc_flags(seen: list[Seen]) -> dict[str, int]:
 
 
 def coco_records(job: DrawTask, picture: Picture) -> dict:
-    """The image's entry and its annotations, with ids that depend on the image alone."""
+    """COCO's entry of an image and its annotations, with ids that depend on the image alone."""
     height, width = picture.rgb.shape[:2]
     image_id, path = int(job.name), Path(job.path)
     image = {
@@ -191,7 +216,7 @@ def _outlined(seen: Seen) -> dict:
 
 
 def make_folders(out: Path, wanted: list[DrawTask]) -> None:
-    """Every folder that the pictures and lists go to."""
+    """Create the folders of the images and lists below `out`."""
     folders = {(out / job.path).parent for job in wanted}
     for year in ("VOC2007", "VOC2012"):
         folders |= {out / "VOCdevkit" / year / "Annotations", out / "VOCdevkit" / year / "ImageSets" / "Main"}
@@ -200,12 +225,18 @@ def make_folders(out: Path, wanted: list[DrawTask]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def write_lists(out: Path, drawn: list[tuple[DrawTask, object]]) -> None:
-    """The files that name pictures: VOC's image sets, COCO's JSON, Places205's CSV."""
+def write_lists(out: Path, drawn: Sequence[tuple[DrawTask, Annotations]]) -> None:
+    """Write the files that list images: VOC's image sets, COCO's JSON files and Places205's CSV files.
+
+    Args:
+        out: The sample's folder.
+        drawn: All images, each with what `draw` has returned.
+    """
     for year in ("VOC2007", "VOC2012"):
-        write_voc_sets(out / "VOCdevkit" / year / "ImageSets" / "Main", [d for d in drawn if d[0].layout == year])
+        flags = [(job, notes) for job, notes in drawn if job.layout == year and notes is not None]
+        write_voc_sets(out / "VOCdevkit" / year / "ImageSets" / "Main", flags)
     for subset in ("train", "val"):
-        records = [record for job, record in drawn if (job.layout, job.subset) == ("coco", subset)]
+        records = [notes for job, notes in drawn if (job.layout, job.subset) == ("coco", subset) and notes is not None]
         write_coco(out / "coco" / "annotations" / f"instances_{subset}2017.json", records)
         views = [job for job, _ in drawn if (job.layout, job.subset) == ("places205", subset)]
         lines = [f"{job.path[len(PLACES_IMAGES) + 1 :]} {SCENE_NAMES.index(job.name)}\n" for job in views]
@@ -213,7 +244,7 @@ def write_lists(out: Path, drawn: list[tuple[DrawTask, object]]) -> None:
 
 
 def write_voc_sets(main: Path, drawn: list[tuple[DrawTask, dict[str, int]]]) -> None:
-    """`train`, `val`, `trainval`, `test` lists, and for each class the same with 1, -1, or 0 (only difficult ones)."""
+    """Write the lists `train`, `val`, `trainval`, `test`, and for each class the same with 1, -1 or 0 (difficult)."""
     sets: dict[str, dict[str, dict[str, int]]] = {}
     for job, flags in drawn:
         half = "train" if (job.number + job.number // len(CLASSES)) % 2 == 0 else "val"
@@ -228,8 +259,8 @@ def write_voc_sets(main: Path, drawn: list[tuple[DrawTask, dict[str, int]]]) -> 
 
 
 def write_coco(path: Path, records: list[dict]) -> None:
-    """One `instances` file."""
-    whole = {
+    """Write one `instances` file of COCO."""
+    content = {
         "info": {"description": "AdCo sample in COCO 2017's layout, drawn", "url": "", "version": "1.0", "year": 2017,
                  "contributor": "AdCo", "date_created": "2017/09/01"},
         "licenses": [{"url": "", "id": 1, "name": "MIT"}],
@@ -237,4 +268,4 @@ def write_coco(path: Path, records: list[dict]) -> None:
         "annotations": [note for record in records for note in record["annotations"]],
         "categories": coco_categories(),
     }  # fmt: skip
-    path.write_text(json.dumps(whole, separators=(",", ":")))
+    path.write_text(json.dumps(content, separators=(",", ":")))

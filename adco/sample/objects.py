@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -17,9 +18,17 @@ SUPERSAMPLE = 2
 
 @dataclass(frozen=True)
 class ObjectKind:
-    """What a class's objects share.
+    """What the objects of a class have in common.
 
-    coarse: texture cycles per unit, from and to; size: long side against other classes; scenes: where it usually is.
+    Attributes:
+        draw: Draws the silhouette and returns VOC's word for the pose.
+        body: The texture of the main part.
+        second: The texture of the second part.
+        palette: The palette of both (`paint.coat_pair`).
+        coarse: Texture cycles per unit, lowest and highest.
+        size: The long side relative to other classes.
+        tilt_degrees: The largest rotation.
+        scenes: Its usual scenes.
     """
 
     draw: Callable[[Pen], str]
@@ -82,7 +91,16 @@ CLASSES = tuple(KINDS)
 
 @dataclass
 class Sprite:
-    """A drawn object. rgba (h, w, 4) float32, premultiplied; left, top: its corner in picture pixels."""
+    """A drawn object.
+
+    Attributes:
+        rgba: (h, w, 4) float32, premultiplied by the opacity.
+        left: The column of its upper left corner in the image.
+        top: The row of that corner.
+        name: The class.
+        pose: VOC's word for the pose.
+        group: The number of its crowd, or -1.
+    """
 
     rgba: np.ndarray
     left: int
@@ -122,7 +140,16 @@ def _tones(rng: np.random.Generator, palette: str) -> tuple[np.ndarray, np.ndarr
 def draw_object(
     name: str, rng: np.random.Generator, long_px: float, centre_x: float, foot_y: float, light: tuple[float, float]
 ) -> Sprite:
-    """Draw one object, `long_px` along its longer side, its foot at (centre_x, foot_y) in picture pixels."""
+    """Draw one object.
+
+    Args:
+        name: The class.
+        rng: The source of randomness.
+        long_px: The length of its longer side in pixels.
+        centre_x: The column of its centre in the image.
+        foot_y: The row of its lower end.
+        light: How the brightness changes along x and y, over the whole object.
+    """
     kind, pen = KINDS[name], Pen(rng)
     pose = kind.draw(pen)
     from_above = name == "aeroplane" and pose == "Unspecified"
@@ -136,7 +163,9 @@ def draw_object(
     joined = np.concatenate([points for points, _, _ in pen.parts]) @ matrix.T
     low, high = joined.min(0), joined.max(0)
     scale = SUPERSAMPLE * long_px / float((high - low).max())
-    size = np.ceil((high - low) * scale / SUPERSAMPLE).astype(int) + 2  # w, h in picture pixels, with a margin of one
+    size = (
+        np.ceil((high - low) * scale / SUPERSAMPLE).astype(int) + 2
+    )  # w, h in pixels of the image, with a margin of one
     joined = (joined - low) * scale + SUPERSAMPLE
 
     labels = _label_map(pen, joined, size * SUPERSAMPLE, scale)
@@ -145,7 +174,7 @@ def draw_object(
 
 
 def _label_map(pen: Pen, joined: np.ndarray, size: np.ndarray, scale: float) -> Image.Image:
-    """Paint numbers as a grey picture, supersampled; ink outlines are the part's paint + PAINTS."""
+    """A supersampled grey image of paint numbers; an outline in ink has its part's paint + PAINTS."""
     image = Image.new("L", (int(size[0]), int(size[1])))
     draw, at, width = ImageDraw.Draw(image), 0, max(1, round(scale * 0.014))
     flat = joined.ravel().tolist()
@@ -159,10 +188,10 @@ def _label_map(pen: Pen, joined: np.ndarray, size: np.ndarray, scale: float) -> 
 
 
 def _coverage(labels: Image.Image, slot: int) -> np.ndarray:
-    """Which share of each picture pixel a paint covers, (h, w) float32."""
+    """The share of each pixel that a paint covers, (h, w) float32."""
     hit = (np.asarray(labels) == slot).view(np.uint8)
     cells = [hit[i::SUPERSAMPLE, j::SUPERSAMPLE] for i in range(SUPERSAMPLE) for j in range(SUPERSAMPLE)]
-    return sum(cells[1:], cells[0]).astype(np.float32) / SUPERSAMPLE**2
+    return reduce(np.add, cells).astype(np.float32) / SUPERSAMPLE**2
 
 
 def _colour(
@@ -174,7 +203,10 @@ def _colour(
     scale: float,
     light: tuple[float, float],
 ) -> np.ndarray:
-    """Texture and light on a supersampled label map; scale: pixels per unit. Returns premultiplied rgba (h, w, 4)."""
+    """Colours, texture and light on a supersampled map of paints; scale: pixels per unit.
+
+    Returns premultiplied rgba, (h, w, 4) float32.
+    """
     first, step = tones
     opaque = np.where(np.arange(2 * PAINTS) % PAINTS != HOLE, 255, 0)[:, None]
     table = np.concatenate([first.clip(0, 1) * opaque, opaque], axis=1).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Masks as COCO stores them: polygons around the outside, or run lengths."""
+"""Masks in COCO's formats: polygons around the outside, or run lengths."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ SIMPLIFY_PX, MIN_AREA_PX = 0.6, 4.0
 
 
 def polygons(mask: np.ndarray) -> list[np.ndarray]:
-    """Outer outlines (N, 2) of a mask's pieces, x and y in pixels with pixel (0, 0) covering 0..1; largest first.
+    """The outer outlines of a mask.
 
-    Corners are whole numbers. Staircases are straightened by at most SIMPLIFY_PX; holes are filled, as COCO's polygons
-    cannot have any; pieces below MIN_AREA_PX are left out unless nothing else remains.
+    Staircases are straightened by at most SIMPLIFY_PX. Holes are filled, because COCO's polygons cannot have any.
+    Pieces below MIN_AREA_PX are left out unless nothing else remains.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        For each piece the corners (N, 2), x and y in whole pixels, where pixel (0, 0) covers 0 to 1; largest piece
+        first.
     """
     outer = sorted((loop for loop in _loops(mask) if _signed_area(loop) > 0), key=_signed_area, reverse=True)
     kept: list[np.ndarray] = []
-    for loop in outer:  # a loop begins at the upper left corner of one of its pixels
+    for loop in outer:  # a loop starts at the upper left corner of one of its pixels
         if kept and (_signed_area(loop) < MIN_AREA_PX or any(_inside(loop[0] + 0.5, other) for other in kept)):
             continue
         kept.append(loop)
@@ -23,19 +30,26 @@ def polygons(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def area(outlines: list[np.ndarray]) -> float:
-    """The total area in square pixels."""
+    """The total area of outlines (N, 2) in square pixels."""
     return float(sum(_signed_area(loop) for loop in outlines))
 
 
 def bounding_box(outlines: list[np.ndarray]) -> list[float]:
-    """COCO's [x, y, width, height], from 0, in pixels."""
+    """The box of outlines (N, 2) in COCO's format: [x, y, width, height] in pixels, from 0."""
     joined = np.concatenate(outlines)
     (x0, y0), (x1, y1) = joined.min(0), joined.max(0)
     return [float(x0), float(y0), float(x1 - x0), float(y1 - y0)]
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
-    """Uncompressed RLE: lengths of runs down the columns, the first one of zeros; size is [height, width]."""
+    """A mask in COCO's uncompressed run-length encoding.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        counts: the lengths of runs down the columns, the first one of zeros; size: [height, width].
+    """
     flat = mask.ravel(order="F")
     edges = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()

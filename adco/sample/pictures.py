@@ -1,4 +1,4 @@
-"""What each kind of data set wants to see: one main object, several objects, or mostly the scene."""
+"""The images of each kind of dataset: one main object, several objects, or mostly the scene."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ CROWD_CLASSES = ("person", "sheep", "bird", "cow", "bottle", "car")
 
 @dataclass
 class Picture:
-    """rgb (H, W, 3) uint8; seen: what can be annotated, nearest first; scene: the backdrop's name."""
+    """A drawn image.
+
+    Attributes:
+        rgb: (H, W, 3) uint8.
+        seen: The annotated objects, nearest first.
+        scene: The backdrop's name.
+    """
 
     rgb: np.ndarray
     seen: list[Seen]
@@ -24,14 +30,14 @@ class Picture:
 
 
 def _scene_for(name: str, rng: np.random.Generator) -> str:
-    """A class's usual surroundings five times in six, otherwise any."""
+    """A usual scene of the class in five of six cases, otherwise any."""
     usual = KINDS[name].scenes
     names = usual if rng.random() < 5 / 6 else SCENE_NAMES
     return names[int(rng.integers(len(names)))]
 
 
 def _place(scene: str, rng: np.random.Generator) -> np.random.Generator:
-    """One of the few places of a scene: pictures of objects were taken there again and again."""
+    """The generator of one of the few places of a scene, so that many images have the same backdrop."""
     return np.random.default_rng((SCENE_NAMES.index(scene), int(rng.integers(PLACES_A_SCENE))))
 
 
@@ -47,7 +53,12 @@ def _other(rng: np.random.Generator, scene: str, not_this: str) -> str:
 
 
 def portrait(rng: np.random.Generator, name: str) -> Picture:
-    """An ImageNet-like picture of one `name`, about 128 pixels a side, with clutter behind it and sometimes before."""
+    """An image as in ImageNet: one main object, about 128 pixels a side, with clutter behind and sometimes before it.
+
+    Args:
+        rng: The image's random generator.
+        name: The class of the main object.
+    """
     width, height = (int(side) for side in rng.integers(112, 145, 2))
     scene, light = _scene_for(name, rng), _light(rng)
     ground, horizon = backdrop(scene, _place(scene, rng), width, height, rng.uniform(2.0, 4.0))
@@ -73,7 +84,13 @@ def portrait(rng: np.random.Generator, name: str) -> Picture:
 
 
 def street_life(rng: np.random.Generator, first: str, crowds: bool) -> Picture:
-    """A VOC- or COCO-like picture: `first` and up to six more things that overlap; `crowds`: sometimes one of those."""
+    """An image as in VOC and COCO: up to seven objects that overlap.
+
+    Args:
+        rng: The image's random generator.
+        first: The class of the first object.
+        crowds: Whether some images have a crowd of small objects, as COCO's.
+    """
     long_side, aspect = int(rng.integers(184, 217)), rng.uniform(0.62, 0.86)
     width, height = (
         (long_side, int(long_side * aspect)) if rng.random() < 0.75 else (int(long_side * aspect), long_side)
@@ -95,7 +112,7 @@ def street_life(rng: np.random.Generator, first: str, crowds: bool) -> Picture:
 
 
 def _crowd(rng: np.random.Generator, width: int, height: int, horizon: int, light: tuple[float, float]) -> list[Sprite]:
-    """A dozen small things of one class, close together; they share group number 0."""
+    """About a dozen small objects of one class, close together, in group 0."""
     name = CROWD_CLASSES[int(rng.integers(len(CROWD_CLASSES)))]
     long_px, centre, count = rng.uniform(0.1, 0.2) * height, rng.uniform(0.2, 0.8) * width, int(rng.integers(8, 15))
     members = []
@@ -110,7 +127,12 @@ def _crowd(rng: np.random.Generator, width: int, height: int, horizon: int, ligh
 
 
 def view(rng: np.random.Generator, scene: str) -> Picture:
-    """A Places-like picture: the scene itself, about 128 pixels a side, with at most three small things in it."""
+    """An image as in Places205: a scene, about 128 pixels a side, with at most three small objects.
+
+    Args:
+        rng: The image's random generator.
+        scene: One of SCENE_NAMES.
+    """
     width, height = (int(side) for side in rng.integers(120, 145, 2))
     light = _light(rng)
     ground, horizon = backdrop(scene, rng, width, height, rng.uniform(0.4, 1.0))

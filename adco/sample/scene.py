@@ -1,4 +1,4 @@
-"""Objects painted over each other on a backdrop, with a record of what is seen of each; then the camera."""
+"""Paint objects over each other on a backdrop, record what is visible of each, then simulate a camera."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ import numpy as np
 
 from adco.sample.objects import Sprite, draw_object
 
-MIN_VISIBLE_SHARE, MIN_VISIBLE_PX = 0.12, 24  # a thing of which less is seen is left out of the picture altogether
-DIFFICULT_SHARE, DIFFICULT_SIDE_PX = 0.35, 10  # seen to a smaller share, or with a shorter box side: `difficult`
+MIN_VISIBLE_SHARE, MIN_VISIBLE_PX = 0.12, 24  # an object of which less is visible is not drawn
+DIFFICULT_SHARE, DIFFICULT_SIDE_PX = 0.35, 10  # below either, an object is `difficult`
 
 
 @dataclass
 class Seen:
-    """An annotated object. mask (H, W) bool: what is seen of it; box: the mask's (x0, y0, x1, y1), end exclusive.
+    """An annotated object.
 
-    share: seen part of the silhouette; truncated: the box misses some of the whole object; group: crowd number or -1.
+    Attributes:
+        name: The class.
+        pose: VOC's word for the pose.
+        mask: (H, W) bool: the visible pixels.
+        box: The mask's (x0, y0, x1, y1), end exclusive.
+        share: The visible share of the silhouette.
+        truncated: Whether the box misses part of the object.
+        difficult: VOC's flag.
+        group: The number of its crowd, or -1.
     """
 
     name: str
@@ -30,12 +38,12 @@ class Seen:
 
 
 def generator(seed: int, split: int, number: int) -> np.random.Generator:
-    """The one source of chance for a picture: nothing but the seed, the split's number and the picture's own number."""
+    """The random generator of an image: it depends on the seed, the split's number and the image's number alone."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, split, number))))
 
 
 def _window(sprite: Sprite, width: int, height: int) -> tuple[slice, slice, slice, slice] | None:
-    """Rows and columns of the picture that the sprite covers, then those of the sprite; None when it lies outside."""
+    """Rows and columns of the image that the sprite covers, then those of the sprite; None when it lies outside."""
     h, w = sprite.rgba.shape[:2]
     x0, y0, x1, y1 = max(0, sprite.left), max(0, sprite.top), min(width, sprite.left + w), min(height, sprite.top + h)
     if x0 >= x1 or y0 >= y1:
@@ -51,9 +59,14 @@ def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def compose(ground: np.ndarray, sprites: list[Sprite]) -> tuple[np.ndarray, list[Seen]]:
-    """Paint sprites, given from the farthest to the nearest, over `ground` (H, W, 3), which is changed in place.
+    """Paint sprites over a backdrop. A sprite that is almost hidden is left out.
 
-    A sprite that is almost hidden is left out. Returns the picture and what is seen of each object, nearest first.
+    Args:
+        ground: The backdrop, (H, W, 3) float32; it is changed in place.
+        sprites: From the farthest to the nearest.
+
+    Returns:
+        The image, and the annotated objects, nearest first.
     """
     height, width = ground.shape[:2]
     taken, kept, seen = np.zeros((height, width), bool), [], []
@@ -97,20 +110,36 @@ def _shadow(ground: np.ndarray, sprite: Sprite) -> None:
     ground[y0:y1, x0:x1] *= (1 - 0.45 * np.clip(1.2 - far, 0, 1))[..., None]
 
 
-def finish(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The camera: exposure, colour cast, vignette, grain. (H, W, 3) float32 -> uint8."""
-    h, w = picture.shape[:2]
+def finish(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Exposure, colour cast, vignette and grain of a camera: (H, W, 3) float32 in [0, 1] -> uint8."""
+    h, w = image.shape[:2]
     gain = rng.uniform(0.95, 1.3) * rng.uniform(0.94, 1.06, 3).astype(np.float32)
     y, x = np.linspace(-1, 1, h, dtype=np.float32)[:, None], np.linspace(-1, 1, w, dtype=np.float32)[None]
     vignette = 1 - np.float32(rng.uniform(0, 0.16)) * (x * x + y * y)
     grain = (rng.random((h, w, 1), dtype=np.float32) - 0.5) * np.float32(rng.uniform(0.01, 0.07))
-    return (np.clip(picture * (gain.astype(np.float32) * vignette[..., None]) + grain, 0, 1) * 255 + 0.5).astype(
-        np.uint8
-    )
+    return (np.clip(image * (gain.astype(np.float32) * vignette[..., None]) + grain, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def place(name: str, rng: np.random.Generator, long_px: float, width: int, height: int, horizon: int, light) -> Sprite:
-    """Put one object where its kind belongs: in the air, or standing on the ground, nearer ones lower."""
+def place(
+    name: str,
+    rng: np.random.Generator,
+    long_px: float,
+    width: int,
+    height: int,
+    horizon: int,
+    light: tuple[float, float],
+) -> Sprite:
+    """Draw one object at a plausible place: in the air, or on the ground, where larger ones stand lower.
+
+    Args:
+        name: The class.
+        rng: The source of randomness.
+        long_px: The length of its longer side in pixels.
+        width: The image's, in pixels.
+        height: The image's, in pixels.
+        horizon: The row of the horizon.
+        light: As in `draw_object`.
+    """
     x = rng.uniform(0.0, 1.0) * width
     if name == "aeroplane" or (name == "bird" and rng.random() < 0.5):
         foot = rng.uniform(0.1, 0.75) * height + long_px * 0.3

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-HOLE, BODY, SECOND, TRIM, DARK, PALE, GLASS, SKIN, BLACK = range(
-    9
-)  # what a part is painted with; HOLE shows what is behind
 PAINTS = 9
+# The paint of a part. A HOLE shows what is behind it.
+HOLE, BODY, SECOND, TRIM, DARK, PALE, GLASS, SKIN, BLACK = range(PAINTS)
 
 _TURN = np.linspace(0.0, 2 * np.pi, 24, endpoint=False)
 _CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
@@ -17,7 +16,12 @@ _CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
 
 @dataclass
 class Pen:
-    """Collects parts, back to front: (points (N, 2) float, paint, ink outline?). rng: the object's own generator."""
+    """Collects the parts of an object.
+
+    Attributes:
+        rng: The object's random generator.
+        parts: From back to front: points (N, 2) float, paint, and whether it has an outline in ink.
+    """
 
     rng: np.random.Generator
     parts: list[tuple[np.ndarray, int, bool]] = field(default_factory=list)
@@ -27,6 +31,7 @@ class Pen:
         return low + (high - low) * self.rng.random()
 
     def chance(self, probability: float) -> bool:
+        """True with the given probability."""
         return bool(self.rng.random() < probability)
 
     def poly(self, paint: int, *points: tuple[float, float], ink: bool = True) -> None:

@@ -8,6 +8,7 @@ from adco.sample.shapes import BLACK, BODY, DARK, GLASS, HOLE, PALE, SECOND, TRI
 
 
 def aeroplane(p: Pen) -> str:
+    """Draw an aeroplane."""
     if p.chance(0.4):
         return _aeroplane_from_above(p)
     fat, sweep, drop = p.r(0.11, 0.15), p.r(0.3, 0.5), p.r(0.25, 0.42)
@@ -57,6 +58,7 @@ def _aeroplane_from_above(p: Pen) -> str:
 
 
 def bicycle(p: Pen) -> str:
+    """Draw a bicycle."""
     radius, base, tube = p.r(0.36, 0.42), p.r(0.54, 0.6), p.r(0.06, 0.085)
     for x in (-base, base):
         p.ell(BLACK, x, 0, radius)
@@ -93,6 +95,7 @@ def bicycle(p: Pen) -> str:
 
 
 def boat(p: Pen) -> str:
+    """Draw a boat."""
     sheer, deep = p.r(0.08, 0.18), p.r(0.26, 0.36)
     motor = p.chance(0.35)
     if motor:
@@ -124,6 +127,7 @@ def boat(p: Pen) -> str:
 
 
 def bus(p: Pen) -> str:
+    """Draw a bus."""
     if p.chance(0.3):
         return _bus_front(p)
     top, long = -p.r(0.62, 0.8), p.r(0.98, 1.15)
@@ -162,6 +166,7 @@ def _bus_front(p: Pen) -> str:
 
 
 def car(p: Pen) -> str:
+    """Draw a car."""
     if p.chance(0.25):
         return _car_front(p)
     roof, hood, back = -p.r(0.5, 0.62), p.r(0.3, 0.48), p.r(-0.85, -0.55)
@@ -195,6 +200,7 @@ def _car_front(p: Pen) -> str:
 
 
 def motorbike(p: Pen) -> str:
+    """Draw a motorbike."""
     radius, base = p.r(0.3, 0.36), p.r(0.58, 0.66)
     for x in (-base, base):
         p.ell(BLACK, x, 0, radius)
@@ -220,6 +226,7 @@ def motorbike(p: Pen) -> str:
 
 
 def train(p: Pen) -> str:
+    """Draw a train."""
     if p.chance(0.5):
         return _steam_train(p)
     top, nose = -p.r(0.4, 0.5), p.r(0.25, 0.5)

@@ -1,1 +1,1 @@
-"""From a checkpoint to a whole table: which stages a suite has, which the data on disk allow, what each will cost."""
+"""From checkpoints to a table: the stages of a suite, which of them the data on disk allow, and what each costs."""

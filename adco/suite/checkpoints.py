@@ -1,4 +1,4 @@
-"""The checkpoints of a benchmark: each with a name of its own, whatever their files are called."""
+"""The checkpoints of a benchmark, each with a unique name whatever their files are called."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ from adco.weights.zoo import find, is_zoo, models
 
 @dataclass(frozen=True)
 class CheckpointSpec:
-    """One checkpoint to be judged.
+    """One checkpoint to evaluate.
 
-    given: as the tools take it; label: a folder's name that no other checkpoint has, NAME-SHA256; short: for tables
-    stem: the ResNet's; absent: it is in the zoo and not downloaded yet
+    Attributes:
+        given: The name that the tools take: a path, zoo://NAME or random:ARCH:SEED.
+        label: A folder's name that no other checkpoint has: NAME-SHA256.
+        short: The name in tables.
+        sha256: Of the weights; empty when it is not known before the download.
+        arch: The ResNet, e.g. `resnet50`; empty when it is not known before the download.
+        stem: The ResNet's stem: `imagenet` or `small`.
+        absent: Whether it is a zoo model that has not been downloaded yet.
     """
 
     given: str
@@ -30,28 +36,36 @@ class CheckpointSpec:
 
     @property
     def depth(self) -> int | None:
-        """18, 34, 50, 101: what a detector's config has to say; None for ResNets that our configs do not describe."""
-        found = re.fullmatch(r"resnet(\d+)", self.arch)
-        return int(found[1]) if found else None
+        """18, 34, 50 or 101 for a detector's config; None for ResNets that our configs do not describe."""
+        match = re.fullmatch(r"resnet(\d+)", self.arch)
+        return int(match[1]) if match else None
 
 
 def read_checkpoints(given: Sequence[str], download: bool = True) -> list[CheckpointSpec]:
-    """Read and verify every checkpoint: paths, zoo://NAME, names of zoo models, random:ARCH[:SEED].
+    """Read and verify every checkpoint.
 
-    download: False takes the manifest's word for models that are not in the cache
-    Raises UserError for one that cannot be read. The same content given twice is one subject.
+    Args:
+        given: Paths, zoo://NAME, names of zoo models, or random:ARCH[:SEED]. The same content given twice is one
+            checkpoint.
+        download: False uses the manifest's entries for models that are not in the cache.
+
+    Returns:
+        The checkpoints in the order given.
+
+    Raises:
+        UserError: For a checkpoint that cannot be read.
     """
-    found: dict[str, CheckpointSpec] = {}
+    by_content: dict[str, CheckpointSpec] = {}
     for text in dict.fromkeys(given):
-        subject = _subject(_resolved(text), download)
-        found.setdefault(subject.sha256 or subject.given, subject)
-    subjects = list(found.values())
-    shorts = [subject.short for subject in subjects]
-    return [s if shorts.count(s.short) == 1 else CheckpointSpec(**{**vars(s), "short": s.label}) for s in subjects]
+        checkpoint = _read(_resolved(text), download)
+        by_content.setdefault(checkpoint.sha256 or checkpoint.given, checkpoint)
+    checkpoints = list(by_content.values())
+    shorts = [checkpoint.short for checkpoint in checkpoints]
+    return [s if shorts.count(s.short) == 1 else CheckpointSpec(**{**vars(s), "short": s.label}) for s in checkpoints]
 
 
 def _resolved(given: str) -> str:
-    """zoo://NAME for the bare name of a zoo model, a path made absolute, others as they are."""
+    """zoo://NAME for the name of a zoo model, an absolute path for a file, other texts unchanged."""
     if given.startswith("random:") or is_zoo(given):
         return given
     if Path(given).exists():
@@ -59,11 +73,11 @@ def _resolved(given: str) -> str:
     if given in models():
         return f"zoo://{given}"
     if "/" in given or "." in given:
-        return given  # reading it says what is wrong
+        return given  # the error of reading it says what is wrong
     raise UserError(f"--checkpoint {given}: no such file, and no zoo model (python tools/zoo.py list), nor random:ARCH")
 
 
-def _subject(given: str, download: bool) -> CheckpointSpec:
+def _read(given: str, download: bool) -> CheckpointSpec:
     if is_zoo(given) and not download:
         model = find(given)
         if not model.path.is_file():

@@ -1,4 +1,4 @@
-"""How long a stage will take and how much disk: from this machine's own records, or from a rate measured now."""
+"""The expected time and disk space of a stage: from this machine's records, or from a rate that is measured now."""
 
 from __future__ import annotations
 
@@ -18,27 +18,31 @@ from adco.models.resnet import build_resnet
 from adco.suite.stages import Stage
 from adco.utils.errors import UserError
 
-RATE = Path(__file__).resolve().parent.parent.parent / "transfer" / "rate.py"
+RATE = Path(__file__).resolve().parent.parent.parent / "transfer" / "throughput.py"
 
 
 class Rates:
-    """Images per second by network, image size and data set, each measured for a few seconds when first asked for.
+    """Images per second by network, image size and dataset. Each is measured for a few seconds at its first use.
 
-    allowed: False measures nothing: every rate is None, as one is that cannot be measured
+    Args:
+        device: `auto`, `cpu` or `cuda`.
+        workers: Threads that read images, or `auto`.
+        allowed: False measures nothing; every rate is then None.
     """
 
     def __init__(self, device: str, workers: int | str, allowed: bool = True):
         self.device, self.workers, self.allowed = device, workers, allowed
-        self.found: dict[tuple[str, int, Path], float | None] = {}
+        self.known: dict[tuple[str, int, Path], float | None] = {}
 
     def __call__(self, arch: str, image_px: int, data: Path) -> float | None:
+        """Images per second from the files of `data` through a network; None where it cannot be measured."""
         key = (arch, image_px, data)
-        if self.allowed and key not in self.found:
-            self.found[key] = self._measure(*key)
-        return self.found.get(key)
+        if self.allowed and key not in self.known:
+            self.known[key] = self._measure(*key)
+        return self.known.get(key)
 
     def _measure(self, arch: str, image_px: int, data: Path) -> float | None:
-        """In a process of its own: a plan needs no memory of the GPU."""
+        """Measured in a process of its own, so that this one holds no GPU memory."""
         given = {"checkpoint": f"random:{arch}", "data": data, "image-px": image_px, "device": self.device}
         words = [
             word for name, value in (given | {"workers": self.workers}).items() for word in (f"--{name}", str(value))
@@ -48,14 +52,19 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Expected:
-    """minutes: None when not known; source: what the number is made from, in words."""
+class Estimate:
+    """The expected duration of a stage.
+
+    Attributes:
+        minutes: None when it is not known.
+        source: What the number follows from, for the user.
+    """
 
     minutes: float | None
     source: str
 
 
-def expected(
+def estimate(
     stage: Stage,
     arch: str,
     data: Path,
@@ -65,28 +74,43 @@ def expected(
     devices: int,
     past: Sequence[Record],
     rates: Rates,
-) -> Expected:
-    """How long a stage will take: a record of the same protocol, network and machine first, else images by rate.
+) -> Estimate:
+    """Estimate the time of a stage: from records of the same protocol, network and machine, else from a rate.
 
-    data: where the images are; counts: split -> images; devices: how many GPUs it will have
-    past: records of this output folder
+    Args:
+        stage: The stage.
+        arch: The network, e.g. `resnet50`.
+        data: The folder with the images.
+        protocols: The protocols that the stage writes.
+        counts: The number of images of each split.
+        trials: How often a detector is trained.
+        devices: How many GPUs the stage will have.
+        past: The records of the output folder.
+        rates: Measures images per second when there is no such record.
     """
     alike = [r for r in past if r.protocol in protocols and r.checkpoint.arch == arch and _kind(r.hardware) == _here()]
     times = [_as_then(stage, record, counts, trials, devices) for record in alike]
     if known := [minutes for minutes in times if minutes is not None]:
-        return Expected(max(known), "as this machine's records say")
+        return Estimate(max(known), "as this machine's records say")
     images = stage.images(counts)
     if not images:
-        return Expected(None, "no record of this machine yet")
+        return Estimate(None, "no record of this machine yet")
     speed = rates(arch, stage.image_px, data)
     if speed is None:
-        return Expected(None, "no rate was measured")
+        return Estimate(None, "no rate was measured")
     speed *= devices if stage.ranks and devices else 1
-    return Expected(images / speed / 60, f"{images:,} images at {speed:.3g}/s, measured now, without what follows")
+    return Estimate(images / speed / 60, f"{images:,} images at {speed:.3g}/s, measured now, without what follows")
 
 
 def disk_bytes(stage: Stage, arch: str, counts: Mapping[str, int], trials: int) -> int:
-    """What a stage leaves on the disk, about: float32 features, or detectors with their momentum."""
+    """Bytes that a stage writes, roughly: float32 features, or detectors with their momentum.
+
+    Args:
+        stage: The stage.
+        arch: The network, e.g. `resnet50`.
+        counts: The number of images of each split.
+        trials: How often a detector is trained.
+    """
     width, parameters = _network(arch)
     images = sum(counts.get(split, 0) for split in stage.passes)
     rpn = 9 * (width // 2) ** 2  # the 3x3 convolution on res4, a C4 detector's largest part beside the backbone
@@ -94,22 +118,22 @@ def disk_bytes(stage: Stage, arch: str, counts: Mapping[str, int], trials: int) 
 
 
 def records_below(folder: Path) -> list[Record]:
-    """The records of results/MODEL/*.json; what is none is left out."""
-    found = []
+    """The records of FOLDER/MODEL/*.json; files that are no records are ignored."""
+    records = []
     for path in sorted(folder.glob("*/*.json")):
         try:
-            found.append(load_record(path))
+            records.append(load_record(path))
         except UserError:
             continue
-    return found
+    return records
 
 
 def _as_then(stage: Stage, record: Record, counts: Mapping[str, int], trials: int, devices: int) -> float | None:
-    """Minutes, when the work takes as long an image, or a trial, as it did for the record."""
+    """Minutes, if an image or a trial takes as long as it did for the record; None where it would not."""
     minutes = record.duration_seconds / 60
     if stage.config:
-        same = record.settings.get("gpus", 0) == devices
-        return minutes / int(record.settings.get("trials", 1)) * trials if same else None
+        same, trials_then = record.settings.get("gpus", 0) == devices, record.settings.get("trials", 1)
+        return minutes / trials_then * trials if same and isinstance(trials_then, int) else None
     then = stage.images({key.removesuffix("_images"): n for key, n in record.data.counts.items()})
     from_cache = record.settings.get("pictures_computed", 1) == 0
     if from_cache or not then or record.settings.get("ranks", 1) != (max(devices, 1) if stage.ranks else 1):
@@ -118,7 +142,7 @@ def _as_then(stage: Stage, record: Record, counts: Mapping[str, int], trials: in
 
 
 def _kind(machine: str) -> str:
-    """Hardware in a record's words, without how many of it."""
+    """A record's hardware without the number of devices or cores."""
     return re.sub(r"^\d+ (x|cores? of) ", "", machine)
 
 
@@ -129,7 +153,7 @@ def _here() -> str:
 
 @functools.cache
 def _network(arch: str) -> tuple[int, int]:
-    """Width of the average-pooled features, and the number of parameters."""
+    """The width of the average-pooled features, and the number of parameters."""
     with torch.device("meta"):
         model = build_resnet(arch)
     return 512 if arch in ("resnet18", "resnet34") else 2048, sum(p.numel() for p in model.parameters())

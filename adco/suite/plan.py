@@ -1,4 +1,4 @@
-"""Every stage for every checkpoint: what will run, on what, for how long; what need not run; and why what cannot."""
+"""The plan of a benchmark: every stage for every checkpoint, whether it runs, is reused or cannot run, and its cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adco.data.datasets.locate import Dataset
@@ -15,17 +15,21 @@ from adco.evaluation.provenance import code_version
 from adco.evaluation.records import Record, load_record, reuse_obstacles
 from adco.launch.live_table import duration
 from adco.suite.checkpoints import CheckpointSpec
-from adco.suite.estimates import Expected, Rates, disk_bytes, expected, records_below
+from adco.suite.estimates import Estimate, Rates, disk_bytes, estimate, records_below
 from adco.suite.stages import Stage, Suite
 from adco.utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class RunDirs:
-    """Where and on what stages run. out: the output folder; devices: CUDA_VISIBLE_DEVICES of each GPU, none: the CPU.
+    """Where and on what stages run.
 
-    workers: threads that read images for a rank of a stage, or `auto`, which each stage resolves where it runs
-    trials: seeds of a detector; None leaves them to the suite
+    Attributes:
+        out: The output folder.
+        devices: CUDA_VISIBLE_DEVICES of each GPU; empty for the CPU.
+        device: `auto`, `cpu` or `cuda`.
+        workers: Threads that read images, for each rank of a stage, or `auto`, which a stage resolves where it runs.
+        trials: How often a detector is trained; None for the suite's number.
     """
 
     out: Path
@@ -36,10 +40,12 @@ class RunDirs:
 
     @property
     def results(self) -> Path:
+        """The folder of the records."""
         return self.out / "results"
 
     @property
     def stages(self) -> Path:
+        """The folder of the stages' own files."""
         return self.out / "stages"
 
 
@@ -47,38 +53,50 @@ class RunDirs:
 class Task:
     """One stage for one checkpoint.
 
-    folder: of this checkpoint, stage, data and code alone, so that a change of any starts in an empty one
-    why_not: why it cannot run; reused: why it need not; both empty: it will
+    Attributes:
+        checkpoint: What is evaluated.
+        stage: By which stage.
+        protocols: The protocols of its records.
+        folder: Depends on the checkpoint, stage, data and code, so that after a change of any it is a new one.
+        data: The datasets that the stage needs.
+        obstacle: Why the stage cannot run; empty when it can.
+        reused: Why it need not run; empty when it must.
+        estimate: The expected time.
+        disk: Bytes that it will write, roughly.
+        devices: How many GPUs it takes.
+        trials: How often a detector is trained.
     """
 
-    subject: CheckpointSpec
+    checkpoint: CheckpointSpec
     stage: Stage
     protocols: tuple[str, ...]
     folder: Path
     data: tuple[Dataset, ...] = ()
-    why_not: str = ""
+    obstacle: str = ""
     reused: str = ""
-    expected: Expected = field(default_factory=lambda: Expected(None, ""))
+    estimate: Estimate = Estimate(None, "")
     disk: int = 0
     devices: int = 1
     trials: int = 1
 
     @property
     def name(self) -> str:
-        return f"{self.subject.label}--{self.stage.name}"
+        """The name of its job."""
+        return f"{self.checkpoint.label}--{self.stage.name}"
 
     @property
     def runs(self) -> bool:
-        return not self.why_not and not self.reused
+        """Whether it has to run and can."""
+        return not self.obstacle and not self.reused
 
     @property
     def detector(self) -> Path:
-        """OUTPUT_DIR of its detector, of the first where there are several trials."""
+        """The OUTPUT_DIR of its detector; of several trials the first one's."""
         return self.folder / "trial_1" if self.trials > 1 else self.folder
 
     @property
     def records(self) -> tuple[Path, ...]:
-        """The files it leaves, in the order of `protocols`."""
+        """The files of its records, in the order of `protocols`."""
         if self.stage.config:
             return (self.folder / "record.json",)
         return tuple(self.folder / f"{protocol.replace('/', '-')}.json" for protocol in self.protocols)
@@ -86,57 +104,83 @@ class Task:
 
 def make_plan(
     suite: Suite,
-    subjects: Sequence[CheckpointSpec],
-    found: Mapping[str, Dataset],
+    checkpoints: Sequence[CheckpointSpec],
+    datasets: Mapping[str, Dataset],
     missing: Mapping[str, str],
-    place: RunDirs,
+    dirs: RunDirs,
     rates: Rates,
 ) -> list[Task]:
-    """All tasks, stage by stage with the checkpoints side by side."""
-    past = records_below(place.results)
-    return [_task(stage, subject, found, missing, place, past, rates) for stage in suite.stages for subject in subjects]
+    """The tasks of a benchmark: for each stage of the suite one task a checkpoint.
+
+    Args:
+        suite: The stages.
+        checkpoints: What is evaluated.
+        datasets: The datasets that are on disk, by name.
+        missing: For every other dataset the reason why it cannot be used.
+        dirs: Where and on what the stages run.
+        rates: Measures images per second where no record says how long a stage takes.
+    """
+    past = records_below(dirs.results)
+    return [
+        _task(stage, checkpoint, datasets, missing, dirs, past, rates)
+        for stage in suite.stages
+        for checkpoint in checkpoints
+    ]
 
 
 def _task(
-    stage: Stage, subject: CheckpointSpec, found, missing, place: RunDirs, past: Sequence[Record], rates: Rates
+    stage: Stage,
+    checkpoint: CheckpointSpec,
+    datasets: Mapping[str, Dataset],
+    missing: Mapping[str, str],
+    dirs: RunDirs,
+    past: Sequence[Record],
+    rates: Rates,
 ) -> Task:
-    protocols = stage.protocols(subject.depth or 0)
-    if why_not := _obstacle(stage, subject, missing):
-        return Task(subject, stage, protocols, place.stages, why_not=why_not)
-    data = tuple(found[name] for name in stage.data)
-    trials = (place.trials or stage.trials) if stage.config else 1
-    devices = max(1, len(place.devices)) if stage.ranks else 1
-    gpus = min(devices, len(place.devices))
-    key = _key(stage, subject, protocols, data, trials, gpus)
-    folder = place.stages / subject.label / f"{stage.name}-{key}"
-    made = Task(subject, stage, protocols, folder, data, devices=devices, trials=trials)
-    if reason := reusable(made):
-        return Task(**{**vars(made), "reused": reason})
-    if not subject.arch:
-        return Task(**{**vars(made), "expected": Expected(None, "the network is not known before the download")})
+    protocols = stage.protocols(checkpoint.depth or 0)
+    if obstacle := _obstacle(stage, checkpoint, missing):
+        return Task(checkpoint, stage, protocols, dirs.stages, obstacle=obstacle)
+    data = tuple(datasets[name] for name in stage.data)
+    trials = (dirs.trials or stage.trials) if stage.config else 1
+    devices = max(1, len(dirs.devices)) if stage.ranks else 1
+    gpus = min(devices, len(dirs.devices))
+    key = _key(stage, checkpoint, protocols, data, trials, gpus)
+    folder = dirs.stages / checkpoint.label / f"{stage.name}-{key}"
+    task = Task(checkpoint, stage, protocols, folder, data, devices=devices, trials=trials)
+    if reason := reusable(task):
+        return replace(task, reused=reason)
+    if not checkpoint.arch:
+        return replace(task, estimate=Estimate(None, "the network is not known before the download"))
     counts = data[0].counts
-    cost = expected(stage, subject.arch, data[0].path, protocols, counts, trials, gpus, past, rates)
-    return Task(**{**vars(made), "expected": cost, "disk": disk_bytes(stage, subject.arch, counts, trials)})
+    cost = estimate(stage, checkpoint.arch, data[0].path, protocols, counts, trials, gpus, past, rates)
+    return replace(task, estimate=cost, disk=disk_bytes(stage, checkpoint.arch, counts, trials))
 
 
-def _obstacle(stage: Stage, subject: CheckpointSpec, missing: Mapping[str, str]) -> str:
+def _obstacle(stage: Stage, checkpoint: CheckpointSpec, missing: Mapping[str, str]) -> str:
     if absent := [name for name in stage.data if name in missing]:
         return missing[absent[0]]
     if not stage.config:
         return ""
     if importlib.util.find_spec("detectron2") is None:
         return "detectron2 is not installed (docs/detection.md says how)"
-    if subject.depth is None:
-        return f"no detection config for {subject.arch or 'an architecture that is not known'}"
-    if subject.stem != "imagenet":
+    if checkpoint.depth is None:
+        return f"no detection config for {checkpoint.arch or 'an architecture that is not known'}"
+    if checkpoint.stem != "imagenet":
         return "its stem is 3x3 for small images, which detectron2's ResNet does not have"
     return ""
 
 
-def _key(stage: Stage, subject: CheckpointSpec, protocols, data: Sequence[Dataset], trials: int, gpus: int) -> str:
-    """Eight digits of everything that could make another result."""
+def _key(
+    stage: Stage,
+    checkpoint: CheckpointSpec,
+    protocols: Sequence[str],
+    data: Sequence[Dataset],
+    trials: int,
+    gpus: int,
+) -> str:
+    """Eight digits of a hash over everything that the result depends on."""
     content = {
-        "checkpoint": subject.sha256,
+        "checkpoint": checkpoint.sha256,
         "protocols": protocols,
         "arguments": stage.arguments,
         "settings": dict(stage.changed),
@@ -144,61 +188,63 @@ def _key(stage: Stage, subject: CheckpointSpec, protocols, data: Sequence[Datase
         "code": code_version(protocols[0]),
     }
     if stage.config:
-        content |= {"trials": trials, "gpus": gpus}  # fewer GPUs: another batch by the linear rule
+        content |= {"trials": trials, "gpus": gpus}  # the batch follows from the number of GPUs, by the linear rule
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def reusable(task: Task) -> str:
-    """Why the task need not run, in words: records of the same checkpoint, protocol, data and code; else empty."""
+    """Why the task need not run: there are records of the same checkpoint, protocol, data and code. Empty otherwise."""
     try:
         records = [load_record(path) for path in task.records]
     except UserError:
         return ""
     for record, protocol in zip(records, task.protocols, strict=True):
-        # the data's fingerprint is in the folder's name, by a hash of more than the record's own
-        if reuse_obstacles(record, task.subject.sha256, protocol, record.data.fingerprint, code_version(protocol)):
+        # the folder's name has a hash with the data's fingerprint, so the record's own need not be compared
+        if reuse_obstacles(record, task.checkpoint.sha256, protocol, record.data.fingerprint, code_version(protocol)):
             return ""
     return f"same checkpoint, protocol, data and code, measured {records[0].created[:16].replace('T', ' ')}"
 
 
-def describe(suite: Suite, tasks: Sequence[Task], place: RunDirs) -> str:
-    """The plan for a terminal."""
+def describe(suite: Suite, tasks: Sequence[Task], dirs: RunDirs) -> str:
+    """The plan as text: for every checkpoint its stages with their fate, then a summary."""
     lines, width = [f"{suite.name}: {suite.about}"], max(len(task.stage.name) for task in tasks)
-    devices = f"{len(place.devices)} GPU(s)" if place.devices else "the CPU"
-    for subject in dict.fromkeys(task.subject for task in tasks):
-        absent = "; not downloaded yet" if subject.absent else ""
+    devices = f"{len(dirs.devices)} GPU(s)" if dirs.devices else "the CPU"
+    for checkpoint in dict.fromkeys(task.checkpoint for task in tasks):
+        absent = "; not downloaded yet" if checkpoint.absent else ""
         what = (
-            "random weights" if subject.given.startswith("random:") else f"sha256 {subject.sha256[:12] or 'not known'}"
+            "random weights"
+            if checkpoint.given.startswith("random:")
+            else f"sha256 {checkpoint.sha256[:12] or 'not known'}"
         )
-        lines.append(f"\n{subject.short}: {subject.arch}, {what}{absent}")
-        for task in (task for task in tasks if task.subject == subject):
+        lines.append(f"\n{checkpoint.short}: {checkpoint.arch}, {what}{absent}")
+        for task in (task for task in tasks if task.checkpoint == checkpoint):
             head = f"  {task.stage.name:<{width}}  "
             lines.append(f"{head}{', '.join(task.protocols)}{f', {task.trials} trials' if task.trials > 1 else ''}")
             lines.append(f"{' ' * len(head)}{_fate(task)}")
     running = [task for task in tasks if task.runs]
-    known = [task.expected.minutes for task in running if task.expected.minutes is not None]
+    known = [task.estimate.minutes for task in running if task.estimate.minutes is not None]
     total = f"{duration(60 * sum(known))} expected on {devices}" if known else "time not known"
     if known and len(known) < len(running):
         total += f", and {len(running) - len(known)} stages of which it is not known"
-    free = shutil.disk_usage(next(path for path in (place.out, *place.out.absolute().parents) if path.exists())).free
+    free = shutil.disk_usage(next(path for path in (dirs.out, *dirs.out.absolute().parents) if path.exists())).free
     total += f"; up to {gib(sum(t.disk for t in running))} of disk, {gib(free)} free"
     counts = [(len(running), "to run"), (sum(bool(t.reused) for t in tasks), "reused"),
-              (sum(bool(t.why_not) for t in tasks), "not run")]  # fmt: skip
+              (sum(bool(t.obstacle) for t in tasks), "not run")]  # fmt: skip
     lines.append(f"\n{', '.join(f'{n} {what}' for n, what in counts if n)}; {total if running else 'nothing to do'}")
     return "\n".join(lines)
 
 
 def _fate(task: Task) -> str:
-    if task.why_not:
-        return f"not run: {task.why_not}"
+    if task.obstacle:
+        return f"not run: {task.obstacle}"
     if task.reused:
         return f"reused: {task.reused}"
-    minutes = task.expected.minutes
+    minutes = task.estimate.minutes
     time = "time not known" if minutes is None else f"about {duration(60 * minutes)}"
-    start = "; goes on from where it was" if task.folder.is_dir() and any(task.folder.iterdir()) else ""
-    return f"{time} ({task.expected.source}); up to {gib(task.disk)}{start}"
+    resumed = "; resumes where it was interrupted" if task.folder.is_dir() and any(task.folder.iterdir()) else ""
+    return f"{time} ({task.estimate.source}); up to {gib(task.disk)}{resumed}"
 
 
 def gib(size: float) -> str:
-    """`1.2 GiB`, `34 MiB`."""
+    """A number of bytes in words: `1.2 GiB`, `34 MiB`."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -1,4 +1,4 @@
-"""What came out: records of ended stages side by side in results/, and the names of the stages that have none."""
+"""The results of a benchmark: the records of ended stages in results/, and the stages that have none."""
 
 from __future__ import annotations
 
@@ -13,24 +13,30 @@ from adco.suite.plan import RunDirs, Task
 from adco.utils.errors import UserError
 
 
-def collect(tasks: Sequence[Task], outcomes: Mapping[str, Outcome], place: RunDirs) -> dict[str, str]:
-    """Put each good stage's records into results/LABEL/PROTOCOL.json, and take out what they no longer stand for.
+def collect(tasks: Sequence[Task], outcomes: Mapping[str, Outcome], dirs: RunDirs) -> dict[str, str]:
+    """Copy the records of the stages that ended well to results/LABEL/PROTOCOL.json; remove those of the others.
 
-    Returns stage or conversion -> what is wrong, for those that failed, were left or skipped, or wrote other records
-    than planned.
+    Args:
+        tasks: The plan.
+        outcomes: How the jobs ended, by name.
+        dirs: The folders.
+
+    Returns:
+        What is wrong, by the name of the stage or conversion: it failed, was left or skipped, or wrote other records
+        than planned.
     """
     stages = {task.name for task in tasks}
     wrong = {name: f"failed: {o.why}" for name, o in outcomes.items() if name not in stages and o.status == "failed"}
     for task in tasks:
-        if task.why_not:
+        if task.obstacle:
             continue
         outcome = outcomes[task.name]
         problem = "" if outcome.good else f"{outcome.status}: {outcome.why}"
         for path, protocol in zip(task.records, task.protocols, strict=True):
-            target = place.results / task.subject.label / f"{protocol.replace('/', '-')}.json"
+            target = dirs.results / task.checkpoint.label / f"{protocol.replace('/', '-')}.json"
             try:
                 if not problem:
-                    publish(_checked(path, protocol, task.subject.sha256), path, target)
+                    publish(_checked(path, protocol, task.checkpoint.sha256), path, target)
             except UserError as error:
                 problem = f"failed: {error}"
             if problem:
@@ -41,7 +47,13 @@ def collect(tasks: Sequence[Task], outcomes: Mapping[str, Outcome], place: RunDi
 
 
 def publish(record: Record, path: Path, target: Path) -> None:
-    """Write a record to its place, what it predicted beside it under the same name."""
+    """Write a record to `target`, and copy its predictions beside it under the same name.
+
+    Args:
+        record: The record.
+        path: Its file, which the predictions lie beside.
+        target: The new file.
+    """
     if record.predictions:
         beside = target.with_suffix(Path(record.predictions.file).suffix)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,25 +62,25 @@ def publish(record: Record, path: Path, target: Path) -> None:
     record.write(target)
 
 
-def measured(tasks: Sequence[Task], place: RunDirs) -> dict[str, list[Record]]:
-    """Checkpoint -> its records, of the stages of this plan that have them, in the plan's order."""
-    found: dict[str, list[Record]] = {}
+def measured(tasks: Sequence[Task], dirs: RunDirs) -> dict[str, list[Record]]:
+    """The records of this plan's stages that exist, by the checkpoint's short name, in the plan's order."""
+    records: dict[str, list[Record]] = {}
     for task in tasks:
-        found.setdefault(task.subject.short, [])
-        for protocol in () if task.why_not else task.protocols:
-            path = place.results / task.subject.label / f"{protocol.replace('/', '-')}.json"
+        records.setdefault(task.checkpoint.short, [])
+        for protocol in () if task.obstacle else task.protocols:
+            path = dirs.results / task.checkpoint.label / f"{protocol.replace('/', '-')}.json"
             if path.is_file():
-                found[task.subject.short].append(load_record(path))
-    return found
+                records[task.checkpoint.short].append(load_record(path))
+    return records
 
 
 def _checked(path: Path, protocol: str, sha256: str) -> Record:
-    """A stage's record, when it is of what was planned. Raises UserError."""
+    """Load a stage's record. Raises UserError when it has another protocol or checkpoint than planned."""
     record = load_record(path)
-    for what, is_now, planned in (
+    for what, recorded, planned in (
         ("protocol", record.protocol, protocol),
         ("checkpoint", record.checkpoint.pretrained.sha256, sha256),
     ):
-        if is_now != planned:
-            raise UserError(f"{path}: its {what} is {is_now}, {planned} was planned")
+        if recorded != planned:
+            raise UserError(f"{path}: its {what} is {recorded}, {planned} was planned")
     return record

@@ -1,4 +1,4 @@
-"""Suites as data: which stages there are, what each runs, needs and writes. YAML files; the keys are Stage's fields."""
+"""Suites of stages, read from YAML files. The keys of a stage are the fields of `Stage`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -14,22 +15,30 @@ from adco.data.datasets.locate import KINDS
 from adco.utils.errors import UserError
 
 FOLDER = Path(__file__).parent
-SETTINGS = {"image_px": "@{}px", "epochs": "-{}ep", "iterations": "-{}it"}  # how each changes a protocol's name
+# Each setting, and what a value other than the protocol's adds to the protocol's name.
+SETTINGS = {"image_px": "@{}px", "epochs": "-{}ep", "iterations": "-{}it"}
 TRANSFER_PX = 224
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a suite: a command line of ours, and the records that it leaves.
+    """One stage of a suite: a command of this project and the records that it writes.
 
-    tool: a script of this project, from its root; arguments: its own, protocols among them
-    data: the data sets it needs (adco/data/datasets/locate.py); the first is the tool's --data
-    records: the protocols it writes, by name; {image_px}, {epochs}, {iterations} become "" or what a setting adds to
-        the name, {depth} the ResNet's; a setting without its place here is refused
-    config: of a detector; trials: seeds of it; saves: detectors that stay on the disk
-    standard: the protocol's settings; settings: what is not the protocol's: image_px, epochs, iterations
-    passes: split -> how often its images go through the network (a number, or `epochs`); vectors: features kept of
-        each, in units of the network's width; ranks: whether it can use every GPU at once
+    Attributes:
+        name: The stage's name.
+        tool: The script, relative to the project's root.
+        data: The datasets that it needs (adco/data/datasets/locate.py); the first is the tool's --data.
+        records: The names of the protocols that it writes. {image_px}, {epochs} and {iterations} become empty or what
+            a setting adds to the name, {depth} the ResNet's depth. A setting without its place here is refused.
+        arguments: The script's own arguments, its protocols among them.
+        config: The config file of a detector; empty for other stages.
+        trials: How often the detector is trained, each time with another seed.
+        saves: How many checkpoints of the detector stay on the disk.
+        standard: The protocol's own settings.
+        settings: The chosen settings: image_px, epochs, iterations.
+        passes: For each split, how often its images go through the network: a number, or `epochs`.
+        vectors: The features that are kept of each image, in units of the network's width.
+        ranks: Whether the stage can use all GPUs at once.
     """
 
     name: str
@@ -48,32 +57,39 @@ class Stage:
 
     @property
     def changed(self) -> dict[str, int]:
-        """The settings that differ from the protocol's."""
+        """The settings that differ from the protocol's own."""
         usual = {"image_px": TRANSFER_PX, **self.standard} if not self.config else self.standard
         return {key: value for key, value in self.settings.items() if usual.get(key) != value}
 
     @property
     def image_px(self) -> int:
+        """The side of the network's input in pixels."""
         return self.settings.get("image_px", self.standard.get("image_px", TRANSFER_PX))
 
     def takes(self, setting: str) -> bool:
-        """Whether a setting has a place in the names of its records."""
+        """Whether the names of the records have a place for the setting."""
         return all(f"{{{setting}}}" in name for name in self.records)
 
     def protocols(self, depth: int) -> tuple[str, ...]:
-        """The names that its records will carry."""
-        words = {key: SETTINGS[key].format(self.changed[key]) if key in self.changed else "" for key in SETTINGS}
-        return tuple(name.format(depth=depth, **words) for name in self.records)
+        """The protocols of the stage's records for a ResNet of this depth."""
+        parts = {key: SETTINGS[key].format(self.changed[key]) if key in self.changed else "" for key in SETTINGS}
+        return tuple(name.format(depth=depth, **parts) for name in self.records)
 
     def images(self, counts: Mapping[str, int]) -> int:
-        """How many images go through the network, of data with so many images a split."""
+        """How many images go through the network. counts: the number of images of each split."""
         epochs = self.settings.get("epochs", self.standard.get("epochs", 1))
-        return sum(counts.get(split, 0) * (epochs if n == "epochs" else n) for split, n in self.passes.items())
+        return sum(counts.get(split, 0) * (epochs if n == "epochs" else int(n)) for split, n in self.passes.items())
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Stages in their order. name: `table4`, or the file's stem."""
+    """Stages in the order in which they run.
+
+    Attributes:
+        name: The stem of the suite's file, e.g. `table4`.
+        about: A description for the user.
+        stages: The stages.
+    """
 
     name: str
     about: str
@@ -81,10 +97,17 @@ class Suite:
 
 
 def load_suite(name: str, settings: Sequence[str] = ()) -> Suite:
-    """A suite by name (`table4`, `quick`) or YAML file. `base:` in a file names the suite whose stages it changes.
+    """Read a suite.
 
-    settings: `KEY=VALUE` for every stage that has such a setting, `STAGE.KEY=VALUE` for one
-    Raises UserError that names the file, the stage, the key and what was expected.
+    Args:
+        name: `table4`, `quick`, or a YAML file. `base:` in a file names the suite whose stages it changes.
+        settings: `KEY=VALUE` for every stage that has such a setting, `STAGE.KEY=VALUE` for one stage.
+
+    Returns:
+        The suite with its settings.
+
+    Raises:
+        UserError: Names the file, the stage, the key and what was expected.
     """
     content, path = _read(name)
     stages = {stage: _stage(path, stage, row) for stage, row in content["stages"].items() if row is not None}
@@ -100,7 +123,7 @@ def load_suite(name: str, settings: Sequence[str] = ()) -> Suite:
 
 
 def only(suite: Suite, names: Sequence[str]) -> Suite:
-    """The suite's stages by name. Raises UserError for one that it does not have."""
+    """The suite with the stages of these names alone; all when none is named. Raises UserError for an unknown name."""
     known = {stage.name: stage for stage in suite.stages}
     for name in names:
         if name not in known:
@@ -109,7 +132,7 @@ def only(suite: Suite, names: Sequence[str]) -> Suite:
 
 
 def _read(name: str) -> tuple[dict, Path]:
-    """A suite's content with its base's, and its file."""
+    """The content of a suite merged with that of its base, and the suite's file."""
     path = FOLDER / f"{name}.yaml" if re.fullmatch(r"\w+", name) else Path(name)
     try:
         content = yaml.safe_load(path.read_text())
@@ -133,10 +156,10 @@ def _read(name: str) -> tuple[dict, Path]:
 
 
 def _mapping(path: Path, content: dict) -> Mapping:
-    found = content.get("settings", {})
-    if not isinstance(found, Mapping):
-        raise UserError(f"{path}: settings: expected keys and values, found {found!r}")
-    return found
+    settings = content.get("settings", {})
+    if not isinstance(settings, Mapping):
+        raise UserError(f"{path}: settings: expected keys and values, found {settings!r}")
+    return settings
 
 
 def _merged(row: dict | None, change: dict | None) -> dict | None:
@@ -154,26 +177,26 @@ def _stage(path: Path, name: str, row: object) -> Stage:
     for key in ("data", "records", "arguments"):
         if not isinstance(row.get(key, []), list) or not all(isinstance(item, str) for item in row.get(key, [])):
             raise UserError(f"{where}.{key}: expected a list of texts, found {row[key]!r}")
-    if strange := [item for item in row["data"] if item not in KINDS]:
-        raise UserError(f"{where}.data: {strange[0]!r} is not a data set; choose {', '.join(KINDS)}")
+    if unknown := [item for item in row["data"] if item not in KINDS]:
+        raise UserError(f"{where}.data: {unknown[0]!r} is not a data set; choose {', '.join(KINDS)}")
     for text in row["records"]:
-        if strange := set(re.findall(r"\{(.*?)\}", text)) - {*SETTINGS, "depth"}:
-            raise UserError(f"{where}.records: {text!r}: {strange.pop()} is none of {', '.join(SETTINGS)}, depth")
+        if unknown := set(re.findall(r"\{(.*?)\}", text)) - {*SETTINGS, "depth"}:
+            raise UserError(f"{where}.records: {text!r}: {unknown.pop()} is none of {', '.join(SETTINGS)}, depth")
     for key in ("settings", "standard", "passes"):
         if not isinstance(row.get(key, {}), dict):
             raise UserError(f"{where}.{key}: expected keys and values, found {row[key]!r}")
-    chosen = row.get("settings", {})
-    made = Stage(**({"name": name, **row, "settings": {}} | {k: tuple(row.get(k, ())) for k in _LISTS}))
-    for key, value in chosen.items():
-        made = _set({name: made}, f"{name}.{key}", value, str(path))[name]
-    return made
+    values: dict[str, Any] = {"name": name, **row, "settings": {}} | {key: tuple(row.get(key, ())) for key in _LISTS}
+    stage = Stage(**values)
+    for key, value in row.get("settings", {}).items():
+        stage = _set({name: stage}, f"{name}.{key}", value, str(path))[name]
+    return stage
 
 
 _LISTS = ("data", "records", "arguments")
 
 
 def _set(stages: dict[str, Stage], key: str, value: object, where: str) -> dict[str, Stage]:
-    """The stages with one setting: of the stage `STAGE.KEY` names, or of all that have it. Raises UserError."""
+    """The stages with one setting changed: of the stage in `STAGE.KEY`, or of all that have it. Raises UserError."""
     stage, _, setting = str(key).rpartition(".")
     if setting not in SETTINGS:
         raise UserError(f"{where}: unknown setting {key!r}; choose {', '.join(SETTINGS)}, or STAGE.KEY")
@@ -183,7 +206,7 @@ def _set(stages: dict[str, Stage], key: str, value: object, where: str) -> dict[
         raise UserError(f"{where}: {key}: no stage {stage!r}; there are {', '.join(stages)}")
     if stage and not stages[stage].takes(setting):
         raise UserError(f"{where}: {key}: {stage} has no {setting} (no {{{setting}}} in the names of its records)")
-    chosen = [stage] if stage else [name for name, found in stages.items() if found.takes(setting)]
+    chosen = [stage] if stage else [name for name, candidate in stages.items() if candidate.takes(setting)]
     changed = {n: replace(stages[n], settings={**stages[n].settings, setting: value}) for n in chosen}
     return stages | changed
 

@@ -1,10 +1,10 @@
-"""kNN and linear top-1 of a pretraining run at several of its epochs: the curves of figure 1.
+"""kNN and linear top-1 of a pretraining run at several epochs: the curves of figure 1.
 
     python benchmarks/experiments/accuracy_curve.py --run FOLDER --data IMAGENETTE --image-px 64 \
         --epochs 1 2 5 10 20 --output-dir OUT
 
-Each epoch's hits, image by image, are kept in OUT/epoch_N.npz, so that two methods are compared on the same
-images (lead.py) and a second call does only what is missing. OUT/knn.json and OUT/linear.json are records.
+The hits of each epoch, image by image, are kept in OUT/epoch_N.npz: two methods are compared on the same images
+(lead.py), and a second call computes only what is missing. OUT/knn.json and OUT/linear.json are records.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ K, TEMPERATURE = 20, 0.07
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate the epochs that have no hits yet, and write the records."""
     parser = make_parser(__doc__.split("\n\n")[0], "a folder with train/CLASS/IMAGE and val/CLASS/IMAGE")
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="of tools/train_adco.py, ended")
     parser.add_argument("--epochs", type=int, nargs="+", required=True, help="kNN at these")
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for epoch in args.epochs:
         path = args.output_dir / f"epoch_{epoch}.npz"
         if not path.is_file():
-            _judge(args, checkpoint_at(args.run, run, epoch), epoch in args.linear_epochs, path)
+            _evaluate(args, checkpoint_at(args.run, run, epoch), epoch in args.linear_epochs, path)
     for kind, epochs in (("knn", args.epochs), ("linear", [e for e in args.epochs if e in args.linear_epochs])):
         if epochs:
             path = write_curve(args, run, kind, epochs)
@@ -59,56 +60,65 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prune(folder: Path, needed: Sequence[Path]) -> None:
-    """Remove the checkpoints of a run that has ended, but for the needed ones and the last."""
-    found = sorted(folder.glob("checkpoint_*.pth"))
-    for path in found[:-1]:
+    """Remove the checkpoints of a run that has ended, except the needed ones and the last."""
+    for path in sorted(folder.glob("checkpoint_*.pth"))[:-1]:
         if path not in needed:
             path.unlink()
             path.with_name(path.name + ".sha256").unlink(missing_ok=True)
 
 
 def checkpoint_at(folder: Path, run: Record, epoch: int) -> Path:
-    """The checkpoint after so many epochs. Raises UserError when it was not kept."""
+    """The run's checkpoint after `epoch` epochs. Raises UserError when it was not kept."""
     path = folder / f"checkpoint_{epoch * (run.data.counts['images'] // run.settings['batch']):08d}.pth"
     if not path.is_file():
         raise UserError(f"{path}: epoch {epoch} was not kept; pretrain with checkpoint.keep at least the epochs")
     return path
 
 
-def _judge(args: argparse.Namespace, checkpoint: Path, linear: bool, path: Path) -> None:
+def _evaluate(args: argparse.Namespace, checkpoint: Path, linear: bool, path: Path) -> None:
     start, args.checkpoint = time.perf_counter(), str(checkpoint)
     job = make_job(args)
     cache = job.cache_dir / path.stem
     job, folders = replace(job, cache_dir=cache), read_folders(args.data)
-    found = labelled_features(job, args.data, folders, Feature(job.transform("center")))
-    hits = {"knn": knn_hits(found, job.reader.device)}
+    features = labelled_features(job, args.data, folders, Feature(job.transform("center")))
+    hits = {"knn": knn_hits(features, job.reader.device)}
     if linear:
-        hits["linear"] = linear_hits(found, job)
+        hits["linear"] = linear_hits(features, job)
     with atomic_write(path) as file:
-        np.savez(file, seconds=time.perf_counter() - start, fingerprint=found.data["fingerprint"], **hits)
+        np.savez(file, seconds=time.perf_counter() - start, fingerprint=features.data["fingerprint"], **hits)
     shutil.rmtree(cache)
     print(f"{checkpoint.name}: " + ", ".join(f"{kind} {100 * hit.mean():.2f} %" for kind, hit in hits.items()))
 
 
-def knn_hits(found: Labelled, device: torch.device) -> np.ndarray:
-    """(N,) bool: which val images the 20 nearest training images put in the right class."""
-    train, val = (normalize(torch.from_numpy(split.features).to(device)) for split in (found.train, found.val))
-    labels, k = torch.from_numpy(found.train.labels), min(K, len(train))
-    votes = knn_predict(train, labels, val, k, TEMPERATURE, len(found.classes)).numpy()
-    return top_k_hits(votes, found.val.labels)
+def knn_hits(features: Labelled, device: torch.device) -> np.ndarray:
+    """(N,) bool: whether kNN with 20 neighbours predicts the class of each val image."""
+    train, val = (normalize(torch.from_numpy(split.features).to(device)) for split in (features.train, features.val))
+    labels, k = torch.from_numpy(features.train.labels), min(K, len(train))
+    votes = knn_predict(train, labels, val, k, TEMPERATURE, len(features.classes)).numpy()
+    return top_k_hits(votes, features.val.labels)
 
 
-def linear_hits(found: Labelled, job: BenchmarkRun) -> np.ndarray:
-    """(N,) bool: the same of transfer/linear.py's probe, its rate and decay chosen on training images."""
-    rows, classes = standardiser(found.train.features, job.reader.device), len(found.classes)
-    x, y = rows(found.train.features), torch.from_numpy(found.train.labels).to(job.reader.device)
-    rate, decay, _ = choose(x, found.train.labels, classes, job.seed)
+def linear_hits(features: Labelled, job: BenchmarkRun) -> np.ndarray:
+    """(N,) bool: the same of transfer/linear.py's probe; rate and decay are chosen on training images."""
+    standardise, classes = standardiser(features.train.features, job.reader.device), len(features.classes)
+    x, y = standardise(features.train.features), torch.from_numpy(features.train.labels).to(job.reader.device)
+    rate, decay, _ = choose(x, features.train.labels, classes, job.seed)
     made = sweep(x, y, classes, (rate,), (decay,), job.seed)
-    return top_k_hits(made.logits(rows(found.val.features), 0), found.val.labels)
+    return top_k_hits(made.logits(standardise(features.val.features), 0), features.val.labels)
 
 
 def write_curve(args: argparse.Namespace, run: Record, kind: str, epochs: Sequence[int]) -> Path:
-    """A record of one probe over the epochs, each value with its 95% interval over the val images."""
+    """Write the record of one probe over the epochs, each value with its 95% interval over the val images.
+
+    Args:
+        args: The command line.
+        run: The record of the pretraining.
+        kind: `knn` or `linear`.
+        epochs: The epochs of the curve.
+
+    Returns:
+        The record's file.
+    """
     parts = {epoch: np.load(args.output_dir / f"epoch_{epoch}.npz") for epoch in epochs}
     rows = [{"epoch": e, "top1": 100 * float(p[kind].mean()), "interval95": hits_interval(p[kind])}
             for e, p in parts.items()]  # fmt: skip
@@ -128,7 +138,7 @@ def write_curve(args: argparse.Namespace, run: Record, kind: str, epochs: Sequen
 
 
 def what_ran(run: Record) -> Mapping[str, object]:
-    """Of the pretraining run: the recipe, its seed, when and at what cost."""
+    """The settings that describe the pretraining run: recipe, seed, duration and commit."""
     recipe = run.settings
     return {"method": recipe["method"], "seed": recipe["seed"], "epochs": recipe["epochs"], "pretraining": recipe,
             "pretraining_seconds": run.duration_seconds, "pretraining_commit": run.commit}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Figure 2 in small: the bank among the queries as an image (tools/draw_bank.py), its shares of outliers as a record.
+"""Figure 2 in small: draw the bank among the queries (tools/draw_bank.py), and record its share of outliers.
 
 python benchmarks/experiments/bank_outliers.py CHECKPOINT ... --data IMAGENETTE \
     --output FOLDER/bank.png [draw_bank.py's options]
@@ -21,6 +21,7 @@ from adco.utils.errors import command
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run draw_bank.py and write the record; returns its exit code."""
     words, start = list(sys.argv[1:] if argv is None else argv), time.perf_counter()
     done = subprocess.run([sys.executable, "tools/draw_bank.py", *words])
     if done.returncode == 0:
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def as_record(reported: dict, data: str, seconds: float) -> Record:
-    """What draw_bank.py wrote beside the image, as a record: percent of each bank that are outliers."""
+    """A record of what draw_bank.py has written beside the image: the percentage of outliers of each bank."""
     scores = {f"outlier_percent/{run['name']}": 100 * run["outlier_share"] for run in reported["runs"]}
     settings = reported | {"interval": "none: every row of the bank is counted, for one view of the images"}
     return Record("pretraining/bank-outliers", scores, {}, {"name": data}, settings, seconds)

@@ -1,9 +1,9 @@
-"""Run a command with the overrides of the best trial of a grid added to its words.
+"""Run a command with the overrides of the best trial of a grid.
 
     python benchmarks/experiments/best_trial.py --trial FOLDER "key=value key=value" ... -- COMMAND ...
 
-A trial is a run of tools/train_adco.py that has ended; the best has the highest kNN top-1, of equals the first given.
-What `--last` names comes after the chosen overrides, and so wins over them.
+A trial is a run of tools/train_adco.py that has ended. The best has the highest kNN top-1; of equal ones it is the
+first. The overrides of `--last` come after the chosen ones and take precedence.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ def score_of(folder: Path) -> float:
 
 
 def best(trials: Sequence[tuple[Path, str]]) -> tuple[str, ...]:
-    """The overrides of the best of (folder, overrides): the highest score, of equals the first."""
+    """The overrides of the best trial, of (folder, overrides): the highest score, of equal ones the first."""
     return tuple(max(trials, key=lambda trial: score_of(trial[0]))[1].split())
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Choose the best trial and replace this process by the command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--trial", nargs=2, action="append", required=True, metavar=("FOLDER", "OVERRIDES"))
     parser.add_argument("--last", action="append", default=[], metavar="OVERRIDE", help="set after what was chosen")

@@ -1,8 +1,8 @@
-"""Fine-tune a detector from a pretraining checkpoint: convert it if need be, then detection/train_net.py.
+"""Fine-tune a detector from a pretraining checkpoint: convert it, then run detection/train_net.py.
 
     python benchmarks/experiments/detector.py --checkpoint CHECKPOINT -- [arguments of train_net.py] OUTPUT_DIR FOLDER
 
-`random:ARCH` converts nothing: the config must be one that begins from random weights.
+`random:ARCH` is not converted: the config must be one that starts from random weights.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from adco.utils.errors import command
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Convert and fine-tune; returns the exit code of what fails, else 0."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("words", nargs="+", help="train_net.py's own, after --; the last is the output folder")
+    parser.add_argument("words", nargs="+", help="arguments of train_net.py, after --; the last is the output folder")
     args = parser.parse_args(argv)
     weights = []
     if not args.checkpoint.startswith("random:"):

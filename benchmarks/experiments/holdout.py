@@ -1,7 +1,7 @@
-"""A part of the training images held out to choose hyper-parameters on, so that the test images choose nothing.
+"""Hold out a part of the training images to choose hyper-parameters on, so that these do not depend on test images.
 
-An image is held out by the sha256 of its own name, so the split depends on no seed, order or machine, and a folder
-that grows keeps it. The two parts are folders of links in ImageNet's layout: `train` to learn from, `val` to judge on.
+Whether an image is held out follows from the sha256 of its name, so the split depends on no seed, order or machine, and
+stays the same when images are added. The parts are folders of links in ImageNet's layout: `train` and `val`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,23 @@ ONE_IN = 5  # a fifth of train is held out
 
 
 def is_held_out(name: str, one_in: int = ONE_IN) -> bool:
-    """Whether the image CLASS/FILE is held out: its sha256 is divisible by one_in."""
+    """Whether the image CLASS/FILE is held out: the first 8 bytes of its sha256 are divisible by `one_in`."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % one_in == 0
 
 
 def held_out_split(data: Path, folder: Path, one_in: int = ONE_IN) -> Path:
-    """Make `folder/train` and `folder/val`, links to the images of `data/train` alone, and return `folder`.
+    """Write `folder/train` and `folder/val`: links to the images of `data/train`.
 
-    Raises UserError where data/train is absent or a class would have nothing on one side.
+    Args:
+        data: A folder with train/CLASS/IMAGE.
+        folder: Where the links go.
+        one_in: One image in so many is held out.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        UserError: When data/train is absent, or a class would have no image in one part.
     """
     source = index_folder(Path(data) / "train")
     sides = {"train": set(), "val": set()}

@@ -1,60 +1,34 @@
-"""evidence.yaml as jobs: which run after which, what each is expected to take, and where its records lie."""
+"""The jobs of evidence.yaml: their order, expected durations and records."""
 
 from __future__ import annotations
 
 import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from adco.config.loading import load_recipe
 from adco.launch.jobs import Job
+from benchmarks.experiments.plan import EvidenceStage, ExperimentDirs
 
-PROBE_COST = 1 / 4  # an image embedded once costs a quarter of one trained on: two views forward, one backward
+PROBE_COST = 1 / 4  # of embedding an image, relative to training on it: two views forward and one backward
 VOC_MINUTES, DETECTION_MINUTES = {"cpu": 2, "cuda": 1}, {"cpu": 12, "cuda": 3}
 
 
-@dataclass(frozen=True)
-class EvidenceStage:
-    """A job of a section, the records it writes (name below the results folder -> file), or why it cannot run here."""
-
-    section: str
-    job: Job
-    records: Mapping[str, Path] = field(default_factory=dict)
-    not_run: str = ""
-
-
-@dataclass(frozen=True)
-class ExperimentDirs:
-    """Where and on what the plan runs. device: `cpu` or `cuda`; data: folder with imagenette160, voc07_subset,
-    coco_mini, each optional; output: where jobs write; images: images of imagenette160/train."""
-
-    device: str
-    data: Path
-    output: Path
-    images: int = 0
-    precision: str = "float32"
-
-    def missing(self, *names: str) -> str:
-        """Why a job that needs these folders cannot run: empty when all are there."""
-        absent = [name for name in names if not (self.data / name).is_dir()]
-        return f"not run: no {absent[0]} below {self.data}" if absent else ""
-
-
-def build(plan: Mapping, place: ExperimentDirs, rate: float | None = None) -> list[EvidenceStage]:
-    """Every stage in the order of the plan. rate: images a second of single-crop AdCo; default the plan's."""
-    maker = _Maker(plan, place, rate or float(plan["images_per_second"][place.device]))
+def build(plan: Mapping, dirs: ExperimentDirs, rate: float | None = None) -> list[EvidenceStage]:
+    """Every stage in the order of the plan. rate: images a second of single-crop AdCo; default: the plan's."""
+    maker = _Maker(plan, dirs, rate or float(plan["images_per_second"][dirs.device]))
     return list(maker.stages())
 
 
 class _Maker:
     """Builds stages from the plan; nothing here reads or writes a file."""
 
-    def __init__(self, plan: Mapping, place: ExperimentDirs, rate: float):
-        self.plan, self.place, self.rate = plan, place, rate
-        self.imagenette, self.holdout = place.data / "imagenette160", place.output / "holdout"
-        self.no_images = place.missing("imagenette160")
+    def __init__(self, plan: Mapping, dirs: ExperimentDirs, rate: float):
+        self.plan, self.dirs, self.rate = plan, dirs, rate
+        self.imagenette, self.holdout = dirs.data / "imagenette160", dirs.output / "holdout"
+        self.no_images = dirs.missing("imagenette160")
         self.epochs = self._here(plan["figure1"]["epochs"])
         probes = {key: plan["figure1"][key] for key in ("probe_epochs", "linear_epochs")}
         self.probes = {key: [e for e in at if e <= self.epochs] for key, at in probes.items()}
@@ -74,7 +48,7 @@ class _Maker:
         return round(images * cost / self.rate / 60, 1)
 
     def _wave(self, section: str, wave: int) -> Iterator[EvidenceStage]:
-        """The methods of a wave with their first seed: grids, runs, curves."""
+        """The grids, runs and curves of the methods of a wave, with their first seed."""
         names = [name for name, method in self.plan["methods"].items() if method["wave"] == wave]
         for name in names:
             yield from self._grid(section, name)
@@ -102,120 +76,109 @@ class _Maker:
             folder = self._trial(name, number)
             words = self._training(method, self.holdout, epochs, folder, 0) + trial.split()
             words += [f"probe.every_epochs={epochs}", "checkpoint.keep=1"]
-            images = self.place.images * (0.8 * epochs * method["cost"] + PROBE_COST)
+            images = self.dirs.images * (0.8 * epochs * method["cost"] + PROBE_COST)
             yield self._stage(section, f"grid-{name}-{number}", words, (), images, [folder / "record.json"],
                               {f"grid/{name}-{number}.json": folder / "record.json"})  # fmt: skip
 
     def _run(self, section: str, name: str, seed: int) -> EvidenceStage:
         epochs, method = self.epochs, self.plan["methods"][name]
-        folder = self.place.output / "runs" / f"{name}-s{seed}"
+        folder = self.dirs.output / "runs" / f"{name}-s{seed}"
         words = self._training(method, self.imagenette, epochs, folder, seed)
         words.append(f"checkpoint.keep={epochs + 1}")  # accuracy_curve.py removes those it does not need
         return self._trained(section, f"run-{name}-s{seed}", name, words, epochs, folder)
 
     def _trained(self, section: str, job: str, name: str, words: list[str], epochs: int, folder: Path) -> EvidenceStage:
-        """A pretraining with what the method's grid chose."""
+        """A pretraining with the overrides of the best trial of the method's grid."""
         method, trials = self.plan["methods"][name], []
         for number, trial in enumerate(method["trials"]):
             trials += ["--trial", str(self._trial(name, number)), trial]
         words = [sys.executable, "benchmarks/experiments/best_trial.py", *trials, "--", *words]
         after = tuple(f"grid-{name}-{number}" for number in range(len(method["trials"])))
         cost = 2 * method["cost"] if "contrast.symmetric=true" in words and not method.get("set") else method["cost"]
-        return self._stage(section, job, words, after, self.place.images * epochs * cost, [folder / "record.json"])
+        return self._stage(section, job, words, after, self.dirs.images * epochs * cost, [folder / "record.json"])
 
     def _curve(self, section: str, run: str, at: Mapping) -> EvidenceStage:
         epochs, linear = at["probe_epochs"], at["linear_epochs"]
-        source, folder = self.place.output / "runs" / run, self.place.output / "curves" / run
-        words = self._python(
-            "benchmarks/experiments/accuracy_curve.py",
-            "--run",
-            source,
-            "--data",
-            self.imagenette,
-            "--output-dir",
-            folder,
-        )
+        source, folder = self.dirs.output / "runs" / run, self.dirs.output / "curves" / run
+        words = self._python("benchmarks/experiments/accuracy_curve.py", "--run", source, "--data", self.imagenette)
+        words += ["--output-dir", folder]
         words += ["--image-px", self.plan["image_px"], "--workers", self._workers(), "--epochs", *epochs]
-        words += ["--linear-epochs", *linear, "--device", self.place.device, "--prune"]
-        found = {kind: folder / f"{kind}.json" for kind in ("knn", "linear")}
-        images = 1.4 * self.place.images * (PROBE_COST * 2 * len(epochs) + 0.4 * len(linear))
-        return self._stage(section, f"curve-{run}", words, (f"run-{run}",), images, found.values(),
-                           {f"{section_of(run)}/{run}-{kind}.json": path for kind, path in found.items()})  # fmt: skip
+        words += ["--linear-epochs", *linear, "--device", self.dirs.device, "--prune"]
+        files = {kind: folder / f"{kind}.json" for kind in ("knn", "linear")}
+        images = 1.4 * self.dirs.images * (PROBE_COST * 2 * len(epochs) + 0.4 * len(linear))
+        return self._stage(section, f"curve-{run}", words, (f"run-{run}",), images, files.values(),
+                           {f"{section_of(run)}/{run}-{kind}.json": path for kind, path in files.items()})  # fmt: skip
 
     def _lead(self, section: str, seeds: int) -> EvidenceStage:
-        lead, curves = self.plan["lead"], self.place.output / "curves"
-        words, after = (
-            self._python(
-                "benchmarks/experiments/lead.py", "--epochs", *(e for e in lead["epochs"] if e <= self.epochs)
-            ),
-            [],
-        )
+        lead, curves = self.plan["lead"], self.dirs.output / "curves"
+        epochs, after = [epoch for epoch in lead["epochs"] if epoch <= self.epochs], []
+        words = self._python("benchmarks/experiments/lead.py", "--epochs", *epochs)
         for side in ("first", "second"):
             runs = [f"{lead[side]}-s{seed}" for seed in range(seeds)]
             words += [f"--{side}", *(str(curves / run) for run in runs)]
             after += [f"curve-{run}" for run in runs]
-        path = self.place.output / "lead" / f"{seeds}-seeds.json"
+        path = self.dirs.output / "lead" / f"{seeds}-seeds.json"
         words += ["--output", str(path)]
         return self._stage(section, f"lead-{seeds}-seeds", words, tuple(after), 0, [path],
                            {f"figure1/lead-{seeds}-seeds.json": path})  # fmt: skip
 
     def _times(self) -> Iterator[EvidenceStage]:
-        path = self.place.output / "times" / "times.json"
-        words = self._python("benchmarks/speed/times.py", "--device", self.place.device, "--output", path)
-        yield EvidenceStage("times", self._job("times", words, (), {"cpu": 6, "cuda": 3}[self.place.device], [path]),
+        path = self.dirs.output / "times" / "times.json"
+        words = self._python("benchmarks/speed/times.py", "--device", self.dirs.device, "--output", path)
+        yield EvidenceStage("times", self._job("times", words, (), {"cpu": 6, "cuda": 3}[self.dirs.device], [path]),
                     {"table5/times.json": path})  # fmt: skip
 
     def _figure2(self) -> Iterator[EvidenceStage]:
-        at, path = self.plan["figure2"], self.place.output / "figure2" / "bank.png"
+        at, path = self.plan["figure2"], self.dirs.output / "figure2" / "bank.png"
         runs, record = [f"{name}-s0" for name in at["methods"]], path.with_name("record.json")
         words = self._python(
             "benchmarks/experiments/bank_outliers.py", *(self._last(run) for run in runs), "--data", self.imagenette
         )
-        words += ["--output", path, "--rows", at["rows"], "--images", at["images"], "--device", self.place.device]
+        words += ["--output", path, "--rows", at["rows"], "--images", at["images"], "--device", self.dirs.device]
         stage = self._stage(
             "figure2", "figure2", words, tuple(f"run-{run}" for run in runs), 4 * at["images"], [record]
         )
         yield replace(stage, records={"figure2/bank.json": record, "figure2/bank.png": path})
 
     def _downstream(self) -> Iterator[EvidenceStage]:
-        at, data = self.plan["downstream"], self.place.data / "voc07_subset" / "VOCdevkit"
-        for name, checkpoint, after in self._judged(at["methods"]):
-            folder = self.place.output / "voc07" / name
+        at, data = self.plan["downstream"], self.dirs.data / "voc07_subset" / "VOCdevkit"
+        for name, checkpoint, after in self._evaluated(at["methods"]):
+            folder = self.dirs.output / "voc07" / name
             words = self._python("transfer/voc07.py", "--checkpoint", checkpoint, "--data", data)
             words += ["--image-px", self.plan["image_px"], "--workers", self._workers(), "--output-dir", folder]
             words += [word for protocol in at["protocols"] for word in ("--protocol", protocol)]
             words += [word for k in at["shots"] for word in ("--shots", k)]
             kinds = {p: f"voc07-{p}" if p.startswith("lowshot") else f"voc07-svm-{p}" for p in at["protocols"]}
             files = {p: folder / f"{kind}@{self.plan['image_px']}px.json" for p, kind in kinds.items()}
-            words += ["--device", self.place.device]
-            job = self._job(f"voc07-{name}", words, after, VOC_MINUTES[self.place.device], files.values())
+            words += ["--device", self.dirs.device]
+            job = self._job(f"voc07-{name}", words, after, VOC_MINUTES[self.dirs.device], files.values())
             records = {f"downstream/{name}-{path.name}": path for path in files.values()}
-            yield EvidenceStage("downstream", job, records, self.place.missing("voc07_subset"))
+            yield EvidenceStage("downstream", job, records, self.dirs.missing("voc07_subset"))
 
     def _detection(self) -> Iterator[EvidenceStage]:
         at = self.plan["downstream"]
         for data, kind in (("voc07_subset", "smoke_voc_R_18_C4"), ("coco_mini", "smoke_coco_R_18_C4")):
-            for name, checkpoint, after in self._judged(at["methods"]):
+            for name, checkpoint, after in self._evaluated(at["methods"]):
                 yield self._detector(data, kind, name, checkpoint, after, at["detection_trials"])
 
     def _detector(self, data: str, kind: str, name: str, checkpoint: str, after, trials: int) -> EvidenceStage:
-        """Convert (not what is random), then fine-tune `trials` times; one process does both in turn."""
-        folder = self.place.output / "detection" / f"{name}-{data}"
+        """One job that converts the checkpoint, unless it is random, and fine-tunes `trials` times."""
+        folder = self.dirs.output / "detection" / f"{name}-{data}"
         config = kind if name != "random" else f"{kind}_random"
         train = ["--config-file", f"detection/configs/{config}.yaml", "--num-gpus",
-                 "0" if self.place.device == "cpu" else "1", "--trials", str(trials)]  # fmt: skip
+                 "0" if self.dirs.device == "cpu" else "1", "--trials", str(trials)]  # fmt: skip
         words = self._python(
             "benchmarks/experiments/detector.py", "--checkpoint", checkpoint, "--", *train, "OUTPUT_DIR", folder
         )
-        root = self.place.output / "datasets"
+        root = self.dirs.output / "datasets"
         job = self._job(f"detection-{name}-{data}", words, after,
-                        DETECTION_MINUTES[self.place.device] * trials / 3, [folder / "record.json"],
+                        DETECTION_MINUTES[self.dirs.device] * trials / 3, [folder / "record.json"],
                         {"DETECTRON2_DATASETS": str(root)})  # fmt: skip
         return EvidenceStage("detection", job, {f"detection/{name}-{data}.json": folder / "record.json"},
-                     self.place.missing(data))  # fmt: skip
+                     self.dirs.missing(data))  # fmt: skip
 
-    def _judged(self, methods: Sequence[str]) -> list[tuple[str, str, tuple[str, ...]]]:
-        """What is judged downstream: name, checkpoint, jobs before it. Random weights come last."""
+    def _evaluated(self, methods: Sequence[str]) -> list[tuple[str, str, tuple[str, ...]]]:
+        """What is evaluated downstream: name, checkpoint, and the jobs before it. Random weights come last."""
         runs = [f"{name}-s0" for name in methods]
         return [*((run, str(self._last(run)), (f"run-{run}",)) for run in runs), ("random", "random:resnet18", ())]
 
@@ -235,24 +198,24 @@ class _Maker:
     def _short(self, section: str, name: str, at: Mapping, change: Sequence[str]) -> Iterator[EvidenceStage]:
         """A short run with one change, and its kNN and linear top-1 at the end.
 
-        The change comes after what the grid chose, so it has the last word.
+        The change comes after the overrides that the grid chose, and so takes precedence.
         """
         run, epochs = f"{section}-{name}-s0", at["epochs"]
-        folder = self.place.output / "runs" / run
+        folder = self.dirs.output / "runs" / run
         words = self._training(self.plan["methods"][at["method"]], self.imagenette, epochs, folder, 0)
         words.append("checkpoint.keep=1")
         stage = self._trained(section, f"run-{run}", at["method"], words, epochs, folder)
         last = [word for item in change for word in ("--last", item)]
-        place = stage.job.words.index("--")
-        words = (*stage.job.words[:place], *last, *stage.job.words[place:])
+        position = stage.job.command.index("--")
+        command = (*stage.job.command[:position], *last, *stage.job.command[position:])
         doubled = 2 if "contrast.symmetric=true" in change else 1
         minutes = stage.job.minutes and stage.job.minutes * doubled
-        yield replace(stage, job=replace(stage.job, words=words, minutes=minutes))
+        yield replace(stage, job=replace(stage.job, command=command, minutes=minutes))
         yield self._curve(section, run, {"probe_epochs": [epochs], "linear_epochs": [epochs]})
 
     def _gpu(self) -> Iterator[EvidenceStage]:
-        missing = "" if self.place.device == "cuda" else "not run: no GPU"
-        folder = self.place.output / "gpu"
+        missing = "" if self.dirs.device == "cuda" else "not run: no GPU"
+        folder = self.dirs.output / "gpu"
         for name, minutes in (("training", 10), ("step", 10), ("input", 10)):
             path = folder / f"{name}.json"
             words = self._python("benchmarks/run.py", name, "--device", "cuda", "--output-dir", folder)
@@ -270,7 +233,7 @@ class _Maker:
     def _training(self, method: Mapping, data: Path, epochs: int, folder: Path, seed: int) -> list[str]:
         words = self._python("tools/train_adco.py", "--config-file", method["recipe"], "--resume")
         words += ["--output-dir", str(folder), f"data.root={data}", f"epochs={epochs}", f"seed={seed}"]
-        words += [f"device={self.place.device}", f"compute.precision={self.place.precision}"]
+        words += [f"device={self.dirs.device}", f"compute.precision={self.dirs.precision}"]
         return [*words, *self._common(), *method.get("set", [])]
 
     def _common(self) -> list[str]:
@@ -278,8 +241,8 @@ class _Maker:
         return [f"{key}={str(value).lower()}" for key, value in values.items()]
 
     def _here(self, value: object) -> object:
-        """A value of the plan, or this device's of a mapping."""
-        return value[self.place.device] if isinstance(value, Mapping) else value
+        """A value of the plan; of a mapping the value for this device."""
+        return value[self.dirs.device] if isinstance(value, Mapping) else value
 
     def _stage(self, section, name, words, after, images, outputs, records: Mapping | None = None) -> EvidenceStage:
         job = self._job(name, words, after, self.minutes(images), outputs)
@@ -293,16 +256,16 @@ class _Maker:
         return [sys.executable, *map(str, words)]
 
     def _workers(self) -> int | str:
-        return 1 if self.place.device == "cpu" else "auto"
+        return 1 if self.dirs.device == "cpu" else "auto"
 
     def _trial(self, name: str, number: int) -> Path:
-        return self.place.output / "grid" / f"{name}-{number}"
+        return self.dirs.output / "grid" / f"{name}-{number}"
 
     def _last(self, run: str) -> Path:
         """The last checkpoint of a run of figure 1."""
         name, epochs = run.rpartition("-s")[0], self.epochs
         batch = _batch_of(self.plan["methods"][name]["recipe"], tuple(self._common()))
-        return self.place.output / "runs" / run / f"checkpoint_{epochs * (self.place.images // batch):08d}.pth"
+        return self.dirs.output / "runs" / run / f"checkpoint_{epochs * (self.dirs.images // batch):08d}.pth"
 
 
 @functools.cache
@@ -311,5 +274,5 @@ def _batch_of(recipe: str, overrides: tuple[str, ...]) -> int:
 
 
 def section_of(run: str) -> str:
-    """The folder of results that a run's curves go to."""
+    """The folder of the results for a run's curves."""
     return run.split("-")[0] if run.split("-")[0] in ("table5", "ablations") else "figure1"

@@ -1,4 +1,4 @@
-"""The figures of benchmarks/gpu.py: its lines of JSON, and the table and the record that are made of them."""
+"""The figures of benchmarks/gpu.py: a file of JSON lines, and the table and the record that are made from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from benchmarks.on_gpu.sections import SECTIONS
 
 @dataclass(frozen=True)
 class Result:
-    """How a section came out: `ended`, `failed`, `killed`, `skipped` or `interrupted`. code: of its process."""
+    """How a section ended.
+
+    Attributes:
+        result: `ended`, `failed`, `killed`, `skipped` or `interrupted`.
+        seconds: The duration.
+        code: The exit code of its process; None when it was not started.
+        reason: Why it failed or was skipped.
+    """
 
     result: str
     seconds: float = 0.0
@@ -24,12 +31,13 @@ class Result:
     reason: str = ""
 
     def line(self) -> str:
+        """The result as a line for the user."""
         after = "" if self.code is None else f" after {self.seconds:.1f} s"
         return self.result + after + (f": {self.reason}" if self.reason else "")
 
 
 def append(path: Path, line: Mapping[str, object]) -> None:
-    """Append a JSON line, behind whatever a killed process has left."""
+    """Append a JSON line; an incomplete line of a killed process is ended first."""
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -38,7 +46,7 @@ def append(path: Path, line: Mapping[str, object]) -> None:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The lines of figures.jsonl in order; what a killed process left half written is passed over."""
+    """The lines of figures.jsonl in order; incomplete lines of killed processes are ignored."""
     lines = []
     for text in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError):
@@ -49,8 +57,15 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def newest(lines: Sequence[Mapping]) -> tuple[dict[tuple[int, str], dict], dict[int, dict]]:
-    """The newest figure of each (section, name), in the order they first came, and the newest facts of each section:
-    its Result's and its hardware."""
+    """The newest figures and facts.
+
+    Args:
+        lines: The lines of figures.jsonl.
+
+    Returns:
+        The newest figure of each (section, name), in the order of their first occurrence, and the newest facts of each
+        section: those of its Result, and its hardware.
+    """
     figures, facts = {}, {}
     for line in lines:
         if "name" in line:
@@ -62,7 +77,7 @@ def newest(lines: Sequence[Mapping]) -> tuple[dict[tuple[int, str], dict], dict[
 
 
 def table(lines: Sequence[Mapping]) -> str:
-    """Every section that has been tried with how it came out and its figures, aligned."""
+    """The table as text: every section that has been started, how it ended, and its figures."""
     figures, facts = newest(lines)
     width = max((len(name) for _, name in figures), default=0)
     text = []
@@ -88,9 +103,16 @@ def _shown(figure: Mapping) -> str:
 
 
 def write_record(path: Path, lines: Sequence[Mapping], asked: Mapping[str, object], data: str, commit: str) -> None:
-    """The figures as a result record, which the pages are made from: numbers as scores `section/name`, all else as
-    settings. asked: what the command line says; commit: for a tree that is no checkout."""
-    from adco.evaluation import provenance  # these need packages that a pack may have to bring
+    """Write the figures as a result record, from which the pages are made.
+
+    Args:
+        path: The record's file.
+        lines: The lines of figures.jsonl. Numbers become scores `section/name`, everything else settings.
+        asked: The options of the command line.
+        data: The name of the images.
+        commit: The project's commit, for a tree that is not a git checkout.
+    """
+    from adco.evaluation import provenance  # these need packages that may have to be unpacked first
     from adco.evaluation.records import Record
 
     figures, facts = newest(lines)
@@ -108,8 +130,8 @@ def write_record(path: Path, lines: Sequence[Mapping], asked: Mapping[str, objec
     hardware = [line["hardware"] for line in lines if "hardware" in line]
     here = provenance.commit()
     Record(
-        "benchmark/gpu", scores, {}, {"name": data}, settings, seconds, hardware[-1] if hardware else "unknown",
-        commit=commit if here == "unknown" else here,
+        "benchmark/gpu", scores, {}, {"name": data}, settings, seconds,
+        hardware=hardware[-1] if hardware else "unknown", commit=commit if here == "unknown" else here,
     ).write(path)  # fmt: skip
 
 

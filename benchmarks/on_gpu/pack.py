@@ -1,4 +1,4 @@
-"""A folder with all that benchmarks/gpu.py needs on a machine that has stock PyTorch and no network.
+"""Write a folder with all that benchmarks/gpu.py needs on a machine with a stock PyTorch and no network.
 
 It holds the project's files (project.tar.gz), the C kernel, small images (images.tar.gz), a wheel of each distribution
 that a stock PyTorch image lacks, and manifest.json with the sha256 of each file.
@@ -31,17 +31,11 @@ from benchmarks.on_gpu.unpack import IMAGES, MANIFEST, PROJECT
 ROOT = Path(__file__).resolve().parent.parent.parent
 MOST_MIB = 60
 IMAGE_PX, JPEG_QUALITY = 96, 85  # the shorter side
-LEFT_OUT = (
-    "adco/weights/models/",
-    "results/",
-    ".ci/",
-    "docs/",
-    "MODEL_ZOO.md",
-    "uv.lock",
-)  # what running does not need
+# Not needed to run the benchmark.
+LEFT_OUT = ("adco/weights/models/", "results/", ".ci/", "docs/", "MODEL_ZOO.md", "uv.lock")
 STOCK = ("torch", "torchvision", "scikit-learn", "matplotlib", "tensorboard", "PyYAML", "safetensors", "tqdm", "pytest")
 NEEDED = ("adco", "pb1-detectron2", "faster-coco-eval")
-ALWAYS = ("setuptools", "cloudpickle")  # some versions of STOCK bring them, others not
+ALWAYS = ("setuptools", "cloudpickle")  # only some versions of STOCK have them
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 24, 17)] + ["manylinux2014_x86_64"]
 
 
@@ -53,9 +47,18 @@ def check_data(data: Path) -> None:
 
 
 def pack(folder: Path, data: Path | None, python: str) -> str:
-    """Write the folder, whole or not at all, in place of an earlier pack; returns what was packed, in words.
+    """Write a pack, completely or not at all; it replaces an earlier one.
 
-    data: images to re-encode; python: the version that it is for, e.g. `3.12`. Raises UserError.
+    Args:
+        folder: Where it is written.
+        data: A folder with train/CLASS and val/CLASS, whose images are re-encoded; None for no images.
+        python: The version of Python that it is for, e.g. `3.12`.
+
+    Returns:
+        A description of the pack, and how to use it.
+
+    Raises:
+        UserError: For a wrong version, or a folder that has other content.
     """
     if not re.fullmatch(r"3\.\d+", python):
         raise UserError(f"--python {python}: expected a version such as 3.12")
@@ -69,7 +72,7 @@ def pack(folder: Path, data: Path | None, python: str) -> str:
         made.mkdir()
         versions = pack_wheels(made, python)
         pack_project(made / PROJECT)
-        for kernel in sorted((ROOT / "adco" / "native").glob("_pixels*.so"))[:1]:
+        for kernel in sorted((ROOT / "adco" / "data" / "native").glob("_pixels*.so"))[:1]:
             shutil.copyfile(kernel, made / kernel.name)
         count = pack_images(data, made / IMAGES) if data else 0
         mib = check_size(made, folder)
@@ -84,7 +87,7 @@ def pack(folder: Path, data: Path | None, python: str) -> str:
 
 
 def check_size(made: Path, folder: Path) -> float:
-    """MiB of what was made. Raises UserError, which names `folder` and the largest files, when it is too much."""
+    """The size of a pack in MiB. Raises UserError, which names `folder` and the largest files, when it is too large."""
     mib = {path.name: path.stat().st_size / 2**20 for path in made.iterdir()}
     if sum(mib.values()) > MOST_MIB:
         largest = sorted(mib.items(), key=lambda item: -item[1])[:5]
@@ -94,13 +97,13 @@ def check_size(made: Path, folder: Path) -> float:
 
 
 def write_manifest(folder: Path, facts: Mapping[str, object]) -> None:
-    """manifest.json: the facts, and each file's sha256 and size."""
+    """Write manifest.json: the facts, and each file's sha256 and size."""
     files = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=1) + "\n")
 
 
 def pack_project(path: Path) -> None:
-    """The checkout's files that running needs, as a tar file."""
+    """Write the files of the checkout that are needed to a tar file. Raises UserError where there is no checkout."""
     words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(words, cwd=ROOT, check=True, capture_output=True).stdout
@@ -114,7 +117,7 @@ def pack_project(path: Path) -> None:
 
 
 def pack_images(data: Path, path: Path) -> int:
-    """train/CLASS/NAME.jpg and val/CLASS/NAME.jpg, RGB, the shorter side IMAGE_PX at most; returns how many."""
+    """Write train/CLASS/NAME.jpg and val/CLASS/NAME.jpg, at most IMAGE_PX on the shorter side; returns how many."""
     from adco.data.images import SUFFIXES
 
     files = [f for s in ("train", "val") for f in sorted((data / s).glob("*/*")) if f.suffix.lower() in SUFFIXES]
@@ -127,7 +130,7 @@ def pack_images(data: Path, path: Path) -> int:
 
 
 def small_jpeg(path: Path) -> bytes:
-    """An image file as a JPEG whose shorter side has IMAGE_PX pixels, or what it has where that is less."""
+    """An image file as a JPEG with at most IMAGE_PX pixels on the shorter side. Raises UserError if unreadable."""
     from PIL import Image
 
     from adco.data.images import UnreadableImage, decode, read_file
@@ -139,52 +142,57 @@ def small_jpeg(path: Path) -> bytes:
     factor = min(1.0, IMAGE_PX / min(image.size))
     image = image.resize([max(1, round(side * factor)) for side in image.size], Image.Resampling.LANCZOS)
     with io.BytesIO() as file:
-        image.save(file, "JPEG", quality=JPEG_QUALITY)  # with the usual tables, which the tar file has but once
+        image.save(file, "JPEG", quality=JPEG_QUALITY)  # with the usual tables, which compress well
         return file.getvalue()
 
 
 def pack_wheels(folder: Path, python: str) -> dict[str, str]:
-    """A wheel of each distribution that NEEDED needs and STOCK does not bring: {name: version}. Those of pure Python
-    are made of what is installed, compiled ones are downloaded for `python`."""
+    """Write a wheel of each distribution that NEEDED requires and STOCK does not.
+
+    Wheels of pure Python are made from the installed files, compiled ones are downloaded for `python`.
+
+    Returns:
+        The version of each by its name.
+    """
     omitted = {"adco", *closure(STOCK, python)} - {*ALWAYS}
-    wanted = {name: found for name, found in closure((*NEEDED, *ALWAYS), python).items() if name not in omitted}
+    wanted = {name: dist for name, dist in closure((*NEEDED, *ALWAYS), python).items() if name not in omitted}
     compiled = []
-    for found in wanted.values():
-        if any(file.suffix in (".so", ".pyd") for file in found.files or []):
-            compiled.append(f"{found.name}=={found.version}")
+    for dist in wanted.values():
+        if any(file.suffix in (".so", ".pyd") for file in dist.files or []):
+            compiled.append(f"{dist.name}=={dist.version}")
         else:
-            write_wheel(found, folder)
+            write_wheel(dist, folder)
     if compiled:
         download(compiled, python, folder)
-    return {name: found.version for name, found in sorted(wanted.items())}
+    return {name: dist.version for name, dist in sorted(wanted.items())}
 
 
 def closure(names: Sequence[str], python: str) -> dict[str, metadata.Distribution]:
-    """The installed ones of these distributions and of all that they need, by normalised name."""
+    """These distributions and all that they require, as far as they are installed, by normalised name."""
     from packaging.requirements import Requirement
 
-    there = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
-    found: dict[str, metadata.Distribution] = {}
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+    distributions: dict[str, metadata.Distribution] = {}
     waiting = list(names)
     while waiting:
         name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
-        if name in found:
+        if name in distributions:
             continue
         try:
-            found[name] = metadata.distribution(name)
+            distributions[name] = metadata.distribution(name)
         except metadata.PackageNotFoundError:  # not needed here, or listed for developers only
             continue
-        needs = map(Requirement, found[name].requires or [])
-        waiting += [need.name for need in needs if need.marker is None or need.marker.evaluate(there)]
-    return found
+        needs = map(Requirement, distributions[name].requires or [])
+        waiting += [need.name for need in needs if need.marker is None or need.marker.evaluate(environment)]
+    return distributions
 
 
-def write_wheel(found: metadata.Distribution, folder: Path) -> Path:
-    """An installed distribution of pure Python as a wheel again; what the installation added is left out."""
-    name = re.sub(r"[-_.]+", "_", found.name).lower()
-    info = f"{name}-{found.version}.dist-info"
+def write_wheel(dist: metadata.Distribution, folder: Path) -> Path:
+    """Write a wheel of an installed distribution of pure Python, without the files that its installation added."""
+    name = re.sub(r"[-_.]+", "_", dist.name).lower()
+    info = f"{name}-{dist.version}.dist-info"
     contents = {f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: adco\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}
-    for file in found.files or []:
+    for file in dist.files or []:
         parts = PurePosixPath(file).parts
         if ".." in parts or "__pycache__" in parts or file.suffix == ".pyc":
             continue
@@ -195,7 +203,7 @@ def write_wheel(found: metadata.Distribution, folder: Path) -> Path:
         contents["/".join(parts)] = file.read_binary()
     record = "".join(f"{name},sha256={_digest(content)},{len(content)}\n" for name, content in contents.items())
     contents[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
-    path = folder / f"{name}-{found.version}-py3-none-any.whl"
+    path = folder / f"{name}-{dist.version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
         for name, content in contents.items():
             wheel.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
@@ -207,7 +215,7 @@ def _digest(content: bytes) -> str:
 
 
 def download(requirements: Sequence[str], python: str, folder: Path) -> None:
-    """Wheels for Linux on x86-64 by whichever pip there is. Raises UserError."""
+    """Download wheels for Linux on x86-64 with the first pip that works. Raises UserError."""
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
     words = ["download", "--quiet", "--only-binary=:all:", "--no-deps", "--python-version", python, *platforms]
     pips = (

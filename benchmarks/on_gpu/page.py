@@ -1,4 +1,4 @@
-"""The GPU's tables of docs/speed.md and docs/evidence.md, from the records of benchmarks/gpu.py in results/gpu.
+"""Write the GPU's tables in docs/speed.md and docs/evidence.md from the records of benchmarks/gpu.py in results/gpu.
 
 python benchmarks/on_gpu/page.py
 """
@@ -28,6 +28,7 @@ PAGES = {  # page: the sections that it shows
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Read the records and rewrite the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--results", type=Path, default=ROOT / "results/gpu", help="folder of records (results/gpu)")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the pages (docs)")
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def tables(records: Mapping[Path, Record], sections: Sequence[str]) -> str:
-    """Markdown: for each record a heading with its card, then a table a section; what has no record is not run."""
+    """The tables in Markdown: for each record a heading with its card, and a table for each section; without records a
+    line that nothing was run."""
     return "\n" + ("".join(part for item in records.items() for part in _of_record(*item, sections)) or NOT_RUN) + "\n"
 
 
@@ -68,7 +70,7 @@ def _of_record(path: Path, record: Record, sections: Sequence[str]) -> Iterator[
 
 
 def _result(known: Mapping | None) -> str:
-    """How a section ended, in words."""
+    """How a section ended, as text."""
     if known is None:
         return "not run"
     return known.get("result", "not finished") + (f" ({known['reason']})" if known.get("reason") else "")

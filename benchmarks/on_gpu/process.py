@@ -1,4 +1,4 @@
-"""A section's process for benchmarks/gpu.py: it outlives neither its limit nor its starter, nor does it fill a disk."""
+"""Run a process with a time limit; its log is bounded, and it cannot outlive this process. For benchmarks/gpu.py."""
 
 from __future__ import annotations
 
@@ -6,33 +6,43 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from adco.launch import supervisor
 from adco.utils.errors import one_line
 from benchmarks.on_gpu.figures import Result
 
 GRACE_SECONDS = 3.0  # between SIGTERM and SIGKILL
-HEAD_BYTES = TAIL_BYTES = 256 << 10  # of its output that are logged
+HEAD_BYTES = TAIL_BYTES = 256 << 10  # of the output that are logged
 
 
 def run_process(
-    words: Sequence[str], folder: Path, environment: Mapping[str, str], log: BinaryIO, limit: float
+    command: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    limit: float,
+    write: Callable[[bytes], object],
 ) -> Result:
-    """Run a command in a process group of its own, for `limit` seconds at most, and say how it ended. Ctrl-C ends it,
-    too, and is not raised again: the result is `interrupted`."""
+    """Run a command in a process group of its own, and end what it leaves running.
+
+    Args:
+        command: The command line.
+        folder: Its working folder.
+        environment: All of its variables.
+        limit: Seconds after which it is killed.
+        write: Called with each block of its output, from another thread.
+
+    Returns:
+        How it ended. Ctrl-C ends it, too, and is not raised again: the result is then `interrupted`.
+    """
     begin, result, reason = time.monotonic(), "", ""
-    process = subprocess.Popen(
-        [sys.executable, "-I", supervisor.__file__, *words],  # it ends when this process does, however it does
-        cwd=folder, env=environment, start_new_session=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    output = Output(process.stdout, log)
+    process = supervisor.start(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    output = _Output(process.stdout, write)
     try:
         process.wait(limit)
     except subprocess.TimeoutExpired:
@@ -40,7 +50,7 @@ def run_process(
     except KeyboardInterrupt:
         result, reason = "interrupted", "by Ctrl-C or SIGTERM"
     finally:
-        end_group(process)
+        _end_group(process)
         last = output.end()
     code = process.returncode
     if not result:
@@ -48,7 +58,7 @@ def run_process(
     return Result(result, round(time.monotonic() - begin, 1), code, reason)
 
 
-def end_group(process: subprocess.Popen) -> None:
+def _end_group(process: subprocess.Popen[bytes]) -> None:
     """End what is left of the process and its group: SIGTERM, then SIGKILL."""
     with uninterrupted():
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -57,38 +67,51 @@ def end_group(process: subprocess.Popen) -> None:
                     os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_SECONDS)
-        process.stdin.close()
+        if process.stdin:
+            process.stdin.close()
 
 
-class Output(threading.Thread):
-    """Copies a process's output into the log: the first HEAD_BYTES at once, of the rest the last TAIL_BYTES at the
-    end, so that a process that prints without end fills no disk."""
+class _Output(threading.Thread):
+    """Reads a process's output to its end."""
 
-    def __init__(self, pipe: BinaryIO, log: BinaryIO):
+    def __init__(self, pipe: IO[bytes], write: Callable[[bytes], object]):
         super().__init__(daemon=True)
-        self.pipe, self.log = pipe, log
-        self.room, self.omitted = HEAD_BYTES, 0
-        self.tail, self.recent = bytearray(), b""
+        self.pipe, self.write, self.recent = pipe, write, b""
         self.start()
 
     def run(self) -> None:
         while block := os.read(self.pipe.fileno(), 1 << 16):
             self.recent = (self.recent + block)[-4096:]
-            self.log.write(block[: self.room])
-            self.tail += block[self.room :]
-            self.room -= min(self.room, len(block))
-            if len(self.tail) > 4 * TAIL_BYTES:  # seldom: what is behind has to be moved
-                self._shorten()
+            self.write(block)
 
     def end(self) -> str:
-        """Write the tail; returns the last line printed. To be called once the process has ended."""
+        """The last line of the output. To be called when the process has ended."""
         self.join(GRACE_SECONDS)  # a process that left the group may still hold the pipe
-        self._shorten()
-        self.log.write((f"\n[{self.omitted} bytes left out]\n".encode() if self.omitted else b"") + self.tail)
         if not self.is_alive():
             self.pipe.close()
         lines = self.recent.decode(errors="replace").strip().splitlines()
         return one_line(lines[-1])[:300] if lines else ""
+
+
+class BoundedLog:
+    """Writes the first HEAD_BYTES to a file at once and the last TAIL_BYTES when it is closed, so that a process that
+    prints without end does not fill the disk."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.room, self.omitted, self.tail = file, HEAD_BYTES, 0, bytearray()
+
+    def write(self, block: bytes) -> None:
+        """Take a block of output."""
+        self.file.write(block[: self.room])
+        self.tail += block[self.room :]
+        self.room -= min(self.room, len(block))
+        if len(self.tail) > 4 * TAIL_BYTES:  # rarely: the rest of the buffer has to be moved
+            self._shorten()
+
+    def close(self) -> None:
+        """Write the tail."""
+        self._shorten()
+        self.file.write((f"\n[{self.omitted} bytes left out]\n".encode() if self.omitted else b"") + self.tail)
 
     def _shorten(self) -> None:
         excess = max(0, len(self.tail) - TAIL_BYTES)
@@ -98,7 +121,7 @@ class Output(threading.Thread):
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block has ended."""
+    """Delay Ctrl-C and SIGTERM until the block has ended."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -107,6 +130,6 @@ def uninterrupted() -> Iterator[None]:
 
 
 def _signal_name(code: int) -> str:
-    """SIGSEGV for 139 and -11, as shells and subprocess have it; empty for other codes."""
+    """`SIGSEGV` for 139 (a shell's code) and -11 (subprocess's); empty for codes that are no signal's."""
     number = -code if code < 0 else code - 128
     return signal.Signals(number).name if number in iter(signal.Signals) else ""

@@ -1,4 +1,4 @@
-"""A pack of pack.py on a machine with stock PyTorch: it is verified, and what is missing is unpacked."""
+"""Verify a pack on a machine with a stock PyTorch, and unpack what the machine lacks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,20 @@ from adco.utils.files import atomic_write, sha256_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MANIFEST, PROJECT, IMAGES = "manifest.json", "project.tar.gz", "images.tar.gz"
-# detectron2 0.6 imports pkg_resources, which setuptools 81 no longer has: where it runs, these come before the image's.
+# detectron2 0.6 imports pkg_resources, which setuptools 81 no longer has: its sections use the packed setuptools.
 IN_FRONT, SECTIONS_WITH_DETECTRON2 = "setuptools", ("cuda_tests", "detection")
 
 
 @dataclass(frozen=True)
 class Unpacked:
-    """A pack that was unpacked: the folders with modules, the images (None: there are none), the tree's commit."""
+    """An unpacked pack.
+
+    Attributes:
+        site: The folder with modules that the machine lacks.
+        front: The folder with modules that are used instead of the machine's.
+        images: The folder with images; None when there are none.
+        commit: The commit of the packed project.
+    """
 
     site: Path
     front: Path
@@ -34,12 +41,12 @@ class Unpacked:
     commit: str
 
     def python_path(self, section: str) -> list[Path]:
-        """The folders that a section finds modules in, after the project."""
+        """The folders with a section's modules, to be searched after the project."""
         return [self.front, self.site] if section in SECTIONS_WITH_DETECTRON2 else [self.site]
 
 
 def unpack(folder: Path, work: Path) -> Unpacked:
-    """Verify the pack and unpack it below `work`, unless this very pack already is. Raises UserError."""
+    """Verify the pack and unpack it below `work`, unless it has been unpacked before. Raises UserError."""
     manifest = verify(folder)
     wheels = usable(manifest, [name for name in manifest["files"] if name.endswith(".whl")])
     digest = {name: facts["sha256"] for name, facts in manifest["files"].items()}
@@ -55,7 +62,7 @@ def unpack(folder: Path, work: Path) -> Unpacked:
 
 
 def verify(folder: Path) -> dict:
-    """The manifest, once every file has the sha256 that it names. Raises UserError."""
+    """Compare every file with its sha256 in the manifest; returns the manifest. Raises UserError."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         digests = {str(name): facts["sha256"] for name, facts in manifest["files"].items()}
@@ -70,7 +77,7 @@ def verify(folder: Path) -> dict:
 
 
 def usable(manifest: Mapping, wheels: Sequence[str]) -> list[str]:
-    """The wheels that fit this Python; says which do not."""
+    """The wheels for this version of Python; prints those that are for another."""
     here = "{}.{}".format(*sys.version_info)
     fit = [name for name in wheels if manifest["python"] == here or name.endswith("-none-any.whl")]
     if len(fit) < len(wheels):
@@ -80,8 +87,8 @@ def usable(manifest: Mapping, wheels: Sequence[str]) -> list[str]:
 
 
 def is_missing(wheel: Path) -> bool:
-    """Whether this Python lacks one of the wheel's modules. detectron2 always counts as missing: this project is tried
-    with the packed release."""
+    """Whether this Python lacks one of the wheel's modules. detectron2 always counts as missing: the packed release is
+    the one that this project is tested with."""
     with zipfile.ZipFile(wheel) as file:
         top = {PurePosixPath(name).parts[0].partition(".")[0] for name in file.namelist() if ".dist-info/" not in name}
     modules = [name for name in top if name.isidentifier()]
@@ -89,7 +96,16 @@ def is_missing(wheel: Path) -> bool:
 
 
 def put(folder: Path, identity: Mapping[str, str], fill: Callable[[Path], object]) -> Path:
-    """Make the folder with `fill`, whole or not at all, unless it was made of the same files."""
+    """Fill a folder, completely or not at all, unless it was filled from the same files before.
+
+    Args:
+        folder: The folder.
+        identity: The files' sha256 by name.
+        fill: Writes the content into the folder that it is given.
+
+    Returns:
+        The folder.
+    """
     marker = folder / ".unpacked.json"
     text = json.dumps(identity, sort_keys=True)
     if marker.is_file() and marker.read_text() == text:
@@ -124,8 +140,8 @@ def untar(path: Path, folder: Path) -> None:
 
 
 def place_kernel(packed: Sequence[Path]) -> None:
-    """Put the packed C kernel where adco.data.native looks for it, if none there can be loaded."""
-    native = ROOT / "adco" / "native"
+    """Copy the packed C kernel to the folder of adco.data.native, unless a kernel there can be loaded."""
+    native = ROOT / "adco" / "data" / "native"
     if packed and not any(map(_loads, native.glob("_pixels*.so"))):
         with atomic_write(native / packed[0].name) as file:
             file.write(packed[0].read_bytes())

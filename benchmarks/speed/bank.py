@@ -1,8 +1,8 @@
-"""AdCo's loss and bank step against the released one, and against a MoCo loss that learns no bank.
+"""AdCo's loss and bank step against the released one, and against a MoCo loss, whose bank is not learned.
 
     python benchmarks/run.py bank [--quick] [--device cuda]
 
-From embeddings to the queries' gradient and the stepped bank: 256 queries, D = 128, one direction. `released` is our
+From embeddings to the queries' gradient and the updated bank: 256 queries, D = 128, one direction. `released` is our
 re-statement of the released AdCo's update (the same calls in the same order), `moco` of what lightly's NTXentLoss with
 a memory bank and solo-learn's MoCo loss do: logits, cross-entropy, backward, and the queue's update. `floor` is three
 matrix products of the same size. Extra memory is the peak over what was held before the step: of the GPU's memory as
@@ -33,10 +33,10 @@ GOAL_MOCO, GOAL_MEMORY = 1.7, 1.2
 
 
 def run(options: Options) -> Outcome:
-    """Time both sizes of the bank; compare memory at the large one, and gradients with the released ones in float64."""
+    """Time both sizes of the bank, memory at the large one, and the gradients against the released ones in float64."""
     timings, ratios, scores = [], [], {}
     set_arithmetic(options.device)  # float32 for all, which is torch's default for matrix products
-    for name in ("released", "moco", "ours"):  # before anything keeps memory
+    for name in ("released", "moco", "ours"):  # before anything else allocates memory
         scores[f"extra_MiB_65536/{name}"] = extra_memory(CONTESTANTS[name], options.device)
     for size, goal in GOALS.items():
         steps = STEPS_A_ROUND[options.device.type][size]
@@ -55,15 +55,15 @@ def run(options: Options) -> Outcome:
 
 
 def embeddings(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Unit queries and keys with the agreement of a trained encoder: (N, D) each."""
+    """Normalized queries and keys, (N, D) each, as similar as those of a trained encoder."""
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(N, D, generator=generator)
     k = q + 0.5 * torch.randn(N, D, generator=generator)
-    return tuple(F.normalize(rows, dim=1).to(device, dtype) for rows in (q, k))
+    return F.normalize(q, dim=1).to(device, dtype), F.normalize(k, dim=1).to(device, dtype)
 
 
-def ours(size: int, device: torch.device) -> Callable[[], Tensor]:
-    """Our step; returns the queries' gradient."""
+def ours(size: int, device: torch.device) -> Callable[[], None]:
+    """Our loss, its gradients and the bank's step on fixed embeddings."""
     q, k = embeddings(device)
     bank = MemoryBank(BankOptions(size, sgd_momentum=MOMENTUM, weight_decay=DECAY), D).to(device)
     pairs = make_pairs(2, symmetric=False)
@@ -85,7 +85,8 @@ def released(size: int, device: torch.device) -> Callable[[], None]:
 
 
 def released_update(size: int, device: torch.device) -> Callable[[Tensor, Tensor], None]:
-    """The released update, restated: (N, D) queries with gradient and keys; columns are adversaries, (D, K)."""
+    """Our re-statement of the released update. The step takes queries with gradient and keys, (N, D) each; the columns
+    of its bank (D, K) are the negatives."""
     w = torch.randn(D, size, device=device)
     v = torch.zeros_like(w)
 
@@ -114,13 +115,24 @@ def released_update(size: int, device: torch.device) -> Callable[[Tensor, Tensor
 
 
 def _released_direction(q: Tensor, p: Tensor, negatives: Tensor, unit: Tensor, w: Tensor) -> Tensor:
-    """Along which the columns w (D, K) move: p, negatives (N, K), the bank's softmaxes and cosines; unit: w, unit."""
+    """The direction in which the bank's columns move.
+
+    Args:
+        q: (N, D) normalized queries.
+        p: (N, K) softmax over the bank at its temperature.
+        negatives: (N, K) cosines of queries and bank.
+        unit: (D, K) the normalized columns.
+        w: (D, K) the columns.
+
+    Returns:
+        (D, K).
+    """
     g = torch.einsum("cn,nk->ck", q.T, p) / len(q) - (p * negatives).mean(dim=0) * unit
     return torch.div(g, w.norm(dim=0)) / TAU_BANK
 
 
 def moco(size: int, device: torch.device) -> Callable[[], None]:
-    """A MoCo loss and its queue, as lightly and solo-learn compute them."""
+    """A MoCo loss and its queue, computed as in lightly and solo-learn."""
     q, k = embeddings(device)
     queue = F.normalize(torch.randn(D, size, device=device), dim=0)
     pointer = 0
@@ -139,7 +151,7 @@ def moco(size: int, device: torch.device) -> Callable[[], None]:
 
 
 def floor(size: int, device: torch.device) -> Callable[[], None]:
-    """Three products of N x K x D and nothing else."""
+    """Three matrix products of N x K x D and nothing else."""
     q, _ = embeddings(device)
     n, out, back, pull = (
         torch.randn(size, D, device=device),
@@ -162,7 +174,7 @@ CONTESTANTS: dict[str, Callable[[int, torch.device], Callable[[], object]]] = {
 def extra_memory(
     make: Callable[[int, torch.device], Callable[[], object]], device: torch.device, size: int = 65536
 ) -> float:
-    """MiB that a first step needs at its peak beyond queries, keys and bank; a small one has loaded the libraries."""
+    """MiB that a first step needs at its peak beyond queries, keys and bank. A small step loads the libraries first."""
     make(512, device)()
     step = make(size, device)
     if device.type == "cuda":
@@ -170,22 +182,22 @@ def extra_memory(
         before = torch.cuda.memory_allocated(device)
         step()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of resident memory
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak of resident memory
     before = _resident("VmRSS")
     step()
     return (_resident("VmHWM") - before) / 2**10
 
 
 def gradient_errors(device: torch.device, size: int = 8192) -> dict[str, float]:
-    """Worst errors of float32 against the released formulas in float64, relative to the largest entry.
+    """The largest errors of float32 against the released formulas in float64, relative to the largest entry.
 
-    Of the queries' gradient and the bank's direction, ours and the released ones: what float32 itself costs.
+    For the queries' gradient and the bank's direction, of our formulas and of the released ones in float32.
     """
     bank = torch.randn(size, D, generator=torch.Generator().manual_seed(1)).to(device)
     exact, errors = _released_gradients(bank.double()), {}
     for name, gradients in {"ours": _our_gradients, "released": _released_gradients}.items():
-        for part, found, true in zip(("queries", "bank"), gradients(bank), exact, strict=True):
-            errors[f"gradient_error_{part}/{name}"] = ((found - true).abs().max() / true.abs().max()).item()
+        for part, gradient, true in zip(("queries", "bank"), gradients(bank), exact, strict=True):
+            errors[f"gradient_error_{part}/{name}"] = ((gradient - true).abs().max() / true.abs().max()).item()
     return errors
 
 

@@ -1,20 +1,18 @@
-"""The input pipeline against the released AdCo's, lightly's and solo-learn's: per core, and loaders to the device.
+"""Our input pipeline against those of the released AdCo, lightly and solo-learn: on one core, and whole loaders.
 
     python benchmarks/run.py input [--quick] [--device cuda] [--data FOLDER] [--reference CLONE]
 
-The references are re-statements: the same libraries and calls, written here. `--reference CLONE` times the transforms
-of a clone of the released code as well. Images: 500 x 375 JPEGs, generated, or those of `--data FOLDER`.
+The references are re-statements (reference_views.py). `--reference CLONE` times the transforms of a clone of the
+released code, too. Images are generated JPEGs of 500 x 375, or those of `--data FOLDER`.
 
-Loaders are timed until normalised float32 views lie on the device: with 1, 8 and 16 threads (processes in the released
-loader) as far as there are cores, 1 and 2 on a small machine. `race.steady` says what of a loader's work counts.
+Loaders are timed until normalized float32 views are on the device: with 1, 8 and 16 threads (processes in the released
+loader) as far as there are cores, 1 and 2 on a small machine. `race.steady` describes which batches are timed.
 """
 
 from __future__ import annotations
 
 import io
-import random
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -22,10 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image
 from torch.utils.data import DataLoader, RandomSampler
-from torchvision import datasets, transforms
-from torchvision.transforms import v2
+from torchvision import datasets
 
 from adco.config.schema import ViewConfig
 from adco.data import native
@@ -33,83 +30,16 @@ from adco.data.batch import Batch
 from adco.data.images import ImageIndex, index_folder
 from adco.data.loader import ViewDataset, batches, requests, resolve_backend
 from adco.data.transforms import parameters
-from adco.data.transforms.functional import MEAN, STD
 from adco.utils.device import usable_cores
 from adco.utils.errors import UserError
 from benchmarks.speed.photographs import write_photographs
 from benchmarks.speed.race import Options, Outcome, Ratio, Timing, race, ratio, steady, steady_count, steady_length
+from benchmarks.speed.reference_views import SMALLER, Views, clone_views, lightly_view, released_view, solo_learn_view
 
 TWO = (ViewConfig(), ViewConfig())
-SMALLER = ((224, 0.2, 1.0), (192, 0.172, 0.86), (160, 0.143, 0.715), (128, 0.114, 0.571), (96, 0.086, 0.429))
 SIX = (ViewConfig(), *(ViewConfig(px=px, scale=[low, high]) for px, low, high in SMALLER))
 CPU = torch.device("cpu")
 NAMES = {1: "one", 2: "two"}  # of numbers of workers in names of ratios
-
-
-class Blur:
-    """MoCo's and solo-learn's GaussianBlur on an image."""
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
-
-
-def released_view(px: int = 224, scale: Sequence[float] = (0.2, 1.0), blur: Callable | None = None) -> Callable:
-    """One view of the released AdCo (main_worker.py and MultiCrop_Transform.py)."""
-    return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(px, scale=tuple(scale)),
-            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-            transforms.RandomGrayscale(p=0.2),
-            transforms.RandomApply([blur or Blur()], p=0.5),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(mean=MEAN, std=STD),
-        ]
-    )
-
-
-def lightly_view() -> Callable:
-    """One view of lightly's MoCoV2Transform with MoCo v2's strengths (it takes torchvision's v2 transforms)."""
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size=224, scale=(0.2, 1.0)),
-            v2.RandomHorizontalFlip(p=0.5),
-            v2.RandomVerticalFlip(p=0.0),
-            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-            v2.RandomGrayscale(p=0.2),
-            v2.RandomApply([Blur()], p=0.5),
-            v2.PILToTensor(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(mean=MEAN, std=STD),
-        ]
-    )
-
-
-def solo_learn_view() -> Callable:
-    """One view of solo-learn's ImagenetTransform with MoCo v2's strengths."""
-    return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(224, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-            transforms.RandomGrayscale(p=0.2),
-            transforms.RandomApply([Blur()], p=0.5),
-            transforms.RandomApply([ImageOps.solarize], p=0.0),
-            transforms.RandomApply([ImageOps.equalize], p=0.0),
-            transforms.RandomHorizontalFlip(p=0.5),
-            transforms.ToTensor(),
-            transforms.Normalize(mean=MEAN, std=STD),
-        ]
-    )
-
-
-class Views:
-    """Image -> one tensor a view."""
-
-    def __init__(self, made: Sequence[Callable]):
-        self.made = made
-
-    def __call__(self, image: Image.Image) -> list[torch.Tensor]:
-        return [view(image) for view in self.made]
 
 
 TWO_RELEASED = Views([released_view()] * 2)
@@ -117,7 +47,7 @@ SIX_RELEASED = Views([released_view(spec.px, spec.scale) for spec in SIX])
 
 
 def run(options: Options) -> Outcome:
-    """The races: two crops and key + 5 crops on one core, then loaders with some numbers of workers."""
+    """Race two crops and key + 5 crops on one core, then loaders with several numbers of workers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -131,7 +61,7 @@ def run(options: Options) -> Outcome:
 def _run(options: Options, index: ImageIndex) -> Outcome:
     count = min(len(index), 16 if options.quick else 32)
     files = [index.read(i) for i in range(count)]
-    with_clone = _clone(options.reference) if options.reference else {}
+    with_clone = clone_views(options.reference) if options.reference else {}
     two = {
         "released, two crops": partial(_by_pillow, files, TWO_RELEASED),
         "lightly, two crops": partial(_by_pillow, files, Views([lightly_view()] * 2)),
@@ -149,9 +79,9 @@ def _run(options: Options, index: ImageIndex) -> Outcome:
     timings = race(two, options.rounds, count) | race(six, options.rounds, count)
     counts, ratios = worker_counts(usable_cores()), []
     for workers in counts:
-        found = race_loaders(index, workers, options)
-        timings |= found
-        ratios += loader_ratios(found, workers)
+        loaders = race_loaders(index, workers, options)
+        timings |= loaders
+        ratios += loader_ratios(loaders, workers)
     settings = {"backend": resolve_backend("auto", CPU, 2), "fast_jpeg": native.fast_jpeg(), "cores": 1}
     settings |= {"loader_workers": list(counts), "device": options.device.type}
     return Outcome(
@@ -185,7 +115,7 @@ def _by_pillow(files: Sequence[bytes], transform: Callable) -> None:
 
 
 def _ours(index: ImageIndex, files: Sequence[bytes], specs: Sequence[ViewConfig], full: bool) -> Callable[[], None]:
-    """The native backend, as one worker thread runs it; without the kernel, what then serves, in this process."""
+    """The native backend, as one worker thread runs it; without the kernel the backend that is then used."""
     samples = np.arange(len(files))
     if not native.available():
         dataset = ViewDataset(index, specs, 0, 0, "device")
@@ -210,7 +140,7 @@ def worker_counts(cores: int) -> tuple[int, ...]:
 
 
 def race_loaders(index: ImageIndex, workers: int, options: Options) -> dict[str, Timing]:
-    """Our backends and the released loader, two 224 px crops, until the views lie on the device."""
+    """Race our backends and the released loader: two 224 px crops, until the views are on the device."""
     device, count = options.device, steady_count(workers, 16)
     batch = min(len(index), 8 if options.quick else 32)
     theirs = released_loader(index.root, TWO[0], batch, workers, count, device)
@@ -228,16 +158,16 @@ def race_loaders(index: ImageIndex, workers: int, options: Options) -> dict[str,
     return race(contestants, options.rounds, batch * count, device)
 
 
-def loader_ratios(found: dict[str, Timing], workers: int) -> list[Ratio]:
-    """Every backend against the released loader, the first one last."""
-    name, reference = NAMES.get(workers, workers), found[f"released, {workers} workers"]
-    main, *others = (timing for timing in found.values() if timing is not reference)
+def loader_ratios(timings: dict[str, Timing], workers: int) -> list[Ratio]:
+    """The ratio of every backend to the released loader, that of the default backend last."""
+    name, reference = NAMES.get(workers, workers), timings[f"released, {workers} workers"]
+    main, *others = (timing for timing in timings.values() if timing is not reference)
     more = [ratio(f"input.{t.name.split(',')[0]}_{name}_workers", reference, t, 1) for t in others]
     return [*more, ratio(f"input.loader_{name}_workers", reference, main, 4.5)]
 
 
 def backends_for(device: torch.device) -> tuple[str, ...]:
-    """The backends worth timing, the one that `auto` takes first."""
+    """The backends that are timed, the default of `auto` first."""
     cpu = "native" if native.available() else "device"
     return tuple(dict.fromkeys((cpu, "device", "nvjpeg"))) if device.type == "cuda" else (cpu,)
 
@@ -251,7 +181,7 @@ def our_loader(
     count: int,
     device: torch.device,
 ) -> Iterable[Batch]:
-    """One pass of our loader, for `steady`; its threads are started for it, which takes no time."""
+    """One pass of our loader, for `steady`. Its threads are started for each pass, which takes no time."""
     wanted = requests(0, len(index), batch, 0, steady_length(workers, count))
     return batches(ViewDataset(index, specs, 0, 0, backend), wanted, workers, device)
 
@@ -259,10 +189,20 @@ def our_loader(
 def released_loader(
     root: Path, view: ViewConfig, batch: int, workers: int, count: int, device: torch.device
 ) -> DataLoader:
-    """The released loader of two views; each iteration is a pass for `steady`, by processes that live as long as it.
+    """The released loader of two views; each iteration is a pass for `steady`. Its processes are kept between passes.
 
-    Beside a GPU they are spawned: a fork would copy the locks of CUDA's threads. Raises UserError where the batches
-    that they make ahead do not fit into shared memory.
+    With a GPU they are spawned: a fork would copy the locks of CUDA's threads.
+
+    Args:
+        root: A folder with CLASS/*.jpg.
+        view: The size and scale of a crop.
+        batch: Images of a batch.
+        workers: How many processes.
+        count: How many batches `steady` times.
+        device: Where the views go.
+
+    Raises:
+        UserError: When the batches that are made ahead do not fit into shared memory.
     """
     _check_shared_memory((2 * workers + 2) * batch * 2 * 3 * view.px**2 * 4)
     folder = datasets.ImageFolder(str(root), Views([released_view(view.px, view.scale)] * 2))
@@ -275,7 +215,7 @@ def released_loader(
 
 
 def uploaded(batch: Sequence, device: torch.device) -> list[torch.Tensor]:
-    """The views of a batch of the released loader on the device."""
+    """Copy the views of a batch of the released loader to the device."""
     return [view.to(device, non_blocking=True) for view in batch[0]]
 
 
@@ -287,21 +227,3 @@ def _check_shared_memory(needed: int) -> None:
             f"{place}: the released loader needs {needed >> 20} MiB of shared memory, and {free >> 20} are free; "
             "start the container with --ipc=host or --shm-size"
         )
-
-
-def _clone(root: Path) -> dict[str, Callable]:
-    """The transforms of a clone of the released AdCo. Raises UserError when it is not one."""
-    sys.path.insert(0, str(root))
-    try:
-        from data_processing.loader import GaussianBlur, TwoCropsTransform
-        from data_processing.MultiCrop_Transform import Multi_Transform
-    except ImportError as error:
-        raise UserError(f"--reference {root}: not a clone of the released AdCo ({error})") from error
-    finally:
-        sys.path.remove(str(root))
-    px, low, high = zip(*SMALLER, strict=True)
-    normalize = transforms.Normalize(mean=MEAN, std=STD)
-    return {
-        "two crops": TwoCropsTransform(released_view(blur=GaussianBlur([0.1, 2.0]))),
-        "key + 5 crops": Multi_Transform(px, [1] * 5, low, high, normalize),
-    }

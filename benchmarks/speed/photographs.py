@@ -1,4 +1,4 @@
-"""Images with a photograph's statistics, made from numbers: power falling with frequency, related colours, edges."""
+"""Generated images with the statistics of photographs: a falling power spectrum, related colours, edges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from PIL import Image
 
 
 def photograph(seed: int, width: int = 160, height: int = 120) -> np.ndarray:
-    """(height, width, 3) uint8: 1/f noise, part common and part coloured, two shaded objects with hard edges, grain."""
+    """Generate an image: 1/f noise, partly common to the colours, two shaded objects with hard edges, grain.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
@@ -30,14 +34,14 @@ def photograph(seed: int, width: int = 160, height: int = 120) -> np.ndarray:
 
 
 def jpeg(pixels: np.ndarray, **options: object) -> bytes:
-    """The image as a JPEG file's content; options are Pillow's (quality, subsampling, progressive)."""
+    """The content of a JPEG file of (H, W, 3) uint8 pixels; options are Pillow's, such as quality and subsampling."""
     with io.BytesIO() as file:
         Image.fromarray(pixels).save(file, "JPEG", **{"quality": 90, **options})
         return file.getvalue()
 
 
 def write_photographs(root: Path, count: int, classes: int = 1, width: int = 160, height: int = 120) -> Path:
-    """`root/CLASS/N.jpg`, `count` in all."""
+    """Write `count` photographs to `root/CLASS/N.jpg`; returns `root`."""
     for number in range(count):
         path = root / f"class{number % classes}" / f"{number:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)

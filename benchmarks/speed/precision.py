@@ -1,10 +1,10 @@
-"""bf16, and on a GPU tf32, against float32: the same run in each, the losses of its steps beside the others'.
+"""bf16, and on a GPU tf32, against float32: the same run in each precision, and the differences of their losses.
 
     python benchmarks/speed/precision.py --data SAMPLE/imagenet --device cuda [--steps 200] --output precision.json
 
-AdCo's recipe of 200 epochs (ResNet-50, 224 px, batch 256) on a GPU, the small one on a CPU; the same images for all,
-e.g. those that tools/make_sample.py draws. Reported: the mean relative difference of the loss, and that of its mean
-over the last fifth.
+AdCo's recipe of 200 epochs (ResNet-50, 224 px, batch 256) on a GPU, the small one on a CPU, with the same images for
+all, e.g. those of tools/make_sample.py. Reported are the mean relative difference of the loss, and that of its mean
+over the last fifth of the steps.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from adco.utils.errors import command
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Train in every precision, print the differences and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX (auto)")
     parser.add_argument("--data", required=True, help="what data.root may be")
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(precision: str, data: str, steps: int, device: torch.device) -> list[float]:
-    """The losses that a run of so many steps logs."""
+    """The logged losses of a run of so many steps."""
     big = device.type == "cuda"
     change = [f"compute.precision={precision}", f"data.root={data}", "data.in_memory=true", "bank.init=random"]
     recipe = load_recipe("adco_r50_200ep" if big else "adco_r18_imagenette", [*change, "probe.every_epochs=0"])
@@ -63,7 +64,7 @@ def run(precision: str, data: str, steps: int, device: torch.device) -> list[flo
 
 
 def compared(reference: Sequence[float], other: Sequence[float]) -> dict[str, float]:
-    """Relative differences in percent, of every logged loss (mean) and of the mean over the last fifth."""
+    """Relative differences in percent: the mean over all logged losses, and that of the mean over the last fifth."""
     one, two = np.asarray(reference), np.asarray(other)
     tail = -max(1, len(one) // 5)
     end = abs(two[tail:].mean() / one[tail:].mean() - 1)

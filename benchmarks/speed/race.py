@@ -1,7 +1,7 @@
-"""Races: a candidate against a reference in the same run, interleaved, so that a busy machine slows both alike.
+"""Races: a candidate and a reference are timed in turn in the same run, so that a busy machine slows both alike.
 
-A benchmark is a file `benchmarks/NAME.py` with one function, `run(options: Options) -> Outcome`, which times things
-with `race` and says what it found as ratios with goals; `benchmarks/run.py` prints, records and compares.
+A benchmark is a file `benchmarks/speed/NAME.py` with a function `run(options: Options) -> Outcome`, which times things
+with `race` and returns ratios with goals; `benchmarks/run.py` prints, records and compares them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,19 @@ from adco.utils.errors import UserError
 T = TypeVar("T")
 
 ROUNDS = 5
-REGRESSION = 0.2  # a ratio this much below the committed one is worth a warning
+REGRESSION = 0.2  # warn when a ratio is this much below the committed one
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says. quick: end within a minute on two cores; reference: a clone of the released code;
-    data: a folder of images to use instead of generated ones; device: where the work runs."""
+    """The options of the command line.
+
+    Attributes:
+        quick: Whether to end within a minute on two cores.
+        reference: A clone of the released code.
+        data: A folder of images to use instead of generated ones.
+        device: Where the work runs.
+    """
 
     quick: bool = False
     reference: Path | None = None
@@ -39,13 +45,19 @@ class Options:
 
     @property
     def rounds(self) -> int:
-        """How many times each contestant runs: never below 5, because a median of fewer hides nothing."""
+        """How many times each contestant runs: at least 5, because the median of fewer is not robust."""
         return ROUNDS if self.quick else 2 * ROUNDS - 1
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each round, in the order run; `items` is how many things one round does (images, steps)."""
+    """The times of a contestant.
+
+    Attributes:
+        name: The contestant's name.
+        seconds: Of each round, in order.
+        items: How many items (images, steps) a round processes.
+    """
 
     name: str
     seconds: tuple[float, ...]
@@ -53,37 +65,52 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Seconds a round, median."""
+        """The median seconds of a round."""
         return statistics.median(self.seconds)
 
     @property
     def rate(self) -> float:
-        """Items a second at the median."""
+        """Items a second in the median round."""
         return self.items / self.median
 
     @property
     def spread(self) -> float:
-        """The slowest round's seconds less the fastest's, over the median."""
+        """The difference between the slowest and the fastest round, relative to the median."""
         return (max(self.seconds) - min(self.seconds)) / self.median
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times better than the reference, against a goal. value > 1: the candidate is better."""
+    """How many times better than the reference a candidate is.
+
+    Attributes:
+        name: The ratio's name.
+        value: Above 1 the candidate is better.
+        goal: What the project aims at.
+    """
 
     name: str
     value: float
     goal: float
 
     def line(self) -> str:
-        """`RATIO name value goal`, for eyes and scripts."""
+        """The line `RATIO name value goal`, which scripts can read."""
         return f"RATIO {self.name} {self.value:.2f} {self.goal:g}"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a benchmark found. unit: what `Timing.items` counts; the last ratio is the headline; scores: other figures
-    (MiB, shares); data: what it ran on; settings: every size that moves them; notes: what was not run and why."""
+    """The results of a benchmark.
+
+    Attributes:
+        unit: What `Timing.items` counts.
+        timings: The times of the contestants.
+        ratios: The last one is the most important.
+        scores: Other figures (MiB, shares).
+        data: What it ran on.
+        settings: Every size that affects the figures.
+        notes: What was not run, and why.
+    """
 
     unit: str
     timings: Sequence[Timing]
@@ -94,7 +121,7 @@ class Outcome:
     notes: Sequence[str] = ()
 
     def table(self) -> str:
-        """Aligned lines: name, milliseconds an item, items a second, spread of the rounds."""
+        """A table as text: name, milliseconds an item, items a second, and the spread of the rounds."""
         lines = [("contestant", f"ms/{self.unit}", f"{self.unit}/s", "spread")]
         for timing in self.timings:
             row = f"{1e3 / timing.rate:.2f}", f"{timing.rate:.1f}", f"{100 * timing.spread:.0f}%"
@@ -109,7 +136,7 @@ class Outcome:
         )
 
     def record(self, name: str, seconds: float) -> Record:
-        """The outcome as a result record of protocol `benchmark/NAME`."""
+        """The results as a record of the protocol `benchmark/NAME`. seconds: of the whole benchmark."""
         scores = {f"ratio/{ratio.name}": round(ratio.value, 3) for ratio in self.ratios}
         scores |= {f"{self.unit}_per_s/{timing.name}": round(timing.rate, 3) for timing in self.timings}
         goals = {ratio.name: ratio.goal for ratio in self.ratios}
@@ -125,23 +152,32 @@ def race(
     items: float = 1,
     device: torch.device | None = None,
 ) -> dict[str, Timing]:
-    """Run every contestant once unmeasured, then `rounds` times in turn, the order reversed each round.
+    """Run every contestant once unmeasured, then `rounds` times in turn, with the order reversed in each round.
 
-    A contestant may return a float: the seconds of the part that counts; otherwise the whole call counts. On a GPU that
-    is the time between two events, one before the call's work and one after it, and no work of other calls is left.
+    Args:
+        contestants: A call for each name. When it returns a float, that is its time in seconds; otherwise the whole
+            call counts, on a GPU from an event before its work to one after it, when no work of other calls is left.
+        rounds: How often each is timed.
+        items: How many items a call processes.
+        device: Where the calls run; None for the CPU.
+
+    Returns:
+        The timing of each contestant.
     """
+    device = device or torch.device("cpu")
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for round_ in range(rounds + 1):
         order = list(contestants)[:: 1 if round_ % 2 else -1]
         for name in order:
-            taken = _timed(contestants[name], device)
+            _synchronize(device)
+            (taken,) = timed(contestants[name], 1, device)
             if round_:
                 seconds[name].append(taken)
     return {name: Timing(name, tuple(taken), items) for name, taken in seconds.items()}
 
 
 def repeated(step: Callable[[], object], times: int) -> Callable[[], None]:
-    """So many steps on end, as training runs them: a GPU is given the next one while it still works on the last."""
+    """A call of several steps in succession, as in training: the next is launched while a GPU works on the last."""
 
     def work() -> None:
         for _ in range(times):
@@ -153,11 +189,21 @@ def repeated(step: Callable[[], object], times: int) -> Callable[[], None]:
 def steady(
     made: Iterable[T], use: Callable[[T], object], workers: int, count: int, device: torch.device
 ) -> tuple[float, float]:
-    """Seconds of taking and using `count` batches at a loader's steady rate, and the share of them spent waiting.
+    """Time a loader at its steady rate.
 
-    made: a pass of `steady_length` batches. The first 2 x workers + 2 are dropped unused: a loader makes so many ahead,
-    and they may be older than the clock. As many as there are workers are dropped after it: when the clock stops, as
-    much work is unfinished as when it starts, and nothing is being made while another contestant is timed.
+    The first 2 x workers + 2 batches are not used: a loader makes so many ahead, before the clock starts. As many as
+    there are workers are dropped at the end: as much work is unfinished when the clock stops as when it starts, and
+    nothing is made while another contestant is timed.
+
+    Args:
+        made: A pass of `steady_length` batches.
+        use: Called with each timed batch.
+        workers: The loader's threads or processes.
+        count: How many batches are timed.
+        device: Where `use` runs.
+
+    Returns:
+        Seconds of `count` batches, and the share of them spent waiting for batches.
     """
     rate = Throughput(device)
     stream = rate.waiting(made)
@@ -167,26 +213,26 @@ def steady(
     for batch in islice(stream, count):
         use(batch)
     _synchronize(device)
-    found = rate.scalars(count)
+    scalars = rate.scalars(count)
     deque(stream, maxlen=0)
-    return count / found["images_per_second"], found["loader_wait_share"]
+    return count / scalars["images_per_second"], scalars["loader_wait_share"]
 
 
 def steady_count(workers: int, least: int = 30) -> int:
-    """How many batches to time: at least so many, and a multiple of the workers, because processes that make a batch
+    """How many batches to time: at least `least`, and a multiple of the workers, because processes that make a batch
     each deliver as many batches at a time as there are processes."""
     return -(-least // workers) * workers
 
 
 def steady_length(workers: int, count: int) -> int:
-    """How many batches one pass of a loader needs for `steady` to time `count` of them."""
+    """How many batches a pass of a loader must have so that `steady` can time `count` of them."""
     return 2 * workers + 2 + count + workers
 
 
 def ratio(name: str, reference: Timing, candidate: Timing, goal: float) -> Ratio:
-    """How many times faster an item of the candidate is: the median of the rounds' own ratios.
+    """How many times faster an item of the candidate is: the median of the ratios of the rounds.
 
-    Both must come from one `race`: neighbours in time shared the same machine.
+    Both timings must be of one `race`, whose rounds shared the machine.
     """
     rounds = zip(reference.seconds, candidate.seconds, strict=True)
     scale = candidate.items / reference.items
@@ -194,7 +240,7 @@ def ratio(name: str, reference: Timing, candidate: Timing, goal: float) -> Ratio
 
 
 def regressions(outcome: Outcome, committed: Path) -> list[str]:
-    """One line for every ratio that is more than 20% below the committed record's; none where there is no record."""
+    """A line for every ratio that is more than 20% below that of the committed record; none without a record."""
     if not committed.is_file():
         return []
     try:
@@ -209,18 +255,44 @@ def regressions(outcome: Outcome, committed: Path) -> list[str]:
     return lines
 
 
-def _timed(work: Callable[[], object], device: torch.device | None) -> float:
-    if device is None or device.type != "cuda":
-        start = time.perf_counter()
-        result = work()
-        return result if isinstance(result, float) else time.perf_counter() - start
-    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+def timed(work: Callable[[], object], rounds: int, device: torch.device) -> list[float]:
+    """Time a call several times in succession.
+
+    On a GPU the time of a call is that between two events in its queue. Nothing waits between the calls, so that the
+    launches of the CPU do not count while the GPU is busy.
+
+    Args:
+        work: The call. Where it returns a float, that is its time.
+        rounds: How often it is called.
+        device: Where it runs.
+
+    Returns:
+        Seconds of each round.
+    """
+    on_gpu = device.type == "cuda"
+    marks, results = [_mark(on_gpu)], []
+    for _ in range(rounds):
+        results.append(work())
+        marks.append(_mark(on_gpu))
     _synchronize(device)
-    before.record()
-    result = work()
-    after.record()
-    _synchronize(device)
-    return result if isinstance(result, float) else before.elapsed_time(after) / 1000
+    return [
+        result if isinstance(result, float) else _seconds(before, after)
+        for result, before, after in zip(results, marks, marks[1:], strict=False)
+    ]
+
+
+def _mark(on_gpu: bool) -> float | torch.cuda.Event:
+    """Now: on a GPU an event in its queue, else the clock's seconds."""
+    if not on_gpu:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds(before: float | torch.cuda.Event, after: float | torch.cuda.Event) -> float:
+    """The seconds between two marks."""
+    return after - before if isinstance(before, float) else before.elapsed_time(after) / 1000
 
 
 def _synchronize(device: torch.device) -> None:

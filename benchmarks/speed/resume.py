@@ -1,8 +1,8 @@
-"""What a checkpoint costs: the time training stands still while one is made, and the time to read one and go on.
+"""The cost of a checkpoint: how long training is stalled while one is written, and how long it takes to load one.
 
     python benchmarks/run.py resume [--quick]
 
-`in_step` writes and hashes the file before training goes on, as the released code does (which does not hash); `ours`
+`in_step` writes and hashes the file before training continues, as the released code does (which does not hash); `ours`
 copies the state and writes it on a thread of its own.
 """
 
@@ -22,14 +22,14 @@ GOAL = 2.0
 
 
 def run(options: Options) -> Outcome:
-    """A ResNet-50 with 65536 adversaries (quick: ResNet-18, 8192): state, optimizer and digest."""
+    """Race them with a ResNet-50 and a bank of 65536 (quick: ResNet-18, 8192): state, optimizer and sha256."""
     arch, size = ("resnet18", 8192) if options.quick else ("resnet50", 65536)
     recipe = PretrainConfig(encoder=EncoderConfig(arch=arch), bank=BankConfig(size=size))
     method = build_method(recipe).to(options.device)
     optimizer = build_optimizer(recipe.optimizer, method.encoder, fused=False)
     for parameter in method.encoder.parameters():
         parameter.grad = parameter.detach().clone()
-    optimizer.step()  # momentum buffers exist
+    optimizer.step()  # makes the momentum buffers
 
     def state(step: int) -> checkpoint.State:
         return checkpoint.State(step, {}, method.state_dict(), optimizer.state_dict(), {}, "", {}, 0.0)
@@ -41,9 +41,9 @@ def run(options: Options) -> Outcome:
         def ours() -> float:
             start = time.perf_counter()
             writer.save(state(1))
-            stood = time.perf_counter() - start
-            writer.wait()  # the next checkpoint is a long way off in a real run
-            return stood
+            stalled = time.perf_counter() - start
+            writer.wait()  # in a real run the next checkpoint comes much later
+            return stalled
 
         def read() -> None:
             loaded = checkpoint.load(checkpoint.newest_intact(Path(folder)))

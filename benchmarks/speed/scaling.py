@@ -1,10 +1,10 @@
-"""A cost model of one AdCo step on R ranks, checked on this machine's gloo ranks and used to predict larger clusters.
+"""A cost model of one AdCo step on R ranks, compared with gloo ranks of this machine and used to predict clusters.
 
     python benchmarks/speed/scaling.py [--quick]
 
-Measures at 1, 2 and 4 ranks what the model is made of (the network alone, the bank, the exchanges), prints measured
-beside modelled, then the predictions of docs/scaling.md. The model's compute is fitted at one rank and its link at two;
-four ranks are a prediction that is then measured.
+Measures the parts of the model (the bank, the collectives) at 1, 2 and 4 ranks, prints measured beside modelled times,
+then the predictions of docs/scaling.md. The model's compute is fitted at one rank and its link at two; four ranks are
+predicted and then measured.
 """
 
 from __future__ import annotations
@@ -36,11 +36,15 @@ FLOAT = 4  # bytes
 
 @dataclass(frozen=True)
 class Machine:
-    """What one rank does in a second.
+    """The speed of one rank.
 
-    images: through the network, queries and keys, forward and backward; decoded: images that the loader makes;
-    bank_flops: of the bank's three products; link: bytes between ranks; latency: seconds a collective;
-    cores: ranks that really run at the same time (0: each has its own device)
+    Attributes:
+        images: Images a second through the network: queries and keys, forward and backward.
+        decoded: Images a second that the loader makes.
+        bank_flops: Floating-point operations a second in the bank's three products.
+        link: Bytes a second between ranks.
+        latency: Seconds of a collective without data.
+        cores: How many ranks really run at the same time (0: each has its own device).
     """
 
     images: float
@@ -51,13 +55,21 @@ class Machine:
     cores: int = 0
 
     def slowdown(self, ranks: int) -> float:
-        """How much slower a rank computes because others share its cores."""
+        """How many times slower a rank computes because others share its cores."""
         return max(1.0, ranks / self.cores) if self.cores else 1.0
 
 
 @dataclass(frozen=True)
-class Job:
-    """One recipe: images a rank and step, query views and pairs, bank and embedding, parameters of the network."""
+class Workload:
+    """The sizes of a step.
+
+    Attributes:
+        batch_per_rank: Images of a rank.
+        rows: Entries of the bank.
+        dim: Dimensions of an embedding.
+        views: Query views of an image.
+        parameters: Parameters of the network.
+    """
 
     batch_per_rank: int
     rows: int = 65536
@@ -66,42 +78,51 @@ class Job:
     parameters: int = 27_966_656  # ResNet-50 with AdCo's head
 
 
-def exchanged(job: Job, ranks: int) -> float:
-    """Bytes that one rank receives in a step for a sharded bank, whatever its size: queries, pulls, keys, sums."""
-    others = (ranks - 1) * job.batch_per_rank
-    return FLOAT * others * (job.views * (2 * job.dim + 4) + job.dim)
+def exchanged(load: Workload, ranks: int) -> float:
+    """Bytes that a rank receives in a step with a sharded bank of any size: queries, gradients, keys, sums."""
+    others = (ranks - 1) * load.batch_per_rank
+    return FLOAT * others * (load.views * (2 * load.dim + 4) + load.dim)
 
 
-def replicated(job: Job, ranks: int) -> float:
-    """The same where every rank holds the whole bank: keys, and a ring all-reduce of its gradient."""
+def replicated(load: Workload, ranks: int) -> float:
+    """Bytes that a rank receives in a step when each has the whole bank: keys, and an all-reduce of its gradient."""
     ring = 2 * (ranks - 1) / ranks
-    return FLOAT * ((ranks - 1) * job.batch_per_rank * job.dim + ring * job.rows * job.dim)
+    return FLOAT * ((ranks - 1) * load.batch_per_rank * load.dim + ring * load.rows * load.dim)
 
 
-def seconds(job: Job, machine: Machine, ranks: int, sharded: bool = True) -> dict[str, float]:
-    """Where a step's time goes: input runs beside the rest, two thirds of the network's time hide the all-reduce."""
+def seconds(load: Workload, machine: Machine, ranks: int, sharded: bool = True) -> dict[str, float]:
+    """The modelled seconds of a step and of its parts.
+
+    The input runs beside the rest. Two thirds of the network's time, its backward pass, hide the all-reduce.
+
+    Args:
+        load: The sizes of the step.
+        machine: The speed of a rank.
+        ranks: How many ranks there are.
+        sharded: Whether each rank has a part of the bank, or all of it.
+    """
     slow = machine.slowdown(ranks)
-    network = slow * job.batch_per_rank / machine.images
-    bank = slow * 6 * job.batch_per_rank * job.views * job.rows * job.dim / machine.bank_flops
+    network = slow * load.batch_per_rank / machine.images
+    bank = slow * 6 * load.batch_per_rank * load.views * load.rows * load.dim / machine.bank_flops
     collectives = 7 if ranks > 1 else 0
-    bank_link = (exchanged if sharded else replicated)(job, ranks) / machine.link + collectives * machine.latency
-    reduce = 2 * (ranks - 1) / ranks * FLOAT * job.parameters / machine.link
+    bank_link = (exchanged if sharded else replicated)(load, ranks) / machine.link + collectives * machine.latency
+    reduce = 2 * (ranks - 1) / ranks * FLOAT * load.parameters / machine.link
     exposed = max(0.0, reduce - 2 / 3 * network)
-    found = {"input": slow * job.batch_per_rank / machine.decoded, "network": network, "bank": bank}
-    found |= {"bank_link": bank_link, "gradients_exposed": exposed}
-    return found | {"step": max(found["input"], network + bank + bank_link + exposed)}
+    input_ = slow * load.batch_per_rank / machine.decoded
+    parts = {"input": input_, "network": network, "bank": bank, "bank_link": bank_link, "gradients_exposed": exposed}
+    return parts | {"step": max(input_, network + bank + bank_link + exposed)}
 
 
-def bank_step(job: Job, rounds: int, sharded: bool) -> float:
-    """Median seconds of the loss and the bank's step on this rank, all ranks together."""
+def bank_step(load: Workload, rounds: int, sharded: bool) -> float:
+    """The median seconds of the loss and the bank's step on this rank while all ranks run it."""
     torch.manual_seed(distributed.rank())
-    options = BankOptions(job.rows, placement="auto" if sharded else "replicated")
-    bank = MemoryBank(options, job.dim)
-    q, k = (F.normalize(torch.randn(job.batch_per_rank, job.dim), dim=1) for _ in range(2))
+    options = BankOptions(load.rows, placement="auto" if sharded else "replicated")
+    bank = MemoryBank(options, load.dim)
+    q, k = (F.normalize(torch.randn(load.batch_per_rank, load.dim), dim=1) for _ in range(2))
     taken = []
     for _ in range(rounds + 1):
         queries = {0: q.clone().requires_grad_()}
-        distributed.any_rank(False)  # all start together
+        distributed.any_rank(False)  # a barrier: all start together
         start = time.perf_counter()
         result = adversarial_contrast(
             queries, {1: k}, make_pairs(2, False), bank.rows, 0.12, 0.02, True, sharded=bank.sharded
@@ -114,7 +135,7 @@ def bank_step(job: Job, rounds: int, sharded: bool) -> float:
 
 
 def reduce_seconds(numbers: int, rounds: int) -> float:
-    """Median seconds to sum so many floats over the ranks."""
+    """The median seconds to sum so many floats over the ranks."""
     tensor, taken = torch.randn(numbers), []
     for _ in range(rounds + 1):
         start = time.perf_counter()
@@ -125,15 +146,15 @@ def reduce_seconds(numbers: int, rounds: int) -> float:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, compare, predict."""
+    """Measure, compare with the model, and print the predictions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller bank and fewer rounds")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # as the ranks do
-    job = Job(64, rows=8192 if args.quick else 65536, parameters=0)
+    load = Workload(64, rows=8192 if args.quick else 65536, parameters=0)
     rounds, cores = 5 if args.quick else 9, len(os.sched_getaffinity(0))
-    alone = bank_step(job, rounds, True)
-    flops = 6 * job.batch_per_rank * job.rows * job.dim / alone
+    alone = bank_step(load, rounds, True)
+    flops = 6 * load.batch_per_rank * load.rows * load.dim / alone
     small, large = 1000, 2_000_000
     latency = run_ranks(reduce_seconds, 2, small, rounds)[0]
     link = FLOAT * large / max(1e-9, run_ranks(reduce_seconds, 2, large, rounds)[0] - latency)
@@ -145,11 +166,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("ranks  placement   measured ms  modelled ms")
     for ranks in (1, 2, 4):
         for sharded in (True, False) if ranks > 1 else (True,):
-            found = alone if ranks == 1 else max(run_ranks(bank_step, ranks, job, rounds, sharded))
-            modelled = seconds(job, machine, ranks, sharded)
-            modelled = modelled["bank"] + modelled["bank_link"]
+            measured = alone if ranks == 1 else max(run_ranks(bank_step, ranks, load, rounds, sharded))
+            parts = seconds(load, machine, ranks, sharded)
+            modelled = parts["bank"] + parts["bank_link"]
             name = "sharded" if sharded else "replicated"
-            print(f"{ranks:>5}  {name:<10}  {1e3 * found:>11.1f}  {1e3 * modelled:>11.1f}")
+            print(f"{ranks:>5}  {name:<10}  {1e3 * measured:>11.1f}  {1e3 * modelled:>11.1f}")
     print("\n" + predictions())
     return 0
 
@@ -158,22 +179,22 @@ ASSUMED = Machine(images=2300, decoded=9000, bank_flops=2e13, link=4e10, latency
 
 
 def predictions() -> str:
-    """docs/scaling.md's table: ResNet-50, batch 32 a rank, assumed H100-like ranks with 16 cores each."""
+    """The table of docs/scaling.md: ResNet-50, 32 images a rank, ranks like an H100 with 16 cores each (assumed)."""
     lines = [
         "| GPUs | batch | step ms | images/s | efficiency | bank's link ms | replicated ms | KB | replicated KB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    job = Job(32)
-    one = seconds(job, ASSUMED, 1)["step"]
+    load = Workload(32)
+    one = seconds(load, ASSUMED, 1)["step"]
     for ranks in (1, 8, 64, 512):
-        found = seconds(job, ASSUMED, ranks)
-        other = seconds(job, ASSUMED, ranks, sharded=False)
-        rate = ranks * job.batch_per_rank / found["step"]
-        traffic = f"{exchanged(job, ranks) / 1e3:.0f} | {replicated(job, ranks) / 1e3:.0f}"
-        links = f"{1e3 * found['bank_link']:.2f} | {1e3 * other['bank_link']:.2f}"
+        parts = seconds(load, ASSUMED, ranks)
+        other = seconds(load, ASSUMED, ranks, sharded=False)
+        rate = ranks * load.batch_per_rank / parts["step"]
+        traffic = f"{exchanged(load, ranks) / 1e3:.0f} | {replicated(load, ranks) / 1e3:.0f}"
+        links = f"{1e3 * parts['bank_link']:.2f} | {1e3 * other['bank_link']:.2f}"
         lines.append(
-            f"| {ranks} | {ranks * job.batch_per_rank} | {1e3 * found['step']:.1f} | {rate:.0f} | "
-            f"{100 * one / found['step']:.0f}% | {links} | {traffic} |"
+            f"| {ranks} | {ranks * load.batch_per_rank} | {1e3 * parts['step']:.1f} | {rate:.0f} | "
+            f"{100 * one / parts['step']:.0f}% | {links} | {traffic} |"
         )
     return "\n".join(lines)
 

@@ -1,10 +1,11 @@
-"""Where a training step's time goes: images, encoder, key encoder, bank, optimiser, each timed alone and in turn.
+"""The parts of a training step: images, encoder, key encoder, bank, optimiser, each timed alone and in turn.
 
     python benchmarks/speed/shares.py [--device cuda] [--rounds 5] --output shares.json
 
-AdCo with ResNet-50 at 224 px, batch 256, 65,536 rows on a GPU; the small recipe on a CPU. Shares are of the parts' sum;
-the whole step stands beside it. `momentum_update` is the key encoder's moving average. Images are random pixels, kept
-in memory, and made into views by `--workers` threads: on a GPU that goes on beside the step, so its share is not added.
+AdCo with ResNet-50 at 224 px, batch 256 and a bank of 65,536 on a GPU; the small recipe on a CPU. Shares are of the sum
+of the parts; the whole step is reported beside it. `momentum_update` is the key encoder's moving average. Images are
+random pixels in memory, and `--workers` threads make views of them: on a GPU this runs beside the step, so its share is
+not added.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ PARTS = ("encoder", "key_encoder", "bank", "optimiser", "momentum_update")
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Time the parts, print them and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX (auto)")
     parser.add_argument("--workers", type=int, default=8, help="threads that make views (%(default)s)")
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parts_of(made: Trainer) -> dict[str, Callable[[], object]]:
-    """The encoder forward and backward, the key encoder forward, the optimiser, and the moving average."""
+    """Calls of the encoder (forward and backward), key encoder (forward), optimiser and moving average."""
     method, views = made.method, random_batch(made.recipe, made.device).pixels
 
     def encoder() -> None:
@@ -77,7 +79,7 @@ def parts_of(made: Trainer) -> dict[str, Callable[[], object]]:
         with torch.no_grad():
             method.key_encoder([views[view] for view in method.key_views])
 
-    encoder()  # so that there are gradients to step along
+    encoder()  # makes the gradients that the optimiser needs
     momentum = made.recipe.encoder.key_momentum
     return {
         "encoder": encoder,
@@ -88,7 +90,7 @@ def parts_of(made: Trainer) -> dict[str, Callable[[], object]]:
 
 
 def make_input(made: Trainer, device: torch.device, workers: int) -> Callable[[], object]:
-    """The views of one batch, from images in memory to normalised pixels on the device."""
+    """A call that makes the views of one batch, from images in memory to normalized pixels on the device."""
     recipe, px = made.recipe, 256 if device.type == "cuda" else 160
     pixels = np.random.default_rng(0).integers(0, 256, (recipe.batch, px, px, 3), dtype=np.uint8)
     paths = tuple(map(str, range(recipe.batch)))

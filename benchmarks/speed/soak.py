@@ -1,11 +1,11 @@
-"""Does a long run grow? Memory, threads and open files of a real trainer on a toy model, against the step.
+"""The growth of a long run: memory, threads and open files of the real trainer on a toy model, by step.
 
     python benchmarks/speed/soak.py [--steps 20000] [--ranks 1] [--output FILE.json]
 
-A leak belongs to steps, epochs, checkpoints or log lines, not to hours: the toy takes many of each a second. Everything
-that a run does is on: threads that make views, health, kNN probe, checkpoints, logs. Growth is the slope of the
-resident memory over the second half of the steps, times the steps of a day at DAY_STEPS; the first half is for
-allocators, caches and buffers to fill.
+A leak depends on steps, epochs, checkpoints or log lines, not on hours: the toy model makes many of each a second.
+Everything is enabled: threads that make views, monitoring, kNN probe, checkpoints, logs. The growth is the slope of the
+resident memory over the second half of the steps, times DAY_STEPS; in the first half allocators, caches and buffers
+fill.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ EVERYTHING = (
 
 @dataclass(frozen=True)
 class Sample:
-    """The process after a step: resident memory, threads, open files."""
+    """A process after a step: its resident memory in MiB, threads and open files."""
 
     step: int
     mib: float
@@ -56,14 +56,22 @@ class Sample:
 
     @classmethod
     def now(cls, step: int) -> Sample:
-        """This process (Linux)."""
+        """A sample of this process (Linux)."""
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return cls(step, pages * PAGE_MIB, threading.active_count(), len(os.listdir("/proc/self/fd")))
 
 
 @dataclass(frozen=True)
 class Growth:
-    """Of a process. mib: resident at the end; mib_a_day: the slope, at DAY_STEPS; threads, files: more than halfway."""
+    """The growth of a process.
+
+    Attributes:
+        steps: How many steps it has run.
+        mib: Its resident memory at the end.
+        mib_a_day: The growth of that in DAY_STEPS steps.
+        threads: How many threads there are more than halfway.
+        files: How many open files there are more than halfway.
+    """
 
     steps: int
     mib: float
@@ -73,7 +81,7 @@ class Growth:
 
 
 def growth(samples: Sequence[Sample]) -> Growth:
-    """What the second half of the samples says."""
+    """The growth over the second half of the samples."""
     half = samples[len(samples) // 2 :]
     slope = np.polyfit([sample.step for sample in half], [sample.mib for sample in half], 1)[0]
     first, last = half[0], half[-1]
@@ -81,7 +89,7 @@ def growth(samples: Sequence[Sample]) -> Growth:
 
 
 def soak(folder: Path, steps: int, ranks: int = 1) -> list[Growth]:
-    """Train the toy for so many steps, each rank in a process of its own; what each grew by, rank 0's first."""
+    """Train the toy model, each rank in a process of its own; returns the growth of each, rank 0's first."""
     images, recipe = write_pictures(folder / "images" / "train", 3, 16).parent, folder / "toy.yaml"
     write_pictures(images / "val", 3, 6)
     recipe.write_text(toy.RECIPE)
@@ -126,7 +134,7 @@ def _train(rank: int, ranks: int, port: int, recipe: str, folder: str, data: str
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Soak, print, and record where that was asked for."""
+    """Train, print the growth, and with --output write a record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000, help=f"how many, {DAY_STEPS} is a day (default: 20000)")
     parser.add_argument("--ranks", type=int, default=1, help="gloo ranks on this machine (default: %(default)s)")
@@ -137,11 +145,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--{name} {getattr(args, name)}: expected a positive number")
     with tempfile.TemporaryDirectory() as folder:
         start = time.monotonic()
-        found = soak(Path(folder), args.steps, args.ranks)
-    for rank, grown in enumerate(found):
+        growths = soak(Path(folder), args.steps, args.ranks)
+    for rank, grown in enumerate(growths):
         print(f"rank {rank}: {grown}")
     if args.output:
-        worst = max(found, key=lambda grown: grown.mib_a_day)
+        worst = max(growths, key=lambda grown: grown.mib_a_day)
         settings = {"ranks": args.ranks, "steps_a_day": DAY_STEPS}
         seconds, data = time.monotonic() - start, {"name": "generated"}
         Record("benchmark/soak", asdict(worst), {}, data, settings, seconds).write(args.output)

@@ -2,15 +2,15 @@
 
     python benchmarks/run.py step [--quick] [--device cuda]
 
-On a GPU: ResNet-50, 224 px, batch 256, four steps on end a round. On the CPU: ResNet-18, 64 px, batch 64. `ours` is the
-default there: bf16 on a GPU, float32 on a CPU; other contestants change one option of `compute` from it.
+On a GPU: ResNet-50, 224 px, batch 256, four steps in succession a round. On the CPU: ResNet-18, 64 px, batch 64. `ours`
+is the default: bf16 on a GPU, float32 on a CPU; other contestants change one option of `compute`.
 
 `released` is our re-statement of the released AdCo's step: contiguous tensors, one multiply-add a parameter for the key
 encoder, plain SGD, the loss of bank.py with its `.item()` calls, in the precision of `ours`, although the
-released code has float32 alone; `released, tf32` is that. `bare` is the network alone, in the precision and memory
+released code has float32 alone, which `released, tf32` is. `bare` is the network alone, in the precision and memory
 format of `ours`: query forward and backward, key forward.
 
-torch's flags of arithmetic are global. So every contestant sets its own before each step: the released one torch's
+torch's flags of arithmetic are global, so every contestant sets its own before each step: the released one torch's
 defaults (convolutions in TF32) and cudnn.benchmark, which the released code sets.
 """
 
@@ -79,7 +79,7 @@ def run(options: Options) -> Outcome:
 
 
 def recipe_for(device: torch.device, small: bool = False) -> PretrainConfig:
-    """What is raced on this device: the released AdCo's ResNet-50 on a GPU, a small one on a CPU, or a tiny one."""
+    """The recipe for a device: the released AdCo's ResNet-50 on a GPU, a small one on a CPU; small: a tiny one."""
     big = device.type == "cuda" and not small
     return PretrainConfig(
         epochs=1000,
@@ -95,7 +95,7 @@ def recipe_for(device: torch.device, small: bool = False) -> PretrainConfig:
 
 
 def changes(device: torch.device) -> dict[str, dict[str, object]]:
-    """The contestants that differ from the default in an option of `compute`: name -> what they change."""
+    """The contestants that differ from the default in one option of `compute`, with that option."""
     found = {"contiguous": {"channels_last": False}, "unfused": {"fused_optimizer": False}}
     if device.type == "cuda":
         found = {name: {"precision": name} for name in ("fp16", "tf32", "float32")} | found
@@ -106,7 +106,7 @@ def changes(device: torch.device) -> dict[str, dict[str, object]]:
 
 
 def contestants(recipe: PretrainConfig, device: torch.device, folder: Path) -> dict[str, Callable[[], Step]]:
-    """Name -> what makes the contestant's step, the quick ones first. folder: where trainers may write."""
+    """For each contestant a call that makes its step, quick ones first. folder: for the trainers' output."""
     makers: dict[str, Callable[[], Step]] = {
         "ours": partial(our_step, recipe, device, folder),
         "bare": partial(bare_step, recipe, device),
@@ -124,7 +124,7 @@ def contestants(recipe: PretrainConfig, device: torch.device, folder: Path) -> d
 
 
 def our_trainer(recipe: PretrainConfig, device: torch.device, folder: Path) -> Trainer:
-    """A run on a batch of tiny images, which are never read."""
+    """A trainer on one batch of tiny images, which are never read."""
     images = folder / "images"
     images.mkdir(exist_ok=True)
     for number in range(recipe.batch):
@@ -140,7 +140,7 @@ def our_step(recipe: PretrainConfig, device: torch.device, folder: Path) -> Step
 
 
 def released_step(recipe: PretrainConfig, device: torch.device) -> Callable[[list[Tensor]], None]:
-    """A network of its own and the step that trains it on two views, query and key."""
+    """Make a network; returns the released step that trains it on two views (B, 3, S, S), query and key."""
     query = Network(recipe.encoder).to(device)
     key = copy.deepcopy(query).requires_grad_(False)
     optimizer = torch.optim.SGD(query.parameters(), 0.03, momentum=0.9, weight_decay=1e-4)
@@ -185,7 +185,7 @@ def bare_step(recipe: PretrainConfig, device: torch.device) -> Step:
 
 
 def random_batch(recipe: PretrainConfig, device: torch.device) -> Batch:
-    """Random views (B, 3, S, S) on the device, in the memory format that the recipe's network takes."""
+    """Random views (B, 3, S, S) on the device, in the memory format of the recipe's network."""
     generator = torch.Generator(device).manual_seed(0)
     sizes = [(recipe.batch, 3, view.px, view.px) for view in recipe.views]
     drawn = Batch(tuple(torch.randn(size, device=device, generator=generator) for size in sizes), None, {})
@@ -193,7 +193,7 @@ def random_batch(recipe: PretrainConfig, device: torch.device) -> Batch:
 
 
 def with_arithmetic(step: Callable, device: torch.device, precision: str) -> Callable:
-    """The step, which sets torch's global flags for this precision each time before it runs."""
+    """A call that sets torch's global flags for a precision and then runs the step."""
 
     def work(*views: object) -> object:
         set_arithmetic(device, precision)

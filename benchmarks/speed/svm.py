@@ -2,9 +2,9 @@
 
     python benchmarks/run.py svm [--quick]
 
-Full size is VOC2007's: 5011 x 2048 features, 20 classes, 3 folds, 11 costs (660 fits to choose C, 20 to keep); it takes
-several minutes and LinearSVC runs once, between two runs of ours. The features are generated with the spectrum and the
-class frequencies of the real ones.
+Full size is that of VOC2007: 5011 x 2048 features, 20 classes, 3 folds, 11 costs (660 fits to choose C, 20 to keep).
+It takes several minutes; LinearSVC runs once, between two runs of ours. The features are generated with the spectrum
+and the class frequencies of real ones.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ GOAL, QUICK_GOAL = 10.0, 1.5
 
 
 def generated(train_images: int, test_images: int, width: int, classes: int, seed: int = 0):
-    """Features like a ResNet's pooled ones, and labels like VOC's: (N, D) float32 and (N, C) of 1 and -1, twice.
+    """Generate features like a ResNet's pooled ones, and labels like VOC's.
 
-    A power-law spectrum under a ReLU (two fifths of the entries are zero), and from 2% to 40% of positives per class.
+    A power-law spectrum under a ReLU (two fifths of the entries are zero), and 2% to 40% of positives per class.
+
+    Returns:
+        Features (N, D) float32 and labels (N, C) of 1 and -1 to train on, then the same to test on.
     """
     generator = np.random.default_rng(seed)
     count, rank = train_images + test_images, 256
@@ -47,7 +50,7 @@ def generated(train_images: int, test_images: int, width: int, classes: int, see
 
 
 def run(options: Options) -> Outcome:
-    """Both solvers on one generated problem: time, memory, and whether they decide alike."""
+    """Run both solvers on one generated problem: time, memory, and the differences of their results."""
     sizes, rule = QUICK if options.quick else FULL, SvmRule(VISSL_COSTS, drop_difficult=True)
     problem, found = generated(**sizes), {}
 
@@ -70,7 +73,7 @@ def run(options: Options) -> Outcome:
 
 
 def agreement(ours: Sequence[ClassScore], theirs: Sequence[ClassScore]) -> dict[str, float]:
-    """How far the two solvers' results lie apart, in points where they are AP."""
+    """The differences between the results of the two solvers; AP is in points."""
     pairs = list(zip(ours, theirs, strict=True))
     tables = [abs(a.cross_validated[cost] - b.cross_validated[cost]) for a, b in pairs for cost in a.cross_validated]
     means = [100 * mean_over_classes([score.ap for score in scores])[0] for scores in (ours, theirs)]
@@ -93,7 +96,7 @@ def timed(work: Callable[[], None]) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`benchmarks/run.py svm` by another name."""
+    """Run `benchmarks/run.py svm`."""
     from benchmarks import run as runner
 
     return runner.main(["svm", *(sys.argv[1:] if argv is None else argv)])

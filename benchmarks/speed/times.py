@@ -1,10 +1,10 @@
-"""Table 5 in small: time of a training step of every method and bank, side by side in one run, interleaved.
+"""Table 5 in small: the time of a training step of every method and bank, timed in turn in one run.
 
     python benchmarks/speed/times.py [--device cuda] [--rounds 5] --output times.json
 
-ResNet-18 at the small recipes' sizes, images in memory, so that nothing but the method differs. `seconds_per_epoch`
-is of 9,469 images. A bank's share of a step is the time from given embeddings to their gradient and the stepped bank,
-over the whole step's. Memory is the GPU's peak during a step beyond what was held before it; on a CPU: not run.
+ResNet-18 at the small recipes' sizes with images in memory, so that only the method differs. `seconds_per_epoch` is of
+9,469 images. A bank's share of a step is the time from given embeddings to their gradient and the updated bank, over
+that of the whole step. Memory is the GPU's peak during a step beyond what was held before it; on a CPU: not run.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ SIZES = (65536, 16384, 8192, 1024, 256)
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Time every contestant, print them and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX (auto)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="steps of each, in turn (%(default)s)")
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def contestants() -> list[tuple[str, str, list[str]]]:
-    """Name, recipe and overrides of everything that is timed."""
+    """The name, recipe and overrides of each contestant."""
     every = [(name, f"{name}_r18_imagenette", []) for name in METHOD_NAMES]
     for size in SIZES:
         every.append((f"adco_k{size}", "adco_r18_imagenette", [f"bank.size={size}"]))
@@ -67,7 +68,7 @@ def contestants() -> list[tuple[str, str, list[str]]]:
 
 
 def trainer(recipe: str, change: Sequence[str], device: torch.device, folder: Path) -> Trainer:
-    """A run of the recipe on as many images as a batch has, which are never read; no bank is filled."""
+    """A trainer of the recipe with as many images as a batch has, which are never read; no bank is filled."""
     precision = "bf16" if has_half_precision(device) else "float32"
     quiet = ["probe.every_epochs=0", "monitor.every_steps=0", "data.workers=0", f"compute.precision={precision}"]
     made = load_recipe(recipe, [*change, *quiet, f"data.root={folder / 'images'}", "epochs=1000"])
@@ -80,19 +81,19 @@ def trainer(recipe: str, change: Sequence[str], device: torch.device, folder: Pa
 
 
 def whole_step(made: Trainer, device: torch.device) -> Callable[[], object]:
-    """Forward, backward, optimiser, key encoder and bank, on the same images each time."""
+    """A call of the trainer's whole step, on the same images each time."""
     batch = random_batch(made.recipe, device)
     return lambda: made.train_step(batch)
 
 
 def bank_step(made: Trainer) -> Callable[[], None]:
-    """What AdCo adds to a network: from embeddings to their gradient, and the bank's own step."""
+    """A call of what AdCo adds to a network: from embeddings to their gradient, and the bank's own step."""
     method, dim, batch = made.method, made.recipe.encoder.dim, made.recipe.batch
-    rows = F.normalize(torch.randn(2, batch, dim, device=made.device), dim=2)
+    embeddings = F.normalize(torch.randn(2, batch, dim, device=made.device), dim=2)
 
     def step() -> None:
-        queries = {view: rows[view].clone().requires_grad_() for view in method.query_views}
-        keys, progress = {view: rows[view] for view in method.key_views}, made.position()
+        queries = {view: embeddings[view].clone().requires_grad_() for view in method.query_views}
+        keys, progress = {view: embeddings[view] for view in method.key_views}, made.position()
         output = method.compute_loss(queries, keys, progress)
         output.loss.backward()
         method.update(output, progress, made.recipe.bank.lr)
@@ -101,7 +102,7 @@ def bank_step(made: Trainer) -> Callable[[], None]:
 
 
 def peak_mib(step: Callable[[], object]) -> float:
-    """MiB of GPU memory that a step needs beyond what is held before it."""
+    """MiB of GPU memory that a step needs at its peak beyond what is held before it."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
@@ -111,7 +112,7 @@ def peak_mib(step: Callable[[], object]) -> float:
 
 
 def as_record(timings: Mapping[str, Timing], memory: Mapping[str, float], made: Trainer, seconds: float) -> Record:
-    """Seconds an epoch, shares of the bank in percent, MiB."""
+    """The record: seconds an epoch, shares of the bank in percent, MiB."""
     scores = {f"seconds_per_epoch/{n}": IMAGES / t.rate for n, t in timings.items() if not n.startswith("bank/")}
     for name, timing in timings.items():
         if name.startswith("bank/"):

@@ -6,11 +6,11 @@ On a GPU: ResNet-50, two 224 px crops, batch 256, bf16 for both, as many loader 
 On the CPU: ResNet-18, 64 px, batch 64, float32, two workers; quick: 32 px, batch 8. `released` is our re-statement of
 the released transforms in a DataLoader (input.py) before our re-statement of its step (step.py).
 
-A round is a pass of each loader in turn. Its first 2 x workers + 2 batches are dropped, since a loader makes so many
-ahead: trained on, a queue that was filled before the clock started would hide what the loader costs. At least 30 are
-timed, a multiple of the workers; as many as there are workers are dropped behind them, which keeps the loader at work
-until the clock stops, and idle while the other contestant runs (`race.steady`). The released loader's processes live
-through all rounds; our loader's threads are started again each round.
+A round is a pass of each loader in turn. Its first 2 x workers + 2 batches are dropped: a loader makes so many ahead,
+and training on batches that were made before the clock started would hide the loader's cost. At least 30 are timed, a
+multiple of the workers; as many as there are workers are dropped at the end, so that the loader works until the clock
+stops and is idle while the other contestant runs (`race.steady`). The released loader's processes are kept through all
+rounds; our loader's threads are started in each round.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ IMAGENET = 1_281_167
 
 
 def run(options: Options) -> Outcome:
-    """Race the backends of our loader, each before our step, against the released loader before the released step."""
+    """Race our step with each backend of our loader against the released step with the released loader."""
     device, big = options.device, options.device.type == "cuda"
     workers = min(MOST_WORKERS, usable_cores()) if big else 2
     recipe, count = recipe_for(device, small=options.quick and not big), steady_count(workers)
@@ -68,7 +68,7 @@ def run(options: Options) -> Outcome:
 
 
 def gpu_hours(images_per_second: float) -> float:
-    """Hours that one GPU takes for an epoch of ImageNet."""
+    """GPU hours of an epoch of ImageNet."""
     return IMAGENET / images_per_second / SECONDS_AN_HOUR
 
 
@@ -77,10 +77,24 @@ def our_training(
     device: torch.device,
     shares: dict[str, float],
 ) -> Callable[[], float]:  # fmt: skip
-    """A round of our loader and step: seconds of `count` steps. shares: where the share of waiting goes, by backend."""
+    """A round of our loader and step.
+
+    Args:
+        recipe: What is trained.
+        backend: The loader's backend.
+        index: The images.
+        workers: The loader's threads.
+        count: How many steps are timed.
+        output: The trainer's output folder.
+        device: Where it is trained.
+        shares: Gets the share of time spent waiting for images, by backend.
+
+    Returns:
+        A call that runs a round and returns the seconds of its steps.
+    """
     trainer = Trainer(replace(recipe, data=DataConfig(root=str(index.root), workers=0)), output, device)
     train = with_arithmetic(trainer.train_step, device, recipe.compute.precision)
-    train(random_batch(recipe, device))  # cuDNN chooses its algorithms now, and not while the clock runs
+    train(random_batch(recipe, device))  # cuDNN chooses its algorithms now, before the clock starts
 
     def work() -> float:
         made = our_loader(index, recipe.views, backend, recipe.batch, workers, count, device)
@@ -93,7 +107,7 @@ def our_training(
 def released_training(
     recipe: PretrainConfig, root: Path, workers: int, count: int, device: torch.device, shares: dict[str, float]
 ) -> Callable[[], float]:
-    """The same of the released loader and step; its share of waiting goes under `released`."""
+    """The same with the released loader and step; its share of waiting is stored as `released`."""
     loader = released_loader(root, recipe.views[0], recipe.batch, workers, count, device)
     step = released_step(recipe, device)
 

@@ -53,16 +53,16 @@ def names(folder: Path) -> set[str]:
 def test_the_held_out_part_is_disjoint_from_val_and_from_the_rest_and_stays(data, tmp_path):
     root = data / "imagenette160"
     split = held_out_split(root, tmp_path / "split")
-    learn, judge = names(split / "train"), names(split / "val")
-    assert not learn & judge
-    assert learn | judge == names(root / "train")
+    train, val = names(split / "train"), names(split / "val")
+    assert not train & val
+    assert train | val == names(root / "train")
     assert {path.resolve().parent.parent.name for path in split.rglob("*.png")} == {"train"}  # nothing of val
-    assert 0.1 < len(judge) / 120 < 0.3
+    assert 0.1 < len(val) / 120 < 0.3
     for i in range(40, 50):  # a folder that grows keeps its split
         Image.new("RGB", (8, 8)).save(root / "train" / "cat" / f"train_{i}.png")
     held_out_split(root, tmp_path / "split")
-    assert names(split / "val") >= judge
-    assert not names(split / "val") & learn
+    assert names(split / "val") >= val
+    assert not names(split / "val") & train
 
 
 def test_the_split_is_the_same_everywhere():
@@ -102,7 +102,7 @@ def test_the_plan_begins_with_adco_and_moco_and_every_job_follows_what_it_needs(
 
 
 def test_all_methods_see_the_same_images_and_never_the_test_before_they_are_chosen(data):
-    words = {stage.job.name: stage.job.words for stage in build(PLAN, place(data))}
+    words = {stage.job.name: stage.job.command for stage in build(PLAN, place(data))}
     runs = [words[f"run-{name}-s0"] for name in PLAN["methods"]]
     assert all("epochs=10" in run and f"data.root={data}/imagenette160" in run for run in runs)
     grids = [at for name, at in words.items() if name.startswith("grid-")]
@@ -119,7 +119,7 @@ def test_a_change_has_the_last_word_over_the_grid(data, monkeypatch, tmp_path):
         Record("pretrain/adco", {"knn_top1": score}, {}, {"name": "holdout"}).write(path)
     ran = []
     monkeypatch.setattr(best_trial.os, "execvp", lambda program, words: ran.extend(words))
-    best_trial.main([trials.get(word, word) for word in job.words[2:]])
+    best_trial.main([trials.get(word, word) for word in job.command[2:]])
     picked = [word for word in ran if word.startswith("contrast.tau_bank=")]
     assert picked == ["contrast.tau_bank=0.1", "contrast.tau_bank=0.2"]  # of the better trial, then the change
     assert ran[1] == "tools/train_adco.py"
@@ -172,7 +172,7 @@ def test_only_brings_what_must_come_before(data):
         chosen_only(stages, ["figure9"])
 
 
-def test_what_the_budget_leaves_is_told_with_its_minutes_and_goes_on_the_next_time(tmp_path):
+def test_what_the_budget_leaves_is_reported_with_its_minutes_and_resumes_the_next_time(tmp_path):
     def job(name: str, minutes: float, after=()) -> EvidenceStage:
         path = tmp_path / f"{name}.txt"
         words = (sys.executable, "-c", f"open({str(path)!r}, 'w').write('done')")
@@ -244,7 +244,7 @@ def test_a_missing_epoch_is_named(tmp_path):
         lead.hits(folder, 10, "knn")
 
 
-def test_pruning_keeps_what_was_judged_and_the_last(tmp_path):
+def test_pruning_keeps_what_was_evaluated_and_the_last(tmp_path):
     for step in (10, 20, 30, 40):
         (tmp_path / f"checkpoint_{step:08d}.pth").touch()
         (tmp_path / f"checkpoint_{step:08d}.pth.sha256").touch()
@@ -260,7 +260,7 @@ def test_every_contestant_of_table_5_is_a_recipe_and_no_two_are_the_same():
     found = [load_recipe(recipe, change) for _, recipe, change in times.contestants()]
     assert len({name for name, *_ in times.contestants()}) == len(found)
     assert {recipe.bank.size for recipe in found} >= set(PLAN["table5"]["sizes"])
-    assert {recipe.method for recipe in found} == set(times.METHODS)
+    assert {recipe.method for recipe in found} == set(times.METHOD_NAMES)
 
 
 def test_differences_of_losses_are_relative_and_signless():
@@ -316,7 +316,7 @@ def test_a_small_plan_killed_at_once_runs_to_its_end_and_again_in_a_moment(data,
     first.kill()
     first.wait()
     before = done.read_bytes()
-    time.sleep(2)  # the leashes end what it had started
+    time.sleep(2)  # the supervisors end the jobs that it had started
     assert evidence.main(words) == 0, capsys.readouterr().out
     assert done.read_bytes() == before  # what had ended was not done again
     record = load_record(tmp_path / "results" / "figure1" / "lead-1-seeds.json")
@@ -362,6 +362,6 @@ def test_the_page_shows_what_was_run_and_says_not_run_of_the_rest(tmp_path):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_script_of_a_job_is_there(data, device):
     for stage in build(PLAN, place(data, device=device)):
-        scripts = [word for word in stage.job.words if word.endswith(".py")]
+        scripts = [word for word in stage.job.command if word.endswith(".py")]
         assert scripts, stage.job.name
         assert all((evidence.ROOT / script).is_file() for script in scripts), scripts

@@ -451,10 +451,10 @@ def test_compiled_wheels_for_another_python_are_named_and_not_used(capsys):
 
 
 def test_a_kernel_is_placed_where_none_can_be_loaded(tmp_path, monkeypatch):
-    kernel = next((pack.ROOT / "adco" / "native").glob("_pixels*.so"), None)
+    kernel = next((pack.ROOT / "adco" / "data" / "native").glob("_pixels*.so"), None)
     if kernel is None:
         pytest.skip("the C kernel is not built here")
-    native = tmp_path / "adco" / "native"
+    native = tmp_path / "adco" / "data" / "native"
     native.mkdir(parents=True)
     (native / "_pixels.other.so").write_bytes(b"for another machine")
     monkeypatch.setattr(unpack, "ROOT", tmp_path)

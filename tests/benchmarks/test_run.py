@@ -163,7 +163,7 @@ def test_too_little_shared_memory_is_reported_before_a_process_dies_of_it(monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 << 20))
     monkeypatch.setattr(Path, "is_dir", lambda path: True)
     with pytest.raises(UserError, match="needs 4998 MiB of shared memory, and 64 are free; start the container with"):
-        released_loader(Path("."), step.View(), 128, 16, 32, CPU)
+        released_loader(Path("."), step.ViewConfig(), 128, 16, 32, CPU)
 
 
 def contestants_on_a_gpu() -> dict:

@@ -1,4 +1,4 @@
-"""Several seeds, one record: finished trials are kept, begun ones resumed, another run's are refused."""
+"""Several seeds, one record: finished trials are kept, started ones resumed, another run's are refused."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_mean_and_deviation_in_one_record(tmp_path, monkeypatch, capsys):
     assert "AP 20.00 +- 10.00" in capsys.readouterr().out
 
 
-def test_finished_trials_are_kept_and_begun_ones_resumed(tmp_path, monkeypatch):
+def test_finished_trials_are_kept_and_started_ones_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(seeds, "start", Runs(fail_at=2))
     assert seeds.run_trials(3, ARGV, *settings(tmp_path)) == 2
     assert not (tmp_path / "record.json").exists()

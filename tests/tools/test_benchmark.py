@@ -20,6 +20,7 @@ from adco.evaluation.records import Record, load_record
 from adco.suite import plan
 from adco.weights.backbone import load_backbone
 from tests import ROOT
+from tests.adco.launch.test_jobs import eventually
 from tests.adco.suite.test_suite import folders
 from tools import benchmark
 
@@ -176,7 +177,7 @@ def test_files_of_the_same_name_do_not_collide_and_a_changed_file_runs_again(wor
     shutil.copy(world / "x" / "model.pth", world / "y" / "twin.pth")
     capsys.readouterr()
     assert benchmark.main(words(world, "--stages", "a", checkpoints=[given[0], str(world / "y" / "twin.pth")])) == 0
-    assert ran(world) == []  # the same content under two names is judged once
+    assert ran(world) == []  # the same content under two names is evaluated once
 
 
 def test_a_damaged_record_and_one_of_another_protocol_do_not_count(world, capsys):
@@ -206,7 +207,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(world, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         (["--suite", "table5"], "choose quick, table4"),
         (["--stages", "z"], "mine has a, b, c"),
@@ -225,21 +226,20 @@ def test_mistakes_are_one_line_and_nothing_is_written(change, reported, world, c
     assert not (world / "out").exists()
 
 
-def test_a_killed_run_leaves_no_process_and_goes_on_with_the_same_command(world):
-    """Killed while stage b waits: a's records stand and are reused, b's run once more, each record is there once."""
+def test_a_killed_run_leaves_no_process_and_the_same_command_resumes(world):
+    """Killed while stage b waits: a's records are reused, b runs once more, and each record is there once."""
     (world / "wait-b").touch()
     line = [sys.executable, str(world / "tools" / "benchmark.py"), *words(world)]
     run = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not (world / "ran").exists() or len((world / "ran").read_text().splitlines()) < 4:
-        assert time.time() < deadline and run.poll() is None
-        time.sleep(0.05)
+
+    def all_have_started() -> bool:
+        return (world / "ran").exists() and len((world / "ran").read_text().splitlines()) == 4
+
+    assert eventually(lambda: run.poll() is not None or all_have_started(), 400)
+    assert run.poll() is None
     run.send_signal(signal.SIGKILL)
     run.wait()
-    deadline = time.time() + 20
-    while (left := stages_running(world)) and time.time() < deadline:
-        time.sleep(0.05)
-    assert not left
+    assert eventually(lambda: not stages_running(world))
     assert ran(world) == ALL
     (world / "wait-b").unlink()
     assert benchmark.main(words(world)) == 0
@@ -248,14 +248,14 @@ def test_a_killed_run_leaves_no_process_and_goes_on_with_the_same_command(world)
 
 
 def stages_running(world: Path) -> list[int]:
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if str(world / "stage.py").encode() in path.read_bytes():
-                found.append(int(path.parent.name))
+                pids.append(int(path.parent.name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 @pytest.mark.parametrize(("given", "expected"), [((), "auto"), (("--workers", "3"), "3")])
@@ -305,15 +305,15 @@ def test_a_detectors_smaller_config_bears_the_protocols_name(tmp_path):
     from detection.record import protocol_of
 
     suite = only(load_suite("quick", ["iterations=8", "image_px=64"]), ["detection-voc"])
-    subject = CheckpointSpec("random:resnet50", "random", "random", "random:resnet50:0", "resnet50", "imagenet")
+    checkpoint = CheckpointSpec("random:resnet50", "random", "random", "random:resnet50:0", "resnet50", "imagenet")
     (stage,) = suite.stages
-    task = plan.Task(subject, stage, stage.protocols(50), tmp_path)
+    task = plan.Task(checkpoint, stage, stage.protocols(50), tmp_path)
     path = commands._config(task)
     assert protocol_of(path.stem) == task.protocols[0] == "detection/smoke_voc_R_50_C4-8it@64px"
     cfg = settings.load_config(str(path), [])
     assert (cfg.SOLVER.MAX_ITER, cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS) == (8, 50, 256)
     assert cfg.INPUT.MIN_SIZE_TRAIN == (64,) and cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE == 32  # the base's
-    plain = plan.Task(subject, load_suite("table4").stages[6], ("detection/pascal_voc_R_50_C4_24k",), tmp_path)
+    plain = plan.Task(checkpoint, load_suite("table4").stages[6], ("detection/pascal_voc_R_50_C4_24k",), tmp_path)
     assert commands._config(plain) == ROOT / "detection" / "configs" / "pascal_voc_R_50_C4_24k_adco.yaml"
 
 
@@ -323,15 +323,15 @@ def test_a_conversion_that_fails_is_named_with_its_reason_and_an_old_result_does
     from adco.suite.results import collect
     from adco.suite.stages import load_suite
 
-    subject = CheckpointSpec("random:resnet18", "random", "random", "random:resnet18:0", "resnet18", "imagenet")
-    task = plan.Task(subject, load_suite("quick").stages[-1], ("detection/x",), tmp_path / "work")
-    place = plan.RunDirs(tmp_path)
-    old = place.results / "random" / "detection-x.json"
+    checkpoint = CheckpointSpec("random:resnet18", "random", "random", "random:resnet18:0", "resnet18", "imagenet")
+    task = plan.Task(checkpoint, load_suite("quick").stages[-1], ("detection/x",), tmp_path / "work")
+    dirs = plan.RunDirs(tmp_path)
+    old = dirs.results / "random" / "detection-x.json"
     old.parent.mkdir(parents=True)
     old.touch()
     convert = Outcome("failed", "exit code 2: error: no")
     outcomes = {"random--convert": convert, task.name: Outcome("skipped", "random--convert failed")}
-    assert collect([task], outcomes, place) == {
+    assert collect([task], outcomes, dirs) == {
         "random--convert": "failed: exit code 2: error: no", task.name: "skipped: random--convert failed",
     }  # fmt: skip
     assert not old.exists()

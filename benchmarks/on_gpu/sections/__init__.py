@@ -1,7 +1,7 @@
-"""The sections of benchmarks/gpu.py: each a module with `run(context)`, run as a process of its own.
+"""The sections of benchmarks/gpu.py: each is a module with `run(context)`, which runs in a process of its own.
 
-A section measures in order of value, reports each figure as soon as it is known, and looks at `context.left()` before
-it begins another piece of work. `context.small` is true on a CPU: the same code in miniature, so that it cannot rot.
+A section measures the most important figures first, reports each as soon as it is known, and checks `context.left()`
+before it starts something new. `context.small` is true on a CPU: the same code in miniature, so that tests run it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ MOST_BYTES = 15 << 20  # of the file of figures, whatever a section does
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the command. seconds: about what it takes on a GPU; module: below benchmarks/on_gpu/sections."""
+    """A section of the command.
+
+    Attributes:
+        number: Its number.
+        module: The name of its module in benchmarks/on_gpu/sections.
+        seconds: Roughly its time on a GPU.
+        title: What it measures.
+    """
 
     number: int
     module: str
@@ -46,9 +53,15 @@ SECTIONS = (
 class Context:
     """What a section is given.
 
-    device: where it runs; small: in miniature; seconds: what it should take; data: a folder with train/CLASS/*.jpg and
-    val/CLASS/*.jpg of small photographs, or None; work: a folder kept between sections and calls (drawn photographs,
-    the state of section 11); file: where figures are appended, one JSON line each.
+    Attributes:
+        section: The section.
+        device: Where it runs.
+        small: Whether it runs in miniature.
+        seconds: The time that it should take.
+        data: A folder with train/CLASS/*.jpg and val/CLASS/*.jpg of small photographs, or None.
+        work: A folder that is kept between sections and calls (drawn photographs, the state of section 11).
+        file: Where figures are appended, one line of JSON each.
+        begin: When it started.
     """
 
     section: Section
@@ -61,7 +74,7 @@ class Context:
     begin: float = field(default_factory=time.monotonic)
 
     def report(self, name: str, value: float | int | str | bool | list | dict | None, unit: str = "", **facts) -> None:
-        """Append a figure to the file, flushed, and print it. facts: what else belongs to it (settings, spread)."""
+        """Append a figure to the file and print it. facts: what belongs to it (settings, spread)."""
         line = {"section": self.section.number, "name": name, "value": value, "unit": unit, **facts}
         with self.file.open("a") as file:
             if file.tell() > MOST_BYTES:
@@ -71,9 +84,9 @@ class Context:
         print(f"{self.section.number:2} {name}: {shown} {unit}".rstrip(), flush=True)
 
     def left(self) -> float:
-        """Seconds left of what this section should take."""
+        """Seconds left of the time that this section should take."""
         return self.seconds - (time.monotonic() - self.begin)
 
     def skip(self, name: str, reason: str) -> None:
-        """Say that a figure was not measured, and why."""
+        """Report that a figure was not measured, and why."""
         self.report(name, None, reason="not run: " + reason)

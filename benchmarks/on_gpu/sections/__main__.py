@@ -1,6 +1,6 @@
-"""One section in this process, as benchmarks/gpu.py starts it: `python -m benchmarks.on_gpu.sections NUMBER ...`.
+"""Run one section, as benchmarks/gpu.py starts it: `python -m benchmarks.on_gpu.sections NUMBER ...`.
 
-At SIGTERM (its time limit) every thread's stack is printed, and so it is where a library crashes.
+At SIGTERM (its time limit), and when a library crashes, the stacks of all threads are printed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.on_gpu.sections import SECTIONS, Context
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the section. Returns 0, or 2 and 1 for a UserError and a Failure; other errors keep their traceback."""
+    """Run the section. Returns 0, 2 for a UserError or 1 for a Failure; other errors are raised."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("number", type=int, choices=range(len(SECTIONS)))
     parser.add_argument("--seconds", type=float, required=True)
@@ -38,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             file.write(json.dumps({"section": section.number, "hardware": hardware()}) + "\n")
         small = device.type != "cuda"
         if small:
-            torch.set_num_threads(1)  # on a busy machine several threads wait for one another
+            torch.set_num_threads(1)  # on a busy machine several threads wait for each other
         module = importlib.import_module(f"benchmarks.on_gpu.sections.{section.module}")  # before the clock starts
         module.run(Context(section, device, small, args.seconds, args.data, args.work, args.file))
     except (UserError, Failure) as error:
-        print(one_line(error), file=sys.stderr)  # gpu.py takes the last line for the reason
+        print(one_line(error), file=sys.stderr)  # gpu.py reports the last line as the reason
         return 2 if isinstance(error, UserError) else 1
     return 0
 

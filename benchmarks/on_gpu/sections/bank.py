@@ -1,6 +1,6 @@
-"""AdCo's loss and bank step: errors of its gradients, and its time beside the released one, MoCo's and matrix products.
+"""Section 5: AdCo's loss and bank step: errors of its gradients, and its time against the released one and MoCo's.
 
-256 queries of 128 numbers, float32, one direction; benchmarks/speed/bank.py says what the contestants are.
+256 queries of 128 dimensions, float32, one direction; benchmarks/speed/bank.py describes the contestants.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SMALL_STEPS_A_ROUND = {4096: 1, 512: 1, 16384: 1}
 
 
 def run(context: Context) -> None:
-    """Errors, then the sizes of the bank, the paper's first, then memory."""
+    """Measure errors, then the time at several sizes of the bank, the paper's first, then memory."""
     set_arithmetic(context.device)
     sizes = SMALL_STEPS_A_ROUND if context.small else STEPS_A_ROUND
     with attempt(context, "gradient_error"):
@@ -30,7 +30,7 @@ def run(context: Context) -> None:
 
 
 def timed(context: Context, size: int, steps: int) -> None:
-    """Milliseconds a step of every contestant that has enough memory for so many rows, and ours against the others."""
+    """Report the milliseconds of a step of every contestant at one size of the bank, and ours against the others."""
     works = {}
     for name, make in CONTESTANTS.items():
         with attempt(context, f"{name}_{size}"):
@@ -38,10 +38,10 @@ def timed(context: Context, size: int, steps: int) -> None:
             step()
             works[name] = repeated(step, steps)
     with attempt(context, f"race_{size}"):
-        found = race(works, 2 if context.small else 7, steps, context.device)
-        for name, timing in found.items():
+        timings = race(works, 2 if context.small else 7, steps, context.device)
+        for name, timing in timings.items():
             ms = 1000 * timing.median / steps
             context.report(f"{name}_{size}", ms, "ms", spread=timing.spread, steps_a_round=steps)
-        for name in (name for name in found if name != "ours" and "ours" in found):
-            speed = ratio("", found[name], found["ours"], 1).value
+        for name in (name for name in timings if name != "ours" and "ours" in timings):
+            speed = ratio("", timings[name], timings["ours"], 1).value
             context.report(f"ours_over_{name}_{size}", speed, "times as fast")

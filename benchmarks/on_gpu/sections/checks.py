@@ -1,4 +1,4 @@
-"""Checks as figures: True or False, with facts that say what differed."""
+"""Checks as figures: True or False, with facts that tell what differed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from benchmarks.on_gpu.sections import Context
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check came to. passed: None where it was not run, and then facts has the reason."""
+    """The result of a check.
+
+    Attributes:
+        passed: None when the check was not run; `facts` then has the reason.
+        facts: What was compared, e.g. differences and tolerances.
+    """
 
     passed: bool | None
     facts: dict[str, object] = field(default_factory=dict)
@@ -22,8 +27,18 @@ Check = tuple[str, Callable[[], Finding]]
 
 
 def perform(context: Context, wanted: Iterable[Check]) -> None:
-    """Report each check as a figure, True or False, with its facts; an exception is a check that failed. The first one
-    always runs; once the time is up, the others are reported as not run. Raises Failure that names the failed ones."""
+    """Run checks and report each as a figure.
+
+    An exception counts as a failed check. The first check always runs; when the time is up the others are reported as
+    not run.
+
+    Args:
+        context: The section's.
+        wanted: The checks.
+
+    Raises:
+        Failure: Names the checks that failed.
+    """
     failed = []
     for number, (name, check) in enumerate(wanted):
         if number and context.left() <= 0:

@@ -1,19 +1,17 @@
-"""Section 2: the tests below tests/cuda, which need a GPU, in a pytest of their own."""
+"""Section 2: run the tests in tests/cuda, which need a GPU, with pytest in a process of its own."""
 
 from __future__ import annotations
 
 import os
 import re
-import signal
-import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from adco.launch import supervisor
 from adco.utils.errors import Failure
+from benchmarks.on_gpu.figures import Result
+from benchmarks.on_gpu.process import run_process
 from benchmarks.on_gpu.sections import Context
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
@@ -25,13 +23,14 @@ STARTED = re.compile(r"^(tests/cuda/\S+?::\S+)")
 REASON = re.compile(r"^(FAILED|ERROR) (tests/cuda/.+?)(?: - (.*))?$")
 SKIPPED = re.compile(r"^SKIPPED \[(\d+)\] \S+ (.*)$")
 BAD = ("FAILED", "ERROR")
-MINIATURE_SECONDS = 30.0  # all of them are skipped, and to import them is what takes time
+MINIATURE_SECONDS = 30.0  # all of them are skipped; importing them takes the time
 
 
 def run(context: Context) -> None:
-    """Report how many passed, failed and were skipped, and each failure in a line. Raises Failure for failures."""
+    """Report how many tests passed, failed and were skipped, and each failure. Raises Failure when one failed."""
     limit = context.left() if not context.small else MINIATURE_SECONDS
-    lines, code, in_time = printed([sys.executable, *WORDS, *OPTIONS], limit)
+    lines, result = run_and_print([sys.executable, *WORDS, *OPTIONS], limit)
+    code, in_time = result.code or 0, result.result != "killed"
     outcomes, messages, skipped = parse(lines)
     counts = Counter(outcomes.values())
     for name in ("passed", "failed", "skipped"):
@@ -50,50 +49,44 @@ def run(context: Context) -> None:
         raise Failure(f"{sum(counts[word] for word in BAD)} of {len(outcomes)} tests failed (pytest: {code})")
 
 
-def printed(command: Sequence[str], limit: float) -> tuple[list[str], int, bool]:
-    """Run a command for `limit` seconds at most and print its lines: (the lines, its exit code, 128 + N for signal N,
-    whether it ended in time)."""
-    process = subprocess.Popen(
-        [sys.executable, "-I", supervisor.__file__, *command],  # it and what it starts end with this process
-        cwd=ROOT, env={**os.environ, "COLUMNS": "200"},  # pytest cuts its messages to the width of the terminal
-        text=True, errors="replace", start_new_session=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    stopped = threading.Event()
+def run_and_print(command: Sequence[str], limit: float) -> tuple[list[str], Result]:
+    """Run a command for `limit` seconds at most and print its output; returns the lines and how it ended."""
+    output = bytearray()
 
-    def stop() -> None:
-        stopped.set()
-        os.killpg(process.pid, signal.SIGKILL)
+    def write(block: bytes) -> None:
+        output.extend(block)
+        print(block.decode(errors="replace"), end="", flush=True)
 
-    timer = threading.Timer(max(1.0, limit), stop)
-    timer.start()
-    lines = []
-    try:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            lines.append(line.rstrip())
-        code = process.wait()
-    finally:
-        timer.cancel()
-    return lines, code, not stopped.is_set()
+    columns = {"COLUMNS": "200"}  # pytest cuts its messages to the width of the terminal
+    result = run_process(command, ROOT, {**os.environ, **columns}, max(1.0, limit), write)
+    if result.result == "interrupted":
+        raise KeyboardInterrupt
+    return output.decode(errors="replace").splitlines(), result
 
 
 def parse(lines: Iterable[str]) -> tuple[dict[str, str], dict[str, str], dict[str, int]]:
-    """From what `pytest -v -rfEs` prints: (test: outcome, failed test: its message, reason to skip: how often). A test
-    that fails and whose fixtures fail as they are taken down counts once."""
+    """Read the output of `pytest -v -rfEs`.
+
+    Args:
+        lines: The lines that pytest has printed.
+
+    Returns:
+        The outcome of each test, the message of each failed test, and how often each reason to skip occurs. A test
+        that fails and whose teardown fails, too, counts once.
+    """
     outcomes, messages, skipped = {}, {}, Counter()
     for line in lines:
-        if found := OUTCOME.match(line):
-            outcomes[found[1]] = found[2]
-        elif found := REASON.match(line):
-            outcomes[found[2]] = found[1]  # also a file that cannot be collected
-            messages[found[2]] = found[3] or ""
-        elif found := SKIPPED.match(line):
-            skipped[found[2]] += int(found[1])
+        if match := OUTCOME.match(line):
+            outcomes[match[1]] = match[2]
+        elif match := REASON.match(line):
+            outcomes[match[2]] = match[1]  # also a file that cannot be collected
+            messages[match[2]] = match[3] or ""
+        elif match := SKIPPED.match(line):
+            skipped[match[2]] += int(match[1])
     return outcomes, messages, dict(skipped)
 
 
 def unfinished(lines: Iterable[str], outcomes: dict[str, str]) -> str:
-    """The last test that began and did not end; empty where there is none."""
-    start = [found[1] for line in lines if (found := STARTED.match(line))]
-    return start[-1] if start and start[-1] not in outcomes else ""
+    """The last test that has started and not ended; empty where there is none."""
+    started = [match[1] for line in lines if (match := STARTED.match(line))]
+    return started[-1] if started and started[-1] not in outcomes else ""

@@ -1,4 +1,4 @@
-"""Section 10: iterations of detectron2's detectors with the configs of this project, on a few drawn images."""
+"""Section 10: training iterations of detectron2's detectors with this project's configs, on a few drawn images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adco.utils.errors import UserError
 from benchmarks.on_gpu.sections import Context
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent.parent / "detection" / "configs"
-# (name of the figures, config, its miniature, data, images of an iteration): 2 are a GPU's share in the protocols
+# (name of the figures, config, its miniature, data, images of an iteration). In the protocols a GPU has 2 images.
 CASES = (
     ("c4_2_images", "pascal_voc_R_50_C4_24k_random", "smoke_voc_R_18_C4_random", "gpu_voc", 2),
     ("fpn_2_images", "coco_R_50_FPN_1x_random", "smoke_coco_R_18_FPN_random", "gpu_coco", 2),
@@ -27,7 +27,7 @@ ITERATIONS, UNMEASURED = 20, 5
 
 
 def run(context: Context) -> None:
-    """Time the cases while there is time; says why where detectron2 cannot be imported."""
+    """Time the cases while there is time; reports why when detectron2 cannot be imported."""
     try:  # the package `detection` patches detectron2, so it comes first
         from detection.register import setup_environment
 
@@ -51,7 +51,7 @@ def run(context: Context) -> None:
 
 
 def register(folder: Path) -> None:
-    """Draw 20 images of VOC and of COCO, unless they are there, and make them known to detectron2."""
+    """Draw 20 images each of VOC and COCO, unless they are there, and register them with detectron2."""
     from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 
     wanted = [job for job in jobs(100) if (job.layout, job.subset) in (("VOC2007", "trainval"), ("coco", "train"))]
@@ -64,7 +64,7 @@ def register(folder: Path) -> None:
 
 
 def measure(context: Context, name: str, config: str, data: str, images: int) -> None:
-    """Train for some iterations from random weights at the warm-up's rate: time, memory, loss."""
+    """Train for some iterations from random weights at the warm-up's learning rate; report time, memory and loss."""
     from detectron2.utils.events import EventStorage
 
     from detection.trainer import Trainer
@@ -95,7 +95,7 @@ def measure(context: Context, name: str, config: str, data: str, images: int) ->
 
 
 def configured(context: Context, config: str, data: str, images: int):
-    """The config on this device with mixed precision on a GPU. Nothing is evaluated or saved."""
+    """The config for this device, with mixed precision on a GPU, that evaluates and saves nothing."""
     from detection.config import fit_to_hardware, load_config
 
     gpu = context.device.type == "cuda"

@@ -1,8 +1,8 @@
-"""From JPEG files to updated weights: our loader and step against the released loader and step, ResNet-50, batch 256.
+"""Section 7: from JPEG files to updated weights: our loader and step against the released ones, ResNet-50, batch 256.
 
-Our loader is the fastest one that the section `loader` has reported, else what `auto` is; the step is the default one.
-speed/training.py says which batches of a round are dropped, and why. A round of each comes first, then more as
-time allows; the figures of a later round are of all rounds so far.
+Our loader is the fastest one that the section `loader` has reported, else the one of `auto`; the step is the default.
+speed/training.py describes which batches of a round are not timed. Each contestant runs one round, then more as time
+allows; figures are of all rounds so far.
 """
 
 from __future__ import annotations
@@ -28,8 +28,15 @@ ROUNDS = 3  # of each, at most
 
 @dataclass
 class Side:
-    """A contestant. work: seconds of a round; images: of a round; share: reads the last round's share of waiting;
-    facts: what is reported beside its figures."""
+    """A contestant.
+
+    Attributes:
+        work: Runs a round and returns its seconds.
+        images: How many images a round has.
+        share: Returns the last round's share of time spent waiting.
+        facts: Reported with its figures.
+        seconds: Of the rounds so far.
+    """
 
     work: Callable[[], float]
     images: int
@@ -39,23 +46,23 @@ class Side:
 
 
 def run(context: Context) -> None:
-    """Rounds in turn; what is known is reported after each."""
+    """Run rounds in turn and report the figures after each."""
     with tempfile.TemporaryDirectory() as folder:
         sides, longest = contestants(context, Path(folder)), 0.0
         for round_ in range(1 if context.small else ROUNDS):
             for name, side in sides.items():
                 if round_ and context.left() < longest:
                     return
-                began = time.monotonic()
+                start = time.monotonic()
                 with attempt(context, name):
                     side.seconds.append(side.work())
                     report(context, name, side)
-                longest = max(longest, time.monotonic() - began)
+                longest = max(longest, time.monotonic() - start)
             report_ratio(context, *sides.values())
 
 
 def contestants(context: Context, folder: Path) -> dict[str, Side]:
-    """Both sides, as far as they can be made."""
+    """Our side and the released one, as far as they can be made."""
     recipe, device, sides, shares = recipe_for(context.device, context.small), context.device, {}, {}
     index, least = index_folder(photographs(context, 16 if context.small else 1024)), 2 if context.small else 30
     backend, workers = best_loader(context)
@@ -73,17 +80,17 @@ def contestants(context: Context, folder: Path) -> dict[str, Side]:
 
 
 def best_loader(context: Context) -> tuple[str, int]:
-    """The backend and number of threads that delivered the most images in section `loader`."""
+    """The backend and the number of threads that were the fastest in the section `loader`."""
     number = next(section.number for section in SECTIONS if section.module == "loader")
-    found = [line for line in figures(context, number).values() if line.get("backend") and line["value"]]
-    if not found:
+    ours = [line for line in figures(context, number).values() if line.get("backend") and line["value"]]
+    if not ours:
         return backends_for(context.device)[0], min(MOST_WORKERS, resolve_workers("auto", context.device))
-    best = max(found, key=lambda line: line["value"])
+    best = max(ours, key=lambda line: line["value"])
     return best["backend"], best["workers"]
 
 
 def report(context: Context, name: str, side: Side) -> None:
-    """A side's images a second, share of the time spent waiting for images, and GPU hours of an epoch of ImageNet."""
+    """Report a side's images a second, its share of time spent waiting for images, and GPU hours an ImageNet epoch."""
     rate, facts = side.images / statistics.median(side.seconds), {"rounds": len(side.seconds), **side.facts}
     context.report(f"{name}/images_per_second", rate, "images/s", **facts)
     context.report(f"{name}/loader_wait_share", side.share())
@@ -92,7 +99,7 @@ def report(context: Context, name: str, side: Side) -> None:
 
 
 def report_ratio(context: Context, *sides: Side) -> None:
-    """Our images a second over the released ones, the median over the rounds."""
+    """Report our images a second over the released ones: the median over the rounds."""
     if len(sides) == 2 and all(side.seconds for side in sides):
         ours, released = ([side.images / seconds for seconds in side.seconds] for side in sides)
         ratio = statistics.median(a / b for a, b in zip(ours, released, strict=False))

@@ -1,7 +1,7 @@
-"""Section 3: batches that are made while the GPU is busy are those of a run in which nothing overlaps, bit for bit.
+"""Section 3: batches that are made while the GPU is busy equal those of a synchronous run, bit for bit.
 
-What could differ: memory that is used again too early, a copy that is read before it has arrived, two threads in one
-row. Images are of many sizes and kinds, so that the allocator hands memory on and decoders take their other paths.
+They would differ if memory were reused too early, a copy read before it has arrived, or two threads wrote one row.
+Images have many sizes and kinds, so that memory is reused and decoders take all of their paths.
 """
 
 from __future__ import annotations
@@ -39,8 +39,16 @@ SIZES = ((500, 375), (333, 251), (97, 301), (160, 120), (41, 43))  # width and h
 
 @dataclass(frozen=True)
 class Load:
-    """How much is asked for. batches, batch: so many of so many images; views: of each; square, products: a matrix's
-    side and how often it is multiplied with itself between two batches; seconds: for one backend, of both its runs."""
+    """How much work a check does.
+
+    Attributes:
+        batches: How many batches.
+        batch: How many images each has.
+        views: The views of an image.
+        square: The side of the matrix that keeps the GPU busy.
+        products: How often it is multiplied with itself between two batches.
+        seconds: The time of both runs of one backend.
+    """
 
     batches: int
     batch: int
@@ -51,7 +59,7 @@ class Load:
 
 
 def run(context: Context) -> None:
-    """Each backend against itself, then nvJPEG against the C kernel. Raises Failure where one differs."""
+    """Compare each backend with itself, then nvJPEG with the C kernel. Raises Failure when one differs."""
     set_arithmetic(context.device)
     index = index_folder(many_kinds(context))
     views = (
@@ -65,15 +73,18 @@ def run(context: Context) -> None:
 
 
 def checks(index: ImageIndex, load: Load, device: torch.device) -> Iterator[Check]:
-    """(name, check) in order of value."""
+    """Names and checks, the most important first."""
     for backend in ("nvjpeg", "native", "device"):
         yield f"{backend}_under_load", partial(same_under_load, index, load, backend, device)
     yield "nvjpeg_equals_native", partial(nvjpeg_equals_native, index, load, device)
 
 
 def many_kinds(context: Context) -> Path:
-    """A folder with photographs of several sizes, `copies` of each as links, and the `odd_files` once: so few that most
-    batches have none which nvJPEG refuses, after which a batch is decoded image by image."""
+    """A folder with photographs of several sizes, `copies` links to each, and the `odd_files`.
+
+    The latter are so few that most batches have no image that nvJPEG refuses, which would make it decode image by
+    image.
+    """
     folder, (count, large, copies) = context.work / "many_kinds", (16, 4, 2) if context.small else (80, 16, 24)
     folder.mkdir(parents=True, exist_ok=True)
     ordinary = [folder / f"{number:03d}.jpg" for number in range(count)]
@@ -91,7 +102,7 @@ def many_kinds(context: Context) -> Path:
 
 
 def odd_files() -> dict[str, bytes]:
-    """name -> content: what a decoder of ordinary JPEGs may stumble over, and two files that nothing can read."""
+    """Content by name: files that decoders of ordinary JPEGs may fail on, and two that nothing can read."""
     pixels = photograph(1000, 211, 157)
     whole, image = jpeg(pixels), Image.fromarray(pixels)
     return {
@@ -117,8 +128,8 @@ def _saved(image: Image.Image, kind: str) -> bytes:
 
 
 def same_under_load(index: ImageIndex, load: Load, backend: str, device: torch.device) -> Finding:
-    """Whether batches under load are those of a synchronous run. The first ends early once it has taken half of the
-    time; the second, which has no threads, makes batches from all of the first's length until the time is up."""
+    """Whether batches under load equal those of a synchronous run. The run under load may take half of the time. The
+    synchronous one makes some of the same batches, spread evenly, until the time is up."""
     begin = time.monotonic()
     workers = resolve_workers("auto", device)
     try:
@@ -130,7 +141,7 @@ def same_under_load(index: ImageIndex, load: Load, backend: str, device: torch.d
     busy = loaded(dataset, wanted, workers, load, device, begin + load.seconds / 2)
     order = spread(len(busy))
     calm = synchronous(dataset, [wanted[number] for number in order], device, begin + load.seconds)
-    different = [number for number, found in zip(order, calm, strict=False) if not _equal(found, busy[number])]
+    different = [number for number, sums in zip(order, calm, strict=False) if not _equal(sums, busy[number])]
     facts = {"batches": len(busy), "compared": len(calm), "different": different, "workers": workers}
     return Finding(bool(calm) and not different, facts)
 
@@ -138,8 +149,8 @@ def same_under_load(index: ImageIndex, load: Load, backend: str, device: torch.d
 def loaded(
     dataset: ViewDataset, wanted: Sequence[Request], workers: int, load: Load, device: torch.device, until: float
 ) -> list[list[Tensor]]:
-    """Checksums of each batch's views, (B,) each, made by threads while matrix products keep the GPU busy: what uses
-    a batch is queued behind them, and nothing waits until the end."""
+    """Checksums (B,) of each batch's views, which threads make while matrix products keep the GPU busy. The work on a
+    batch is queued behind the products, and nothing waits before the end."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     square, found = torch.randn(load.square, load.square, device=device, dtype=dtype), []
     for batch in batches(dataset, wanted, workers, device):
@@ -154,7 +165,7 @@ def loaded(
 def synchronous(
     dataset: ViewDataset, wanted: Sequence[Request], device: torch.device, until: float
 ) -> list[list[Tensor]]:
-    """The same where the next batch begins when all work on the one before has ended."""
+    """The same checksums, where a batch starts when all work on the one before has ended."""
     found = []
     for request in wanted:
         (batch,) = batches(dataset, [request], 0, device)
@@ -167,8 +178,14 @@ def synchronous(
 
 
 def checksums(views: Sequence[Tensor]) -> list[Tensor]:
-    """(B, 3, S, S) float32 views -> (B,) int64 each: the sum of the values' bits times their places, which is exact,
-    so that it is the same in whatever order it is summed."""
+    """Exact checksums, which do not depend on the order of the sum.
+
+    Args:
+        views: (B, 3, S, S) float32 each.
+
+    Returns:
+        For each view (B,) int64: the sum of the values' bits times their positions.
+    """
     found = []
     for view in views:
         bits = view.contiguous().view(torch.int32).flatten(1).long()
@@ -177,14 +194,14 @@ def checksums(views: Sequence[Tensor]) -> list[Tensor]:
 
 
 def spread(count: int) -> list[int]:
-    """0 ... count - 1 in an order whose every beginning is spread over them: bit-reversed numbers."""
+    """The numbers below `count`, bit-reversed, so that the first ones of any length are spread evenly."""
     width = max(1, (count - 1).bit_length())
     return [n for n in (int(f"{i:0{width}b}"[::-1], 2) for i in range(2**width)) if n < count]
 
 
 def nvjpeg_equals_native(index: ImageIndex, load: Load, device: torch.device) -> Finding:
-    """The same views of all files but links by the GPU's decoder, or torchvision's on a CPU, and by the C kernel, to
-    within LEVELS; both name the same unreadable files."""
+    """Whether nvJPEG, or torchvision's decoder on a CPU, and the C kernel make the same views of all files, to within
+    LEVELS, and report the same unreadable ones."""
     if not native.available():
         return Finding(None, {"reason": "the C kernel is not built"})
     request = Request(0, np.array([i for i, path in enumerate(index.paths) if not path.startswith("link")]))
@@ -197,7 +214,7 @@ def nvjpeg_equals_native(index: ImageIndex, load: Load, device: torch.device) ->
 
 
 def _levels(a: Tensor, b: Tensor) -> float:
-    """Mean absolute difference of two normalised views, in levels of 255."""
+    """Mean absolute difference of two normalized views (B, 3, S, S), in levels of 255."""
     return 255 * ((a - b).abs().mean(dim=(0, 2, 3)).cpu() * torch.tensor(STD)).mean().item()
 
 

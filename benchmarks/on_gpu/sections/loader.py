@@ -1,6 +1,6 @@
-"""Images a second that arrive on the GPU as normalised float32 views: two 224 px crops of photographs of 500 px.
+"""Section 6: images a second that arrive on the GPU as normalized float32 views, two 224 px crops of each photograph.
 
-No step runs. Which batches of a loader are timed is said in `benchmarks.speed.race.steady`.
+No step runs. `benchmarks.speed.race.steady` describes which batches of a loader are timed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from benchmarks.speed.input import TWO, backends_for, our_loader, released_loade
 from benchmarks.speed.race import steady, steady_count
 from benchmarks.speed.training import MOST_WORKERS
 
-RELEASED_SECONDS, SMALL_SECONDS = 20.0, 2.0  # for its processes to start, and a pass of theirs; in miniature
+RELEASED_SECONDS, SMALL_SECONDS = 20.0, 2.0  # its processes start and make one pass; the same in miniature
 
 
 def run(context: Context) -> None:
-    """The default backend with several numbers of threads, the others with most cores, then the released loader."""
+    """Time the default backend with several numbers of threads, the others with one, then the released loader."""
     index = index_folder(photographs(context, 16 if context.small else 1024))
     cores, device, batch = min(MOST_WORKERS, usable_cores()), context.device, 4 if context.small else 128
     most = max(1, cores - 2)
@@ -40,7 +40,7 @@ def measured(
     context: Context, name: str, make: Callable[..., Iterable], use: Callable, workers: int, batch: int,
     backend: str | None = None,
 ) -> None:  # fmt: skip
-    """Report a loader's steady rate. make(count=...): a pass that times so many batches."""
+    """Report a loader's steady rate. make(count=...): one pass of the loader, of which so many batches are timed."""
     count = steady_count(workers, 2 if context.small else 20)
     with attempt(context, name):
         seconds, _ = steady(make(count=count), use, workers, count, context.device)

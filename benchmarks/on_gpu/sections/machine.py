@@ -1,4 +1,4 @@
-"""Section 0: what the machine is, and what its memory, matrix units and cores reach: the ceilings of the rest."""
+"""Section 0: the machine, and the speed of its memory, matrix units and cores, which bound the other sections."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import platform
 import re
 import statistics
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from adco.data.transforms import parameters
 from adco.utils.device import set_arithmetic, usable_cores
 from benchmarks.on_gpu.sections import Context
 from benchmarks.speed.photographs import jpeg, photograph
+from benchmarks.speed.race import timed
 
 SMI_FIELDS = ("driver_version", "power.limit", "clocks.max.sm", "clocks.max.memory")
 TWO_CROPS = (ViewConfig(), ViewConfig())
@@ -42,7 +41,7 @@ def run(context: Context) -> None:
 
 
 def software() -> list[tuple[str, object, str]]:
-    """(name, value, unit) of what is there without a GPU."""
+    """Names, values and units of the processor and the software."""
     try:
         processor = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -59,7 +58,7 @@ def software() -> list[tuple[str, object, str]]:
 
 
 def card(device: torch.device) -> list[tuple[str, object, str]]:
-    """(name, value, unit) of what torch says of the GPU and its libraries."""
+    """Names, values and units of what torch reports of the GPU and its libraries."""
     facts = torch.cuda.get_device_properties(device)
     return [
         ("card", facts.name, ""),
@@ -74,37 +73,25 @@ def card(device: torch.device) -> list[tuple[str, object, str]]:
 
 
 def nvidia_smi(fields: Sequence[str]) -> list[str | None]:
-    """What nvidia-smi says of the first card, with units; None for each field where it says nothing."""
+    """What nvidia-smi reports of the first card, with units; None for each field where it reports nothing."""
     words = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
         lines = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         lines = []
-    found = [value.strip() for value in lines[0].split(",")] if lines else []
-    return found if len(found) == len(fields) else [None] * len(fields)
+    values = [value.strip() for value in lines[0].split(",")] if lines else []
+    return [*values] if len(values) == len(fields) else [None] * len(fields)
 
 
 def seconds(work: Callable[[], object], device: torch.device, rounds: int, unmeasured: int = 3) -> list[float]:
-    """Seconds of each round, on a GPU by events in its queue, so that the launches of the CPU do not count."""
+    """Seconds of each round, after some unmeasured ones (`benchmarks.speed.race.timed`)."""
     for _ in range(unmeasured):
         work()
-    if device.type != "cuda":
-        marks = [time.perf_counter()]
-        for _ in range(rounds):
-            work()
-            marks.append(time.perf_counter())
-        return [after - before for before, after in pairwise(marks)]
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
-    events[0].record()
-    for event in events[1:]:
-        work()
-        event.record()
-    torch.cuda.synchronize(device)
-    return [before.elapsed_time(after) / 1e3 for before, after in pairwise(events)]
+    return timed(work, rounds, device)
 
 
 def report_rate(context: Context, name: str, work: Callable[[], object], amount: float, unit: str, rounds: int) -> None:
-    """Report `amount` divided by the median round's seconds, with the fastest and the slowest round's."""
+    """Report the amount of a round divided by the median seconds, and by those of the fastest and slowest round."""
     taken = seconds(work, context.device, rounds)
     rate, most, least = (amount / chosen(taken) for chosen in (statistics.median, min, max))
     context.report(name, rate, unit, rounds=rounds, most=most, least=least)
@@ -127,7 +114,7 @@ def copies(context: Context) -> None:
 
 
 def products(context: Context) -> None:
-    """TFLOP/s of a square product of random numbers, in the formats that training uses."""
+    """TFLOP/s of a product of square random matrices, in the formats that training uses."""
     side = 256 if context.small else 8192
     flop = 2 * side**3 / 1e12
     for name, dtype, tf32 in (
@@ -144,8 +131,8 @@ def products(context: Context) -> None:
 
 
 def kernel(context: Context) -> None:
-    """Images/s of the C kernel by threads: 500 x 375 JPEGs in memory to two normalised 224 px crops with all changes.
-    Drawing the random numbers is not part of it."""
+    """Images/s of the C kernel by threads: from JPEGs of 500 x 375 in memory to two normalized 224 px crops with every
+    augmentation. Sampling the random parameters is not included."""
     if not native.fast_jpeg():
         context.skip("kernel_threads", "the C kernel, or a libjpeg-turbo for it, is not there")
         return

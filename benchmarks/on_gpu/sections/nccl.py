@@ -1,6 +1,6 @@
-"""Section 9: what ranks exchange, through NCCL with one rank: every call runs on the GPU and gives what it should.
+"""Section 9: the collectives through NCCL with one rank: every call runs on the GPU and returns the right values.
 
-python -m benchmarks.on_gpu.sections.nccl DEVICE FOLDER      is the child that fails on purpose
+python -m benchmarks.on_gpu.sections.nccl DEVICE FOLDER      the child that fails on purpose
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from adco.utils.device import resolve_device
 from adco.utils.errors import UserError, command
 from benchmarks.on_gpu.sections import Context
 from benchmarks.on_gpu.sections.checks import Check, Finding, perform
-from benchmarks.on_gpu.sections.correctness import Steps, judged, small_recipe, steps_of, with_compute, write_images
+from benchmarks.on_gpu.sections.correctness import agreement
+from benchmarks.on_gpu.sections.short_runs import Steps, small_recipe, steps_of, with_compute, write_images
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64)
@@ -35,7 +36,7 @@ COMPILE_SECONDS = 10.0  # what has to be left for it to be tried
 
 
 def run(context: Context) -> None:
-    """The calls first, then training, then an error exit, then a compiled step. Raises Failure where one fails."""
+    """The calls first, then training, an error exit and a compiled step. Raises Failure when one fails."""
     device = context.device
     if device.type == "cuda" and not dist.is_nccl_available():
         context.skip("nccl", "this build of torch has no NCCL")
@@ -67,7 +68,7 @@ def run(context: Context) -> None:
 
 @contextmanager
 def one_rank(device: torch.device, folder: Path) -> Iterator[None]:
-    """Inside, `distributed` exchanges with this process alone: NCCL on a GPU, else gloo. folder: for the store."""
+    """A process group of this process alone: NCCL on a GPU, else gloo. folder: for the store."""
     join(device, folder)
     try:
         yield
@@ -76,15 +77,15 @@ def one_rank(device: torch.device, folder: Path) -> Iterator[None]:
 
 
 def join(device: torch.device, folder: Path) -> None:
-    """What `distributed.started` does on each of several ranks."""
+    """Initialize the process groups as `distributed.started` does on each of several ranks."""
     backend, store = "nccl" if device.type == "cuda" else "gloo", dist.FileStore(str(folder / "store"), 1)
     dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=distributed.TIMEOUT)
     distributed._control = dist.new_group(backend="gloo", timeout=distributed.TIMEOUT)
 
 
 def exchanges(device: torch.device) -> Finding:
-    """Each call of `distributed` without gradient gives the tensor itself, of any dtype, contiguous or not, after
-    work that is still queued, and leaves its argument as it was. wrong: those that do not."""
+    """On one rank each collective without gradient returns its argument's values and does not change it, for any
+    dtype, contiguous or not, with work still queued. `wrong`: the collectives that do not."""
     calls = {
         "all_gather": distributed.all_gather, "all_reduce_sum": distributed.all_reduce_sum,
         "all_reduce_mean": distributed.all_reduce_mean,
@@ -105,8 +106,8 @@ def exchanges(device: torch.device) -> Finding:
         if calls[name](scalar).item() != 3
     ]
     answers = [distributed.any_rank(True), distributed.any_rank(False), distributed.all_gather_objects({"rank": 0})]
-    wrong += [] if answers == [True, False, [{"rank": 0}]] else ["anywhere or all_gather_objects"]
-    wrong += [] if (distributed.rank(), distributed.world_size()) == (0, 1) else ["rank or ranks"]
+    wrong += [] if answers == [True, False, [{"rank": 0}]] else ["any_rank or all_gather_objects"]
+    wrong += [] if (distributed.rank(), distributed.world_size()) == (0, 1) else ["rank or world_size"]
     return Finding(not wrong, {"wrong": wrong, "backend": dist.get_backend()})
 
 
@@ -116,12 +117,13 @@ def _is_identity(call: Callable[[Tensor], Tensor], dtype: torch.dtype, transpose
     given = expected.to(device)
     for _ in range(20):  # work on the current stream that a collective has to wait for
         given = (given + 1) - 1
-    found = call(given)
-    return found.device == given.device and torch.equal(found.cpu(), expected) and torch.equal(given.cpu(), expected)
+    result = call(given)
+    return result.device == given.device and torch.equal(result.cpu(), expected) and torch.equal(given.cpu(), expected)
 
 
 def gradients(device: torch.device) -> Finding:
-    """Calls with gradient, and DDP: averaged over one rank, accumulated where `gradients_stay_here`."""
+    """The collectives with gradient, and DDP: gradients are averaged over the ranks, or accumulated inside
+    `gradients_stay_here`."""
     wrong = []
     for name, call in (
         ("gather", distributed.all_gather_with_gradient),
@@ -146,13 +148,13 @@ def gradients(device: torch.device) -> Finding:
 
 
 def trained(recipe, alone: Steps, device: torch.device) -> Finding:
-    """Three steps of two micro-batches through DDP, its `no_sync` and the fused optimizer equal those without ranks."""
-    return judged(steps_of(recipe, device), alone)
+    """Three steps of two micro-batches with DDP, its `no_sync` and the fused optimizer equal those without ranks."""
+    return agreement(steps_of(recipe, device), alone)
 
 
 def error_exit(device: torch.device, folder: Path) -> Finding:
     """A rank that raises a UserError after a collective ends within seconds with one line and exit code 2. With two
-    GPUs another rank waits for it in a collective meanwhile."""
+    GPUs another rank waits for it in a collective."""
     ranks = 2 if device.type == "cuda" and torch.cuda.device_count() > 1 else 1
     children = [_child(device, folder, rank, ranks) for rank in range(ranks)]
     try:
@@ -182,7 +184,7 @@ def _child(device: torch.device, folder: Path, rank: int, ranks: int) -> subproc
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Raise a UserError on rank 0 when a collective has been made; other ranks wait for it in the next one."""
+    """Raise a UserError on rank 0 after a collective; other ranks wait for it in the next one."""
     name, folder = argv or sys.argv[1:]
     with _failing_group(resolve_device(name), Path(folder)) as device:
         distributed.all_reduce_sum(torch.ones(1, device=device)).item()
@@ -195,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _failing_group(device: torch.device, folder: Path) -> Iterator[torch.device]:
-    """`distributed.started`, which makes no group of one rank: what it does with errors is done here for one."""
+    """As `distributed.started`, also with one rank, for which that makes no process group."""
     if int(os.environ["WORLD_SIZE"]) > 1:
         with distributed.started(device, f"file://{folder}/meeting") as own:
             yield own

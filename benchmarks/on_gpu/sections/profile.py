@@ -1,7 +1,7 @@
-"""Where the GPU's time goes in the eager and in the compiled step: kernels by class, the longest ones, and idle time.
+"""Section 8: the GPU's time in the eager and the compiled step: kernels by class, the longest ones, and idle time.
 
-A kernel's class is the first of CLASSES whose pattern is found in the names of the ops around its launch or in its own
-name: a compiled kernel that fuses BatchNorm with what follows counts as BatchNorm. On a CPU the ops' own time instead.
+A kernel's class is the first of CLASSES whose pattern matches the names of the ops around its launch or its own name: a
+compiled kernel that fuses BatchNorm with what follows counts as BatchNorm. On a CPU the ops' own times are used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.speed.step import our_trainer, random_batch, recipe_for
 
 STEPS = 3
 LONGEST, LETTERS = 15, 120  # kernels that are listed, and the letters of their names
-COMPILED_SECONDS = 12.0  # where the section `step` has left compiled code on disk
+COMPILED_SECONDS = 12.0  # when the section `step` has compiled the code before
 BANK = "adco::bank"
 CLASSES = {
     "bank": BANK,
@@ -41,7 +41,14 @@ CLASSES = {
 
 @dataclass
 class Op:
-    """An op on the CPU. names: of the ops around it, outermost first, and its own; ns: its time without theirs."""
+    """An op on the CPU.
+
+    Attributes:
+        number: Its correlation number in the trace.
+        names: Those of the ops around it, outermost first, and its own.
+        end: When it ended, in nanoseconds.
+        ns: Its time in nanoseconds without that of the ops inside.
+    """
 
     number: int
     names: tuple[str, ...]
@@ -50,8 +57,8 @@ class Op:
 
 
 @dataclass(frozen=True)
-class Work:
-    """A kernel, or an op's own time on the CPU, in nanoseconds."""
+class KernelTime:
+    """The time of a kernel, or of an op on the CPU, in nanoseconds, and its class."""
 
     name: str
     kind: str
@@ -72,13 +79,13 @@ def run(context: Context) -> None:
 
 
 def profiled(context: Context, name: str, trainer: Trainer) -> None:
-    """Report milliseconds a step of every class, the longest kernels, and the share of the step without a kernel."""
+    """Report the milliseconds of a step by class, the longest kernels, and the share of the step without a kernel."""
     annotate(trainer)
     batch = random_batch(trainer.recipe, trainer.device)
     steps = repeated(lambda: trainer.train_step(batch), STEPS)
     timing = race({name: steps}, 1 if context.small else 3, STEPS, context.device)[name]
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (context.device.type == "cuda")
-    for _ in range(1 if context.small else 2):  # the tracer's own start falls into the first
+    for _ in range(1 if context.small else 2):  # the first includes the start of the tracer
         with profile(activities=activities) as trace:
             steps()
             if context.device.type == "cuda":
@@ -87,11 +94,11 @@ def profiled(context: Context, name: str, trainer: Trainer) -> None:
     kernels = [event for event in events if is_kernel(event)]
     step_ms = 1000 * timing.median / STEPS
     context.report(f"{name}/step", step_ms, "ms", spread=timing.spread)
-    works = on_gpu(kernels, ops(events)) if context.device.type == "cuda" else on_cpu(ops(events))
-    total = sum(work.ns for work in works)
-    for kind, ns in summed(works, lambda work: work.kind).items():
+    times = on_gpu(kernels, ops(events)) if context.device.type == "cuda" else on_cpu(ops(events))
+    total = sum(time.ns for time in times)
+    for kind, ns in summed(times, lambda time: time.kind).items():
         context.report(f"{name}/{kind}", ns / STEPS / 1e6, "ms", share=ns / total)
-    longest = list(summed(works, lambda work: work.name[:LETTERS]).items())[:LONGEST]
+    longest = list(summed(times, lambda time: time.name[:LETTERS]).items())[:LONGEST]
     context.report(f"{name}/longest", [[kernel, round(ns / STEPS / 1e6, 4)] for kernel, ns in longest], "ms a step")
     if kernels:
         busy_ms = busy_ns([(event.start_ns(), event.end_ns()) for event in kernels]) / STEPS / 1e6
@@ -100,7 +107,7 @@ def profiled(context: Context, name: str, trainer: Trainer) -> None:
 
 
 def annotate(trainer: Trainer) -> None:
-    """Have the trace show what belongs to the loss and the bank: their kernels are those of any matrix product."""
+    """Mark the loss and the bank in the trace: their kernels have the names of other matrix products."""
 
     def recorded(work: Callable) -> Callable:
         def call(*args: object) -> object:
@@ -109,18 +116,18 @@ def annotate(trainer: Trainer) -> None:
 
         return call
 
-    for name in ("objective", "update"):
+    for name in ("compute_loss", "update"):
         setattr(trainer.method, name, recorded(getattr(trainer.method, name)))
 
 
 def is_kernel(event) -> bool:
-    """Whether an event of the trace is work on the GPU, and not the shadow there of an annotation."""
+    """Whether an event of the trace is a kernel, and not an annotation that is shown on the GPU, too."""
     return event.device_type() == DeviceType.CUDA and not event.is_user_annotation()
 
 
 def ops(events: Iterable) -> list[Op]:
-    """The ops of a trace with what is around each, thread by thread; calls of CUDA's runtime are none."""
-    found, around, thread = [], [], None
+    """The ops of a trace with the ops around each, thread by thread, without calls of CUDA's runtime."""
+    result, around, thread = [], [], None
     start = [event for event in events if event.device_type() == DeviceType.CPU and not _of_runtime(event)]
     for event in sorted(start, key=lambda e: (e.start_thread_id(), e.start_ns(), -e.end_ns())):
         if event.start_thread_id() != thread:
@@ -131,41 +138,43 @@ def ops(events: Iterable) -> list[Op]:
         if around:
             around[-1].ns -= event.duration_ns()
         op = Op(event.correlation_id(), (*names, event.name()), event.end_ns(), event.duration_ns())
-        found.append(op)
+        result.append(op)
         around.append(op)
-    return found
+    return result
 
 
-def on_gpu(kernels: Iterable, launched_by: Sequence[Op]) -> list[Work]:
-    """The kernels of a trace, each classified by the ops that launched it and its own name."""
+def on_gpu(kernels: Iterable, launched_by: Sequence[Op]) -> list[KernelTime]:
+    """The times of a trace's kernels, each classified by the ops that launched it and its own name."""
     names = {op.number: op.names for op in launched_by}
     return [
-        Work(kernel.name(), kind_of(names.get(kernel.linked_correlation_id(), ()), kernel.name()), kernel.duration_ns())
+        KernelTime(
+            kernel.name(), kind_of(names.get(kernel.linked_correlation_id(), ()), kernel.name()), kernel.duration_ns()
+        )
         for kernel in kernels
     ]
 
 
-def on_cpu(found: Iterable[Op]) -> list[Work]:
+def on_cpu(all_ops: Iterable[Op]) -> list[KernelTime]:
     """The ops' own times."""
-    return [Work(op.names[-1], kind_of(op.names), op.ns) for op in found]
+    return [KernelTime(op.names[-1], kind_of(op.names), op.ns) for op in all_ops]
 
 
 def kind_of(names: Sequence[str], kernel: str = "") -> str:
-    """The class of a kernel that was launched within ops of these names, outermost first."""
+    """The class of a kernel that was launched inside ops of these names, outermost first."""
     text = "\n".join(("", *names, kernel))
     return next((kind for kind, pattern in CLASSES.items() if re.search(pattern, text, re.IGNORECASE)), "other")
 
 
-def summed(works: Iterable[Work], key: Callable[[Work], str]) -> dict[str, int]:
-    """Nanoseconds of all that has the same key, most first."""
+def summed(times: Iterable[KernelTime], key: Callable[[KernelTime], str]) -> dict[str, int]:
+    """The sum of nanoseconds for each key, largest first."""
     sums: dict[str, int] = defaultdict(int)
-    for work in works:
-        sums[key(work)] += work.ns
+    for time in times:
+        sums[key(time)] += time.ns
     return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 
 def busy_ns(spans: Iterable[tuple[int, int]]) -> int:
-    """Nanoseconds that at least one of the spans (start, end) covers: kernels of several streams may overlap."""
+    """Nanoseconds that at least one of the spans (start, end) covers; kernels of several streams may overlap."""
     total, until = 0, 0
     for start, end in sorted(spans):
         total += max(0, end - max(start, until))

@@ -1,4 +1,4 @@
-"""What several sections need: photographs on disk, failures that leave the other figures alone, earlier figures."""
+"""Used by several sections: photographs on disk, figures that may fail without ending a section, earlier figures."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ from benchmarks.on_gpu.sections import Context
 from benchmarks.speed.photographs import jpeg, photograph
 
 WIDTH, HEIGHT, CLASSES = 500, 375, 2
-FEW = 32  # photographs that are drawn sooner than processes have started
+FEW = 32  # photographs are drawn sooner than processes have started
 
 
 def photographs(context: Context, count: int) -> Path:
-    """`work/photographs/CLASS/N.jpg`: at least `count` JPEGs of 500 x 375 pixels. Only those that are missing are
-    drawn, by as many processes as there are cores, in a temporary folder from where each is moved to its place."""
+    """Draw `work/photographs/CLASS/N.jpg`: at least `count` JPEGs of 500 x 375 pixels; returns the folder.
+
+    Only those that are missing are drawn, by as many processes as there are cores. Each file is moved to its place
+    when it is complete.
+    """
     root = context.work / "photographs"
     names = {number: root / f"class{number % CLASSES}" / f"{number:05d}.jpg" for number in range(count)}
     missing = [number for number, path in names.items() if not path.is_file()]
@@ -47,8 +50,10 @@ def photographs(context: Context, count: int) -> Path:
 
 @contextmanager
 def attempt(context: Context, name: str) -> Iterator[None]:
-    """A figure whose failure is reported under its name, so that the section goes on. Memory that nothing refers to any
-    more is given back first: where the last figure failed, its exception held on to it until here."""
+    """Report an exception in the block as the reason why a figure is missing, so that the section continues.
+
+    Unused memory is released first: the exception of a figure that failed before may have kept it until now.
+    """
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -63,7 +68,7 @@ def attempt(context: Context, name: str) -> Iterator[None]:
 
 
 def figures(context: Context, section: int) -> dict[str, dict]:
-    """What another section has reported: name -> the newest line of that name."""
+    """The figures of another section: the newest line of each name."""
     lines = map(json.loads, context.file.read_text().splitlines()) if context.file.is_file() else ()
     return {line["name"]: line for line in lines if line.get("section") == section and "name" in line}
 

@@ -1,7 +1,7 @@
-"""The training step of AdCo (ResNet-50, 224 px, batch 256, two crops, 65,536 rows) in every way to compute it.
+"""Section 4: the training step of AdCo (ResNet-50, 224 px, batch 256, two crops, a bank of 65,536) in every variant.
 
-`eager` is the default step, in bf16. Every other contestant of speed/step.py is raced against it, two steps on end
-each in turn. The most valuable figures come first; those that compile take most of a minute before their first step.
+`eager` is the default step, in bf16. Every other contestant of speed/step.py is raced against it, two steps in
+succession in each turn. The most important figures come first; what is compiled takes most of a minute to start.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ ORDER = (
     "contiguous", "released, tf32", "unfused", "bare, compiled",
 )  # fmt: skip
 COMPILED = ("compiled", "graphs", "bare, compiled")
-QUICK_SECONDS, COMPILED_SECONDS = 8.0, 30.0  # that a contestant is given at least on a GPU
-SMALL_SECONDS = 1.0  # and in miniature
+QUICK_SECONDS, COMPILED_SECONDS = 8.0, 30.0  # a contestant is started on a GPU when so much time is left
+SMALL_SECONDS = 1.0  # the same in miniature
 
 
 def run(context: Context) -> None:
-    """Race them in order of value, as far as the time allows."""
+    """Race the contestants, the most important first, as far as the time allows."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = recipe_for(context.device, context.small)
         makers = contestants(recipe, context.device, Path(folder))
@@ -50,7 +50,7 @@ def run(context: Context) -> None:
 
 
 def enough(context: Context, name: str, seconds: float) -> bool:
-    """Whether so much time is left; where not, the figure is reported as not run."""
+    """Whether so much time is left; otherwise the figure is reported as not run."""
     if context.left() >= (SMALL_SECONDS if context.small else seconds):
         return True
     context.skip(name, f"{context.left():.0f} s were left of {context.seconds:.0f}")
@@ -58,35 +58,43 @@ def enough(context: Context, name: str, seconds: float) -> bool:
 
 
 def measured_beside(context: Context, name: str, make: Callable[[], Step], eager: Step, batch: int) -> None:
-    """Report a contestant's figures, raced against the eager step; its memory is free again afterwards."""
+    """Race a contestant against the eager step and report its figures. Its memory is released afterwards."""
     with attempt(context, name):
         measured(context, name, make, {"eager": eager}, batch)
 
 
 def measured(context: Context, name: str, make: Callable[[], Step], reference: dict[str, Step], batch: int) -> None:
-    """Images a second, milliseconds a step, peak memory, and the ratio of its speed to the reference's."""
+    """Race a contestant and report its images a second, milliseconds a step, peak memory and relative speed.
+
+    Args:
+        context: The section's.
+        name: The contestant's name.
+        make: Makes its step.
+        reference: The step that it is raced against by its name; empty for none.
+        batch: The number of images of a step.
+    """
     device, steps, rounds = context.device, *((1, 2) if context.small else (2, ROUNDS))
     held = memory(device)
     step = make()
-    began = time.perf_counter()
+    start = time.perf_counter()
     step()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    context.report(f"{name}/first_step", time.perf_counter() - began, "s", **inductor_cache())
+    context.report(f"{name}/first_step", time.perf_counter() - start, "s", **inductor_cache())
     works = {key: repeated(work, steps) for key, work in {**reference, name: step}.items()}
-    found = race(works, rounds, steps * batch, device)
-    timing = found[name]
+    timings = race(works, rounds, steps * batch, device)
+    timing = timings[name]
     context.report(f"{name}/images_per_second", timing.rate, "images/s", rounds=rounds, steps_a_round=steps)
     context.report(f"{name}/step", 1000 * timing.median / steps, "ms", spread=timing.spread)
     for key in reference:
-        context.report(f"{name}/speed_over_{key}", ratio("", found[key], timing, 1).value, "times")
+        context.report(f"{name}/speed_over_{key}", ratio("", timings[key], timing, 1).value, "times")
     if device.type == "cuda":
         allocated, reserved = peak_gib(step, device, held)
         context.report(f"{name}/peak_memory", allocated, "GiB", reserved_gib=reserved)
 
 
 def memory(device: torch.device) -> tuple[int, int]:
-    """Bytes that tensors hold on the GPU, and that torch has reserved there; nothing on a CPU."""
+    """Bytes of the GPU that tensors occupy, and that torch has reserved; 0 on a CPU."""
     if device.type != "cuda":
         return 0, 0
     return torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
@@ -94,7 +102,7 @@ def memory(device: torch.device) -> tuple[int, int]:
 
 def peak_gib(step: Step, device: torch.device, held: tuple[int, int]) -> tuple[float, float]:
     """GiB at the peak of a step beyond what was `held` before its network was made: allocated by tensors, and reserved
-    from the GPU (graphs keep the memory that they were captured in, which counts only there)."""
+    from the GPU (only the latter includes the memory that graphs keep)."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     step()
@@ -104,7 +112,7 @@ def peak_gib(step: Step, device: torch.device, held: tuple[int, int]) -> tuple[f
 
 
 def shares(context: Context, folder: Path) -> None:
-    """Percent of the step's parts, each timed alone: encoder, key encoder, bank, optimiser, moving average."""
+    """Report the share of each part of the step, timed alone: encoder, key encoder, bank, optimiser, moving average."""
     trainer = our_trainer(recipe_for(context.device, context.small), context.device, folder)
     parts = parts_of(trainer) | {"bank": bank_step(trainer)}
     found = race(parts, 2 if context.small else ROUNDS, trainer.recipe.batch, context.device)
@@ -115,7 +123,7 @@ def shares(context: Context, folder: Path) -> None:
 
 
 def inductor_cache() -> dict[str, int]:
-    """How often torch.compile has found compiled code on disk, and how often not; empty before anything is compiled."""
+    """How often torch.compile has and has not found its code on disk; empty before anything is compiled."""
     if "torch._dynamo.utils" not in sys.modules:  # its import takes seconds
         return {}
     counters = sys.modules["torch._dynamo.utils"].counters

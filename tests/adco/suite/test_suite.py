@@ -83,7 +83,7 @@ def test_a_file_may_change_another_suite(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stages", "told"),
+    ("stages", "reported"),
     [
         ({"a": {"tol": "x"}}, r"stages\.a: unknown key 'tol'; did you mean tool\?"),
         ({"a": {"tool": "x", "data": ["imagenet"]}}, r"stages\.a: records is missing"),
@@ -105,7 +105,7 @@ def test_mistakes_in_a_suite_name_file_stage_and_key(stages, reported, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "reported"),
     [
         ("epochs", "expected KEY=NUMBER"),
         ("epochs=0", "whole number above 0"),
@@ -210,7 +210,7 @@ def test_a_folder_with_the_data_sets_name_goes_before_others_of_its_layout(world
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "reported"),
     [({"imagenet": "absent"}, "not imagenet; expected imagenet/"), ({"cifar": "."}, "not a data set; choose voc2007")],
 )
 def test_a_wrong_choice_of_data_is_one_line(given, reported, world):
@@ -260,7 +260,7 @@ def here(monkeypatch):
 
 
 def estimate(past, rate=lambda *_: None, stage=STAGE, devices=0, trials=1):
-    return estimates.expected(stage, "resnet18", Path("d"), ("p/q",), COUNTS, trials, devices, past, rate)
+    return estimates.estimate(stage, "resnet18", Path("d"), ("p/q",), COUNTS, trials, devices, past, rate)
 
 
 def test_what_a_record_of_this_machine_took_is_scaled_by_the_pictures(here):

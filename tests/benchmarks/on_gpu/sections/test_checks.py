@@ -13,7 +13,7 @@ from adco.config.loading import load_recipe
 from adco.config.schema import ViewConfig
 from adco.config.validation import check_recipe
 from adco.data.images import index_folder
-from adco.train import checkpoint, optimizer
+from adco.train import checkpoint, trainer
 from adco.utils import distributed
 from adco.utils.errors import Failure
 from benchmarks.on_gpu.sections import SECTIONS, Context, correctness, input_races, learning, nccl
@@ -95,7 +95,7 @@ def test_other_weights_and_other_losses_are_noticed(images):
 
 def test_buffers_that_a_resume_mixes_up_are_noticed(images, monkeypatch):
     recipe = correctness.small_recipe("adco", images, small=True)
-    monkeypatch.setattr(optimizer, "load_state", lambda optimizer, state: optimizer.load_state_dict(state))
+    monkeypatch.setattr(trainer, "load_state", lambda optimizer, state: optimizer.load_state_dict(state))
     finding = correctness.resumed(recipe, CPU, channels_last=False)
     assert not finding.passed and finding.facts["weights_difference"] > 0.5
 
@@ -163,7 +163,7 @@ def test_an_exchange_that_gives_something_else_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "all_reduce_max", lambda rows: rows.neg())
     with nccl.one_rank(CPU, tmp_path):
         wrong = nccl.exchanges(CPU).facts["wrong"]
-    assert len(wrong) == 2 * len(nccl.DTYPES) + 1 and all(name.startswith("largest") for name in wrong)
+    assert len(wrong) == 2 * len(nccl.DTYPES) + 1 and all(name.startswith("all_reduce_max") for name in wrong)
 
 
 def test_section_11_in_miniature_and_its_second_call_has_nothing_to_do(context, monkeypatch):
@@ -180,13 +180,13 @@ def test_section_11_in_miniature_and_its_second_call_has_nothing_to_do(context, 
     assert figures(first) == lines  # those of the first call
 
 
-def test_section_11_stops_where_the_next_turn_would_not_fit_and_goes_on_from_there(context, monkeypatch):
+def test_section_11_stops_where_the_next_turn_would_not_fit_and_resumes_there(context, monkeypatch):
     times = iter([600.0, 0.0])  # left before the first turn and before the second
     found = context(11)
     monkeypatch.setattr(Context, "left", lambda _: next(times, 600.0))
     learning.run(found)
     lines = figures(found)
-    assert lines["state"]["value"] == "1 of 2 epochs; the next call goes on"
+    assert lines["state"]["value"] == "1 of 2 epochs; the next call resumes"
     assert "seed0/moco/epoch1/knn_top1" in lines and "seed0/moco/epoch2/knn_top1" not in lines
     learning.run(context(11))
     assert "seed0/moco/epoch2/knn_top1" in figures(found)
@@ -205,7 +205,7 @@ def test_section_11_needs_images_on_a_gpu(context):
 
 
 def test_learning_recipes_are_for_200_epochs_in_larger_batches(tmp_path):
-    for method in learning.METHODS:
+    for method in learning.COMPARED:
         recipe = learning.recipe_of(method, 1, tmp_path)
         check_recipe(recipe)
         base = load_recipe(f"{method}_r18_imagenette")
@@ -213,4 +213,4 @@ def test_learning_recipes_are_for_200_epochs_in_larger_batches(tmp_path):
         assert (recipe.epochs, recipe.seed, recipe.bank.lr) == (200, 1, base.bank.lr)
         assert recipe.views == base.views and recipe.method == method
     assert learning.turns()[:5] == [1, 5, 10, 15, 20] and learning.turns()[-1] == 200
-    assert set(learning.JUDGED) <= set(learning.turns())
+    assert set(learning.EVALUATED) <= set(learning.turns())
