@@ -1,0 +1,1 @@
+"""Speed, experiments and GPU measurements: run.py, evidence.py and gpu.py, with their parts below."""

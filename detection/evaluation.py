@@ -51,6 +51,7 @@ class COCOEvaluatorWithMatches(COCOEvaluator):
         self._folder = Path(folder)
 
     def evaluate(self, *args, **kwargs) -> dict | None:
+        """As detectron2, and write which detections matched which boxes beside them."""
         results = super().evaluate(*args, **kwargs)
         written = self._folder / DETECTIONS_FILE
         if comm.is_main_process() and written.is_file() and "annotations" in self._coco_api.dataset:
@@ -75,16 +76,19 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
         self._detections: list[dict] = []
 
     def reset(self) -> None:
+        """Forget the detections."""
         super().reset()
         self._detections = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Take the detections of a batch."""
         super().process(inputs, outputs)
         for image, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
             self._detections += instances_to_coco_json(instances, str(image["image_id"]))
 
     def evaluate(self) -> dict | None:
+        """As detectron2, and write which detections matched which boxes; a collective call."""
         with np.errstate(invalid="ignore", divide="ignore"):  # recall and precision of a class without boxes
             results = super().evaluate()
         # collective: every process takes part before all but the main one return

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Check everything, then train or evaluate in a process for each GPU."""
     started = time.time()
     import detection  # noqa: F401  (before detectron2: applies patches, or says how to install it)
 

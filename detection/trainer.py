@@ -82,10 +82,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+        """The evaluator of a data set, which keeps the detections."""
         return build_evaluator(dataset_name, Path(output_folder or Path(cfg.OUTPUT_DIR) / "inference"))
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
+        """detectron2's loader, with pinned memory on a GPU."""
         return pin_memory(super().build_train_loader(cfg), cfg.MODEL.DEVICE.startswith("cuda"))
 
     def build_hooks(self) -> list:
@@ -101,6 +103,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.train(self, self.start_iter, self.max_iter)
 
     def run_step(self) -> None:
+        """One step, in several passes if the batch does not fit."""
         if self.passes == 1:
             super().run_step()
         else:

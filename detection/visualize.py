@@ -29,6 +29,7 @@ Box = tuple[tuple[float, float, float, float], str]  # (x0, y0, x1, y1) in pixel
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Draw the boxes of the chosen test images into one picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output_dir", type=Path, help="OUTPUT_DIR of detection/train_net.py")
     parser.add_argument("out", type=Path, metavar="OUT.png")

@@ -168,3 +168,12 @@ def test_tests_lie_as_the_code_does():
         here = ROOT / path.parent
         mirrored.append((here / f"{name}.py").is_file() or (here.name == name and here.is_dir()))
     assert sum(mirrored) / len(files) >= 0.8
+
+
+def test_files_have_at_most_300_lines_and_functions_at_most_60():
+    for path in modules_of(ROOT).values():
+        text = path.read_text()
+        assert len(text.splitlines()) <= 300, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"

@@ -1,0 +1,1 @@
+"""The commands: they parse arguments and call; nobody imports them."""

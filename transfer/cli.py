@@ -27,6 +27,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UserErrors, one line each."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise the message as a UserError."""
         raise UserError(f"{message}; see --help")
 
 

@@ -137,7 +137,7 @@ def batches(
     """
     backend = resolve_backend(dataset.backend, device, workers)
     if backend == "nvjpeg":
-        begin = partial(nvjpeg.Work, dataset, device=device)
+        begin = partial(nvjpeg.DecodingTask, dataset, device=device)
     elif backend == "reference" or not native.available():
         begin = partial(dataset.by_pillow, device=device)
     else:

@@ -24,7 +24,7 @@ START, END = b"\xff\xd8", b"\xff\xd9"
 PADDING = 64  # bytes that some programs write after the end marker
 
 
-class Work:
+class DecodingTask:
     """One batch in the making: threads read the files of a request, and `batch` makes pixels of them on the device.
 
     Args:

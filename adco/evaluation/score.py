@@ -31,6 +31,7 @@ class Score(float):
     over: str | None = None
 
     def __new__(cls, value: float, *_: object, **__: object):
+        """A float of the value; the other arguments become attributes."""
         return super().__new__(cls, value)
 
     __hash__ = float.__hash__

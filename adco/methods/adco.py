@@ -25,6 +25,7 @@ class AdCo(MemoryBankMethod):
     def contrastive_loss(
         self, queries: Mapping[int, Tensor], keys: Mapping[int, Tensor], progress: TrainingProgress
     ) -> LossOutput:
+        """The loss of eq. (1), and the gradient of the bank."""
         options, bank = self.contrast, self.bank
         return adversarial_contrast(
             queries, keys, self.pairs, bank.rows, options.tau, options.tau_bank, options.in_batch_negatives,

@@ -223,6 +223,7 @@ class MemoryBankMethod(MomentumMethod):
     def compute_loss(
         self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], progress: TrainingProgress
     ) -> StepOutput:
+        """The contrastive loss, with the accuracy to be logged and the bank's gradient."""
         result, pair = self.contrastive_loss(outputs, targets, progress), self.pairs[0]
         scalars = {"loss": result.loss.detach(), "accuracy": 100 * result.accuracy}
         return StepOutput(

@@ -25,6 +25,7 @@ class BYOL(MomentumMethod):
     def compute_loss(
         self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], progress: TrainingProgress
     ) -> StepOutput:
+        """The distances of predictions and keys."""
         queries = {view: F.normalize(p, dim=1) for view, p in outputs.items()}
         keys = {view: F.normalize(z, dim=1) for view, z in targets.items()}
         distances = [(queries[pair.query] - keys[pair.key]).square().sum(dim=1).mean() for pair in self.pairs]

@@ -24,6 +24,7 @@ class CaCo(MemoryBankMethod):
     def contrastive_loss(
         self, queries: Mapping[int, Tensor], keys: Mapping[int, Tensor], progress: TrainingProgress
     ) -> LossOutput:
+        """The loss with the bank's nearest rows as positives, and the gradient of the bank."""
         options, bank = self.contrast, self.bank
         return cooperative_contrast(
             queries, keys, self.pairs, bank.rows, options.tau, options.tau_bank, bank.sharded, bank.workspace

@@ -31,6 +31,7 @@ class MoCHi(MoCo):
     def contrastive_loss(
         self, queries: Mapping[int, Tensor], keys: Mapping[int, Tensor], progress: TrainingProgress
     ) -> LossOutput:
+        """The loss of MoCo, from `mix.from_epoch` on with the synthetic negatives."""
         if progress.epoch < self.mix.from_epoch:
             return super().contrastive_loss(queries, keys, progress)
         n, losses, hits = F.normalize(self.bank.rows, dim=1), [], []

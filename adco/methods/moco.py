@@ -24,6 +24,7 @@ class MoCo(MemoryBankMethod):
     def contrastive_loss(
         self, queries: Mapping[int, Tensor], keys: Mapping[int, Tensor], progress: TrainingProgress
     ) -> LossOutput:
+        """The loss against the keys and the queue, which does not learn."""
         options, queue = self.contrast, self.bank
         return adversarial_contrast(
             queries, keys, self.pairs, queue.rows, options.tau, None, options.in_batch_negatives,

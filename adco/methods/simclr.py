@@ -23,6 +23,7 @@ class SimCLR(Method):
     def compute_loss(
         self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], progress: TrainingProgress
     ) -> StepOutput:
+        """NT-Xent of the two views."""
         loss, accuracy = nt_xent(outputs[0], outputs[1], self.tau)
         scalars = {"loss": loss.detach(), "accuracy": 100 * accuracy}
         return StepOutput(loss, scalars, outputs[0].detach(), outputs[1].detach())

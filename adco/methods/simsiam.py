@@ -25,6 +25,7 @@ class SimSiam(Method):
     def compute_loss(
         self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], progress: TrainingProgress
     ) -> StepOutput:
+        """Minus the cosines of predictions and embeddings."""
         halves = {view: output.chunk(2, dim=1) for view, output in outputs.items()}  # p and z, (B, D) each
         queries = {view: F.normalize(p, dim=1) for view, (p, _) in halves.items()}
         keys = {view: F.normalize(z.detach(), dim=1) for view, (_, z) in halves.items()}
@@ -41,4 +42,5 @@ class WithPrediction(nn.Module):
         self.predictor = predictor(dim, hidden)
 
     def forward(self, z: Tensor) -> Tensor:
+        """(B, dim) -> (B, 2 dim)."""
         return torch.cat([self.predictor(z), z], dim=1)

@@ -54,6 +54,7 @@ class SwAV(Method):
     def compute_loss(
         self, outputs: Mapping[int, Tensor], targets: Mapping[int, Tensor], progress: TrainingProgress
     ) -> StepOutput:
+        """The cross-entropy of predicted and assigned prototypes."""
         # the encoder returns embeddings (B, D) and beside them their cosines with the prototypes (B, prototypes)
         embeddings = {view: output[:, : self.dim] for view, output in outputs.items()}
         scores = {view: output[:, self.dim :] for view, output in outputs.items()}
@@ -107,6 +108,7 @@ class Prototypes(nn.Module):
         self.weight = nn.Parameter(F.normalize(torch.randn(count, dim), dim=1))
 
     def forward(self, z: Tensor) -> Tensor:
+        """(B, dim) unit embeddings -> (B, dim + count)."""
         return torch.cat([z, z @ self.weight.T], dim=1)
 
     @torch.no_grad()

@@ -52,6 +52,7 @@ class Axis:
     stop: float
 
     def __call__(self, value: float) -> float:
+        """The position of a value, in pixels."""
         share = (value - self.low) / ((self.high - self.low) or 1)
         return round(self.start + share * (self.stop - self.start), 1)
 

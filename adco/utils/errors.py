@@ -35,7 +35,9 @@ class Requeue(Exception):
 class Command(Protocol):
     """A tool: its arguments without the program's name, by default sys.argv's -> exit code."""
 
-    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Run the tool."""
+        ...
 
 
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Command:

@@ -48,6 +48,7 @@ class ArraysOnly(pickle._Unpickler):
     """
 
     def find_class(self, module: str, name: str) -> object:
+        """The class of that name; raises UnpicklingError for all that is not plain data."""
         if module.split(".")[0] == "numpy" and name in _ARRAYS:
             return _ARRAYS[name]
         if (module, name) in _PLAIN:

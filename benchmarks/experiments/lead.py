@@ -26,6 +26,7 @@ from adco.utils.errors import UserError, command
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Compare the curves at each epoch, and write the record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     for side in ("first", "second"):
         parser.add_argument(f"--{side}", type=Path, nargs="+", required=True, metavar="CURVE", help="one for each seed")

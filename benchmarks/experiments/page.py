@@ -31,6 +31,7 @@ RANDOM = {"knn": "knn-k20-t0.07@64px.json", "linear": "linear-cached-features@64
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    """Rewrite the tables of the page from the records."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of records (results/evidence)")
     parser.add_argument("--page", type=Path, default=PAGE, help="the file whose tables are rewritten")

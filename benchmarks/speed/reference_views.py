@@ -26,6 +26,7 @@ class Blur:
     """The GaussianBlur of MoCo and solo-learn."""
 
     def __call__(self, image: Image.Image) -> Image.Image:
+        """Blur an image with a random sigma of 0.1 to 2 px."""
         return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
 
 
@@ -85,6 +86,7 @@ class Views:
         self.made = made
 
     def __call__(self, image: Image.Image) -> list[torch.Tensor]:
+        """All views of an image."""
         return [view(image) for view in self.made]
 
 

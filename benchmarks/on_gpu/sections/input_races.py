@@ -207,7 +207,7 @@ def nvjpeg_equals_native(index: ImageIndex, load: Load, device: torch.device) ->
     request = Request(0, np.array([i for i, path in enumerate(index.paths) if not path.startswith("link")]))
     kernel = ViewDataset(index, load.views, 0, len(index), "native")
     (ours,) = batches(kernel, [request], 0, device)
-    theirs: Batch = at_once(nvjpeg.Work(kernel, request, device))
+    theirs: Batch = at_once(nvjpeg.DecodingTask(kernel, request, device))
     off = [_levels(a, b) for a, b in zip(ours.to_views(device), theirs.to_views(device), strict=True)]
     facts = {"levels": off, "tolerance": LEVELS, "unreadable": sorted(ours.bad)}
     return Finding(max(off) <= LEVELS and ours.bad.keys() == theirs.bad.keys(), facts)

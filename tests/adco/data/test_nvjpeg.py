@@ -29,7 +29,7 @@ def photographs(tmp_path_factory):
 def made(root, device=CPU, max_bad=24):
     index = index_folder(root)
     request = next(requests(0, len(index), 24, 0, 1))
-    work = nvjpeg.Work(ViewDataset(index, SPECS, 0, max_bad, "nvjpeg"), request, device)
+    work = nvjpeg.DecodingTask(ViewDataset(index, SPECS, 0, max_bad, "nvjpeg"), request, device)
     return work.batch([work.rows(0, 10), work.rows(10, 24)])
 
 
