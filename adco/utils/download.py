@@ -184,7 +184,7 @@ def _extent(answer: http.client.HTTPResponse, done: int, size: int | None) -> tu
     if total is not None and total > MOST_BYTES:
         raise DownloadError(f"announces {total} bytes, more than {MOST_BYTES}")
     if total is None and size is None and not answer.chunked:
-        raise DownloadError("does not say how long the file is, so that its end cannot be told from a break")
+        raise DownloadError("does not say how long the file is, so that its end cannot be distinguished from a break")
     return start, total
 
 

@@ -118,4 +118,4 @@ def test_a_writer_tells_what_went_wrong_on_its_thread(tmp_path):
     writer.save(state(1))
     with pytest.raises(UserError, match="file"):
         writer.wait()
-    writer.wait()  # told once
+    writer.wait()  # reported once

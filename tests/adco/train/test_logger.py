@@ -1,4 +1,4 @@
-"""The kNN probe sees what is in the features and leaves the network as it found it; logs keep what they are told."""
+"""The kNN probe sees what is in the features and leaves the network as it found it; logs keep what they are given."""
 
 from __future__ import annotations
 
