@@ -19,9 +19,8 @@ PINNED = re.search(r"torch==([\d.]+)", (ROOT / "pyproject.toml").read_text())
 def errors_of(folder: Path) -> list[str]:
     """What basedpyright finds in a folder with a configuration of its own: one line an error."""
     pytest.importorskip("basedpyright", reason="basedpyright is not installed")
-    done = subprocess.run(
-        [sys.executable, "-m", "basedpyright", "--outputjson"], cwd=folder, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "basedpyright", "--outputjson", "--pythonpath", sys.executable]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stdout + done.stderr  # others: it did not run
     errors = [entry for entry in json.loads(done.stdout)["generalDiagnostics"] if entry["severity"] == "error"]
     return [f"{e['file']}:{e['range']['start']['line'] + 1}: {e['message']} ({e.get('rule')})" for e in errors]
