@@ -122,7 +122,7 @@ def write_svm(
         "cost": {name: score.cost for name, score in by_class.items() if not math.isnan(score.cost)},
         "unconverged_fits": sum(score.unconverged for score in scores),
         "classes_counted": mean_over_classes([score.ap for score in scores])[1],
-        "classes_not_measured": {name: score.why_not for name, score in by_class.items() if score.why_not},
+        "classes_not_measured": {name: score.not_measured for name, score in by_class.items() if score.not_measured},
         "interval_replicates": REPLICATES,
         "trials": 1,
     }
@@ -204,7 +204,9 @@ def table(voc: Voc, columns: dict[str, list[ClassScore]]) -> str:
         if unconverged := sum(score.unconverged for score in scores):
             lines.append(f"{name}: {unconverged} fits stopped before converging")
         lines += [
-            f"{name}: {c} not measured: {s.why_not}" for c, s in zip(voc.classes, scores, strict=True) if s.why_not
+            f"{name}: {c} not measured: {s.not_measured}"
+            for c, s in zip(voc.classes, scores, strict=True)
+            if s.not_measured
         ]
     return "\n".join(lines)
 

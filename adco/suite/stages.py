@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from adco.data.datasets.locate import KINDS
 from adco.utils.errors import UserError
+from adco.utils.serialization import build, did_you_mean
+from adco.utils.yaml_io import read_yaml
 
 FOLDER = Path(__file__).parent
 # Each setting, and what a value other than the protocol's adds to the protocol's name.
@@ -135,17 +133,15 @@ def _read(name: str) -> tuple[dict, Path]:
     """The content of a suite merged with that of its base, and the suite's file."""
     path = FOLDER / f"{name}.yaml" if re.fullmatch(r"\w+", name) else Path(name)
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path, "suite")
+    except UserError as error:
         known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"--suite {name}: not readable as a suite ({reason}); choose {known}, or a YAML file"
-        ) from error
+        raise UserError(f"--suite {name}: {error}; choose {known}, or a YAML file") from error
     known = ("base", "about", "settings", "stages")
     if not isinstance(content, dict) or not isinstance(content.get("stages", {}), dict):
         raise UserError(f"{path}: expected a mapping with {', '.join(known)}")
-    _known(f"{path}", content, known)
+    if unknown := [key for key in content if key not in known]:
+        raise UserError(f"{path}: unknown key {unknown[0]!r}{did_you_mean(str(unknown[0]), known)}")
     stages = content.get("stages", {})
     if "base" in content:
         base, _ = _read(str(content["base"]))
@@ -170,29 +166,21 @@ def _stage(path: Path, name: str, row: object) -> Stage:
     where = f"{path}: stages.{name}"
     if not isinstance(row, dict) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", str(name)):
         raise UserError(f"{where}: expected a name of small letters, digits and dashes, and keys below it")
-    _known(where, row, [f.name for f in fields(Stage) if f.name != "name"])
+    if "name" in row:
+        raise UserError(f"{where}: unknown key 'name'; the key of the stage is its name")
+    stage = build(Stage, {"name": name, **row}, where)
     for key in ("tool", "data", "records"):
-        if not row.get(key):
+        if not getattr(stage, key):
             raise UserError(f"{where}: {key} is missing")
-    for key in ("data", "records", "arguments"):
-        if not isinstance(row.get(key, []), list) or not all(isinstance(item, str) for item in row.get(key, [])):
-            raise UserError(f"{where}.{key}: expected a list of texts, found {row[key]!r}")
-    if unknown := [item for item in row["data"] if item not in KINDS]:
+    if unknown := [item for item in stage.data if item not in KINDS]:
         raise UserError(f"{where}.data: {unknown[0]!r} is not a data set; choose {', '.join(KINDS)}")
-    for text in row["records"]:
+    for text in stage.records:
         if unknown := set(re.findall(r"\{(.*?)\}", text)) - {*SETTINGS, "depth"}:
             raise UserError(f"{where}.records: {text!r}: {unknown.pop()} is none of {', '.join(SETTINGS)}, depth")
-    for key in ("settings", "standard", "passes"):
-        if not isinstance(row.get(key, {}), dict):
-            raise UserError(f"{where}.{key}: expected keys and values, found {row[key]!r}")
-    values: dict[str, Any] = {"name": name, **row, "settings": {}} | {key: tuple(row.get(key, ())) for key in _LISTS}
-    stage = Stage(**values)
-    for key, value in row.get("settings", {}).items():
+    settings, stage = stage.settings, replace(stage, settings={})
+    for key, value in settings.items():
         stage = _set({name: stage}, f"{name}.{key}", value, str(path))[name]
     return stage
-
-
-_LISTS = ("data", "records", "arguments")
 
 
 def _set(stages: dict[str, Stage], key: str, value: object, where: str) -> dict[str, Stage]:
@@ -216,10 +204,3 @@ def _pair(text: str) -> tuple[str, object]:
     if not mark or not value.isdigit():
         raise UserError(f"--set {text}: expected KEY=NUMBER, KEY one of {', '.join(SETTINGS)}, or STAGE.KEY=NUMBER")
     return key, int(value)
-
-
-def _known(where: str, row: Mapping, known: Sequence[str]) -> None:
-    for key in row:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            raise UserError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]}?" if near else ""))

@@ -126,7 +126,8 @@ def _name(kind: object) -> str:
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return " or ".join(map(_name, typing.get_args(kind)))
     if typing.get_origin(kind) in (list, tuple):
-        return "a list"
+        items = _NAMES.get(typing.get_args(kind)[0], "").removeprefix("a ")
+        return f"a list of {items}s" if items in ("text", "number", "whole number") else "a list"
     return _NAMES.get(kind, "keys and values")
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from adco.utils.errors import UserError
 from adco.utils.paths import cache_folder
+from adco.utils.serialization import build
 from adco.utils.yaml_io import read_yaml
 
 SCHEMA = 1
@@ -122,46 +121,35 @@ def as_model(path: Path, name: object, row: object) -> Model:
     Raises:
         UserError: Names the manifest, the model, the key and what was expected.
     """
-    known = [field.name for field in fields(Model) if field.name not in ("name", "folder")]
-    if not isinstance(row, dict):
-        raise UserError(f"{path}: {name}: expected keys and values, found {row!r}")
-    for key in row:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            raise UserError(f"{path}: {name}: unknown key {key!r}" + (f"; did you mean {near[0]}?" if near else ""))
-    for key, (valid, expected) in _checks(name, row).items():
+    where = f"{path}: {name}"
+    for key in ("name", "folder"):
+        if isinstance(row, dict) and key in row:
+            raise UserError(f"{where}: unknown key {key!r}")
+    given = {**row, "name": str(name), "folder": path.parent} if isinstance(row, dict) else row
+    model = build(Model, given, where)
+    for key, (valid, expected) in _checks(model).items():
         if not valid:
-            raise UserError(f"{path}: {name}: {key}: expected {expected}, found {row.get(key)!r}")
-    values: dict[str, Any] = row | {key: tuple(row.get(key) or ()) for key in ("mirrors", "scores")}
-    return Model(**values, name=str(name), folder=path.parent)
+            raise UserError(f"{where}: {key}: expected {expected}, found {getattr(model, key)!r}")
+    return model
 
 
-def _checks(name: object, row: Mapping) -> dict[str, tuple[bool, str]]:
+def _checks(model: Model) -> dict[str, tuple[bool, str]]:
     """key -> (whether its value is valid, what was expected)."""
-    mirrors, scores, file = row.get("mirrors") or [], row.get("scores") or [], row.get("file")
+    mirrors, scores, file = model.mirrors, model.scores, model.file
     inside = file is None or (_is(r"[\w.-]+(/[\w.-]+)*", file) and ".." not in file)
-    texts = ("method", "data", "arch", "layout", "recipe", "licence", "source", "note")
-    return {key: (row.get(key) is None or isinstance(row[key], str), "a text") for key in texts} | {
-        "name": (_is(r"[a-z0-9][a-z0-9.-]*", name), "lower-case letters, digits, dots and dashes"),
-        "mirrors": (_all(mirrors, lambda url: _is(r"https?://\S+", url)), "a list of http or https addresses"),
+    return {
+        "name": (_is(r"[a-z0-9][a-z0-9.-]*", model.name), "lower-case letters, digits, dots and dashes"),
+        "mirrors": (all(_is(r"https?://\S+", url) for url in mirrors), "a list of http or https addresses"),
         "file": (inside and bool(mirrors) != bool(file), "mirrors or else a path beside the manifest"),
-        "sha256": (_is(r"[0-9a-f]{64}", row.get("sha256")) or not (row.get("sha256") or file), "64 digits of 0-9a-f"),
-        "hash_prefix": (
-            _is(r"((sha256|md5):[0-9a-f]{8,32})?", row.get("hash_prefix") or ""),
-            "sha256: or md5:, digits",
-        ),
-        "bytes": (row.get("bytes") is None or (type(row["bytes"]) is int and row["bytes"] > 0), "a whole number"),
-        "epochs": (row.get("epochs") is None or type(row["epochs"]) is int, "a whole number"),
+        "sha256": (_is(r"[0-9a-f]{64}", model.sha256) or not (model.sha256 or file), "64 digits of 0-9a-f"),
+        "hash_prefix": (_is(r"((sha256|md5):[0-9a-f]{8,32})?", model.hash_prefix or ""), "sha256: or md5:, digits"),
+        "bytes": (model.bytes is None or model.bytes > 0, "a whole number above 0"),
         "scores": (
-            _all(scores, lambda score: isinstance(score, dict) and {"protocol", "source"} < set(score)),
+            all({"protocol", "source"} < set(score) for score in scores),
             "protocol, source and a metric each",
         ),
     }
 
 
-def _is(pattern: str, value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
-
-
-def _all(values: object, valid: Callable[[object], bool]) -> bool:
-    return isinstance(values, list) and all(valid(value) for value in values)
+def _is(pattern: str, value: str | None) -> bool:
+    return value is not None and re.fullmatch(pattern, value) is not None

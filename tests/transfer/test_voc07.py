@@ -61,7 +61,11 @@ def test_list_explains_each_in_two_lines(capsys):
 
 
 def test_table_says_what_was_not_measured(voc):
-    scores = [ClassScore(0.5), ClassScore(1.0, unconverged=3), ClassScore(math.nan, why_not="no positive test image")]
+    scores = [
+        ClassScore(0.5),
+        ClassScore(1.0, unconverged=3),
+        ClassScore(math.nan, not_measured="no positive test image"),
+    ]
     text = table(read_voc(voc), {"pcl": scores})
     assert "mAP                    75.00" in text and "2 of 20" in text
     assert "pcl: dog not measured: no positive test image" in text and "pcl: 3 fits stopped" in text

@@ -56,7 +56,7 @@ class ClassScore:
         cost: the chosen C, NaN when nothing was fitted.
         cross_validated: mean AP by cost, empty with one cost.
         unconverged: how many fits did not converge.
-        why_not: why the class could not be measured, else "".
+        not_measured: why the class could not be measured, else "".
         decisions: (M,) signed distances of all test images, None when nothing was fitted.
     """
 
@@ -64,7 +64,7 @@ class ClassScore:
     cost: float = math.nan
     cross_validated: dict[float, float] = field(default_factory=dict)
     unconverged: int = 0
-    why_not: str = ""
+    not_measured: str = ""
     decisions: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
@@ -117,7 +117,7 @@ def svm_scores(
     needed = rule.folds if rule.cross_validates else 1
     reasons = [why_unmeasured(targets[:, c], test_labels[:, c], needed) for c in range(targets.shape[1])]
     classes = [c for c, reason in enumerate(reasons) if not reason]
-    scores = [ClassScore(math.nan, why_not=reason) for reason in reasons]
+    scores = [ClassScore(math.nan, not_measured=reason) for reason in reasons]
     if not classes:
         return scores
     if solver.name == "liblinear":

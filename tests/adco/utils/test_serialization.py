@@ -83,7 +83,7 @@ def test_texts_are_parsed_as_numbers_where_that_is_asked_for():
         ({"by_name": {1: {"size": 2}}}, "f: by_name: expected keys and values, found {1: {'size': 2}}"),
         ({"counts": {"a": 1.5}}, "f: counts.a: expected a whole number, found 1.5"),
         ({"pair": ["x"]}, "f: pair.0: expected a number, found 'x'"),
-        ({"pair": 3}, "f: pair: expected a list, found 3"),
+        ({"pair": 3}, "f: pair: expected a list of numbers, found 3"),
         ({"workers": 1.5}, "f: workers: expected a whole number or a text, found 1.5"),
         ({"workers": True}, "f: workers: expected a whole number or a text, found True"),
         ({"note": 3}, "f: note: expected a text, found 3"),

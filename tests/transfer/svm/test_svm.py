@@ -127,10 +127,10 @@ def test_unmeasurable_classes_are_nan_with_a_reason(solver):
     test_labels = labels.copy()
     test_labels[:, 3] = -1
     good, no_positive, too_few, no_test = svm_scores(x, labels, x, test_labels, SvmRule(COSTS, True), solver)
-    assert not math.isnan(good.ap) and not good.why_not
-    assert math.isnan(no_positive.ap) and no_positive.why_not.startswith("0 positive and 30 negative")
-    assert math.isnan(too_few.ap) and "needs 3 of each" in too_few.why_not
-    assert math.isnan(no_test.ap) and no_test.why_not == "no positive test image"
+    assert not math.isnan(good.ap) and not good.not_measured
+    assert math.isnan(no_positive.ap) and no_positive.not_measured.startswith("0 positive and 30 negative")
+    assert math.isnan(too_few.ap) and "needs 3 of each" in too_few.not_measured
+    assert math.isnan(no_test.ap) and no_test.not_measured == "no positive test image"
     assert not math.isnan(svm_scores(x, labels, x, test_labels, PCL, solver)[2].ap)  # two are enough without folds
 
 
