@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 import torch.multiprocessing as mp
 
+from tests.waiting import LIMIT_SECONDS
+
 _POOLS: dict[int, list] = {}
 
 
@@ -20,7 +22,7 @@ def run_ranks(function: Callable, ranks: int, *args) -> list:
     pool = _POOLS.setdefault(ranks, []) or _start(ranks)
     for _, pipe in pool:
         pipe.send((function, args))
-    answers = [pipe.recv() if pipe.poll(120) else (False, "no answer within 120 s") for _, pipe in pool]
+    answers = [pipe.recv() if pipe.poll(LIMIT_SECONDS) else (False, "no answer") for _, pipe in pool]
     failed = [text for fine, text in answers if not fine]
     if failed:
         _stop(ranks)  # the ranks may be waiting for each other
@@ -30,7 +32,8 @@ def run_ranks(function: Callable, ranks: int, *args) -> list:
 
 def _start(ranks: int) -> list:
     meeting = Path(tempfile.mkdtemp(prefix="ranks")) / "meeting"
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")  # a clean process that has imported what takes seconds, once for all ranks
+    context.set_forkserver_preload(["adco.train.trainer"])
     for rank in range(ranks):
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, rank, ranks, str(meeting)), daemon=True)

@@ -14,6 +14,7 @@ from adco.methods.base import TrainingProgress
 from adco.train.gradient_cache import backward, split
 from adco.train.knn_probe import KnnProbe
 from adco.utils.errors import UserError
+from tests.faults import toy
 
 CPU = torch.device("cpu")
 
@@ -94,6 +95,7 @@ def test_multi_crop_makes_a_graph_for_each_size_and_encoder_once(monkeypatch, ac
     encoder = EncoderConfig(arch="resnet18", stem="small", dim=16, norm_splits=1)
     views = [ViewConfig(px=px) for px in (16, 24, 32, 40, 48, 16)]
     recipe = PretrainConfig(batch=16, views=views, encoder=encoder, bank=BankConfig(size=32, init="random"))
+    monkeypatch.setattr("adco.models.encoder.build_resnet", toy.backbone)
     method = build_method(recipe).to_device(ComputeConfig(compile=True), CPU)
     images = [torch.randn(16, 3, v.px, v.px).contiguous(memory_format=torch.channels_last) for v in views]
     scaler, counts = torch.amp.GradScaler("cpu", enabled=False), []

@@ -22,6 +22,7 @@ from adco.train.trainer import Trainer
 from adco.utils.errors import Failure, UserError
 from adco.weights.backbone import load_backbone
 from tests import ROOT
+from tests.faults import toy
 from tests.waiting import LIMIT_SECONDS, wait_until
 from tools import train_adco
 
@@ -128,7 +129,14 @@ def test_train_and_fill_trains_the_encoder_and_restarts_the_key_encoder_from_it(
         assert torch.equal(query, key)
 
 
-def test_stopped_at_any_step_and_resumed_is_bit_identical(tiny, tmp_path):
+@pytest.fixture
+def small_network():
+    """A network of a thousand parameters in place of the ResNet, where only the run matters."""
+    with toy.small():
+        yield
+
+
+def test_stopped_at_any_step_and_resumed_is_bit_identical(tiny, tmp_path, small_network):
     options = ["checkpoint.every_steps=1", "checkpoint.keep=100", "probe.every_epochs=1", "probe.px=16"]
     whole = tmp_path / "whole"
     trainer(tiny, whole, *options).fit()
@@ -282,7 +290,7 @@ def test_an_unwritable_output_is_named(tiny, tmp_path, capsys):
     assert f"{tmp_path / 'file' / 'run'}: the output folder cannot be written" in errors
 
 
-def test_a_run_is_not_overwritten_nor_resumed_with_another_recipe(tiny, tmp_path, capsys):
+def test_a_run_is_not_overwritten_nor_resumed_with_another_recipe(tiny, tmp_path, small_network, capsys):
     output = tmp_path / "run"
     trainer(tiny, output, "epochs=1").fit()
     before = {path.name: path.read_bytes() for path in output.glob("*.*") if path.is_file()}
@@ -296,7 +304,7 @@ def test_a_run_is_not_overwritten_nor_resumed_with_another_recipe(tiny, tmp_path
     assert before == {path.name: path.read_bytes() for path in output.glob("*.*") if path.is_file()}
 
 
-def test_a_changed_recipe_goes_on_when_forced_and_says_what_changed(tiny, tmp_path, capsys):
+def test_a_changed_recipe_goes_on_when_forced_and_says_what_changed(tiny, tmp_path, small_network, capsys):
     command = ["--config-file", tiny[0], "--output-dir", str(tmp_path / "run"), *tiny[1]]
     assert run_tool([*command, "epochs=1"], capsys)[0] == 0
     longer = [*command, "--resume", "epochs=2", "bank.lr=1.0", "data.workers=1"]
@@ -312,7 +320,7 @@ def test_a_changed_recipe_goes_on_when_forced_and_says_what_changed(tiny, tmp_pa
     assert checkpoint.newest_intact(tmp_path / "run").name == "checkpoint_00000008.pth"
 
 
-def test_images_that_changed_since_the_checkpoint_are_noticed(tiny, tmp_path, images, capsys):
+def test_images_that_changed_since_the_checkpoint_are_noticed(tiny, tmp_path, small_network, images, capsys):
     shutil.copytree(images / "train", tmp_path / "mine")
     command = ["--config-file", tiny[0], "--output-dir", str(tmp_path / "run"), f"data.root={tmp_path / 'mine'}"]
     assert run_tool([*command, "epochs=1"], capsys)[0] == 0
@@ -327,7 +335,7 @@ def test_images_that_changed_since_the_checkpoint_are_noticed(tiny, tmp_path, im
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_trains_and_resumes_exactly(tiny, tmp_path, precision, capsys):
+def test_half_precision_trains_and_resumes_exactly(tiny, tmp_path, small_network, precision, capsys):
     options = f"compute.precision={precision}", "checkpoint.every_steps=1", "checkpoint.keep=100", "bank.init=random"
     options += "views.0.px=8", "views.1.px=8"  # convolutions in fp16 take seconds on some CPUs
     with mock.patch("adco.train.trainer.has_half_precision", lambda device: False):
@@ -359,7 +367,7 @@ def test_resume_with_nothing_there_starts_from_the_beginning(tiny, tmp_path, cap
     assert checkpoint.newest_intact(tmp_path / "run")
 
 
-def test_a_diverged_run_stops_and_keeps_the_last_good_checkpoint(tiny, tmp_path):
+def test_a_diverged_run_stops_and_keeps_the_last_good_checkpoint(tiny, tmp_path, small_network):
     run = trainer(tiny, tmp_path / "run")
     run.fit()
     run.method.encoder.head[0].weight.data.fill_(float("nan"))

@@ -21,6 +21,7 @@ from adco.methods import Method
 from adco.train.logger import read_metrics
 from adco.train.trainer import Trainer
 from tests.adco.train.test_trainer import ROOT, TINY, identical, weights
+from tests.faults import toy
 from tests.ranks import run_ranks
 from tests.waiting import wait_until
 
@@ -37,8 +38,9 @@ def tiny(tmp_path, images):
 
 
 def fitted(recipe: str, output: Path, resume: bool, *overrides: str) -> None:
-    """A whole run on this rank."""
-    Trainer(load_recipe(recipe, overrides), output, CPU, resume).fit()
+    """A whole run of a small network on this rank."""
+    with toy.small():
+        Trainer(load_recipe(recipe, overrides), output, CPU, resume).fit()
 
 
 def fitted_in_float64(*arguments) -> None:
