@@ -20,14 +20,8 @@ import math
 
 import numpy as np
 
-from adco.evaluation.bootstrap import (
-    REPLICATES,
-    average_precision,
-    eleven_point_ap,
-    in_percent,
-    interval,
-    mean_over_classes,
-)
+from adco.evaluation.average_precision import average_precision, eleven_point_ap
+from adco.evaluation.bootstrap import REPLICATES, in_percent, interval, mean_over_classes
 from adco.evaluation.predictions import write_ranks
 from adco.evaluation.records import Predictions, Score
 from adco.utils.device import usable_cores

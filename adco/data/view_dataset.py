@@ -12,7 +12,7 @@ from adco.data.batch import Batch, Request, RowByRow
 from adco.data.images import ImageIndex, UnreadableImage, decode
 from adco.data.transforms import parameters
 from adco.data.transforms.reference import reference_levels
-from adco.utils.threads import host_memory
+from adco.utils.threads import at_once, host_memory
 
 
 class ViewDataset:
@@ -34,8 +34,7 @@ class ViewDataset:
 
     def __getitem__(self, request: Request) -> Batch:
         """The batch, made by Pillow at once; backend `reference`, or else `device`."""
-        task = self.by_pillow(request, torch.device("cpu"))
-        return task.batch([task.rows(0, len(request.samples))])
+        return at_once(self.by_pillow(request, torch.device("cpu")))
 
     def by_pillow(self, request: Request, device: torch.device) -> RowByRow[Batch]:
         """The batch in the making, by Pillow: uint8 pixels on the CPU, in memory from which a copy to the device is

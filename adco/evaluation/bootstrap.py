@@ -10,22 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from adco.evaluation.average_precision import (
-    average_precision,
-    eleven_point_ap,
-    precision_recall,
-    resamples,
-    sample_average_precision,
-    step_average_precision,
-    weighted_mean,
-)
+from adco.evaluation.average_precision import resamples, weighted_mean
 from adco.evaluation.score import Score
-
-__all__ = [
-    "REPLICATES", "average_precision", "eleven_point_ap", "hits_interval", "hits_score", "in_percent", "interval",
-    "mean_over_classes", "precision_recall", "sample_average_precision", "step_average_precision", "top_k_hits",
-    "top_k_percent", "weighted_mean",
-]  # fmt: skip
 
 REPLICATES = 1000  # resampled test sets of an interval
 

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import numpy as np
 
-from adco.evaluation.bootstrap import interval, weighted_mean
+from adco.evaluation.average_precision import weighted_mean
+from adco.evaluation.bootstrap import interval
 from adco.evaluation.records import Record, Score, load_record
 from adco.utils.errors import UserError, command
 

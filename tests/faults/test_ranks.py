@@ -19,6 +19,7 @@ from adco.train import checkpoint
 from tests import ROOT
 from tests.faults import toy
 from tests.faults.table import fault
+from tests.waiting import wait_until
 
 
 def free_port() -> int:
@@ -43,11 +44,12 @@ def reported(folder: Path) -> list[str]:
 
 def wait_for_step(folder: Path, step: int, alive: Callable[[], bool]) -> None:
     """Wait until a checkpoint of the step, or a later one, is finished."""
-    deadline = time.monotonic() + 300
-    while (newest := max(folder.glob("*.sha256"), default=None)) is None or int(newest.name[11:19]) < step:
-        assert alive(), "ended too early"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+
+    def finished() -> bool:
+        newest = max(folder.glob("*.sha256"), default=None)
+        return newest is not None and int(newest.name[11:19]) >= step
+
+    wait_until(finished, f"the checkpoint of step {step}", alive, interval=0.01)
 
 
 @pytest.mark.parametrize(("sent", "victim"), [(signal.SIGKILL, 1), (signal.SIGKILL, 0), (signal.SIGSTOP, 1)])

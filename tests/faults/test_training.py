@@ -28,6 +28,7 @@ from adco.utils.files import sha256_of
 from tests.faults import toy
 from tests.faults.table import SLOW, fault
 from tests.faults.toy import one_line
+from tests.waiting import wait_until
 
 KILLS = [pytest.param(4, id="4"), pytest.param(100, id="100", marks=SLOW)]
 
@@ -72,9 +73,11 @@ def test_killed_at_random_moments(recipe, data, tmp_path, kills, seen):
 
 def wait_for_a_new_checkpoint(folder: Path, newest: int, process) -> None:
     """Wait until a checkpoint later than step `newest` is finished."""
-    while not any(int(path.name[11:19]) > newest for path in folder.glob("*.sha256")):
-        assert process.is_alive(), "the run ended before it could be killed: it needs more epochs"
-        time.sleep(0.002)
+
+    def finished() -> bool:
+        return any(int(path.name[11:19]) > newest for path in folder.glob("*.sha256"))
+
+    wait_until(finished, "a later checkpoint before the kill; the run needs more epochs", process.is_alive, 0.002)
 
 
 @fault(

@@ -20,8 +20,8 @@ from adco.evaluation.records import Record, load_record
 from adco.suite import plan
 from adco.weights.backbone import load_backbone
 from tests import ROOT
-from tests.adco.launch.test_jobs import eventually
 from tests.adco.suite.test_suite import folders
+from tests.waiting import wait_until
 from tools import benchmark
 
 # A stage in place of a real one: it counts its runs, fails or waits when a file says so, and writes a record.
@@ -235,11 +235,11 @@ def test_a_killed_run_leaves_no_process_and_the_same_command_resumes(world):
     def all_have_started() -> bool:
         return (world / "ran").exists() and len((world / "ran").read_text().splitlines()) == 4
 
-    assert eventually(lambda: run.poll() is not None or all_have_started(), 400)
+    wait_until(all_have_started, "stage b at work", lambda: run.poll() is None)
     assert run.poll() is None
     run.send_signal(signal.SIGKILL)
     run.wait()
-    assert eventually(lambda: not stages_running(world))
+    wait_until(lambda: not stages_running(world), "the end of all stages")
     assert ran(world) == ALL
     (world / "wait-b").unlink()
     assert benchmark.main(words(world)) == 0

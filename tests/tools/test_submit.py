@@ -17,7 +17,7 @@ import pytest
 from adco.launch import slurm
 from adco.utils.errors import REQUEUE, UserError
 from tests import ROOT
-from tests.adco.launch.test_jobs import eventually
+from tests.waiting import wait_until
 from tools import submit
 
 RECIPE = ("--config-file", "adco_r50_200ep", "data.root=IMAGES")
@@ -60,7 +60,7 @@ def test_a_stop_is_passed_on_and_the_exit_code_comes_back():
 
 
 def waited_for(path: Path) -> dict:
-    assert eventually(path.is_file), f"{path.name} was not written"
+    wait_until(path.is_file, f"{path.name} is written")
     return json.loads(path.read_text())
 
 

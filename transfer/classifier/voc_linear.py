@@ -15,14 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adco.evaluation.bootstrap import (
-    REPLICATES,
-    average_precision,
-    in_percent,
-    interval,
-    sample_average_precision,
-    weighted_mean,
-)
+from adco.evaluation.average_precision import average_precision, sample_average_precision, weighted_mean
+from adco.evaluation.bootstrap import REPLICATES, in_percent, interval
 from adco.evaluation.predictions import write_ranks
 from adco.evaluation.records import Score
 from adco.utils import distributed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adco.data.transforms.evaluation import FITS as FITS  # transfer.classifier's tests import it from here
 from adco.data.transforms.evaluation import EvalTransform
 from adco.utils.errors import UserError
 

@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
-from adco.evaluation.bootstrap import step_average_precision
+from adco.evaluation.average_precision import step_average_precision
 from adco.utils.progress import progress
 
 POSITIVE_WEIGHT = 2.0  # the protocols' class weights are {1: 2, -1: 1}

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from adco.evaluation.bootstrap import average_precision, mean_over_classes
+from adco.evaluation.average_precision import average_precision
+from adco.evaluation.bootstrap import mean_over_classes
 from adco.evaluation.records import Score
 from adco.utils.errors import UserError
 from transfer.svm.protocols import LowShot

@@ -14,7 +14,7 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
-from adco.evaluation.bootstrap import average_precision, step_average_precision
+from adco.evaluation.average_precision import average_precision, step_average_precision
 from adco.utils.progress import progress
 from transfer.svm import liblinear
 from transfer.svm.liblinear import POSITIVE_WEIGHT, best_cost

@@ -6,18 +6,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, top_k_accuracy_score
 
-from adco.evaluation.bootstrap import (
+from adco.evaluation.average_precision import (
     average_precision,
     eleven_point_ap,
-    hits_interval,
-    interval,
-    mean_over_classes,
     precision_recall,
     sample_average_precision,
     step_average_precision,
-    top_k_percent,
     weighted_mean,
 )
+from adco.evaluation.bootstrap import hits_interval, interval, mean_over_classes, top_k_percent
 
 # Ranked: + - - + +. Precision at the positives: 1/1, 2/4, 3/5; the envelope lifts the second to 3/5.
 POSITIVE = np.array([True, False, False, True, True])

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from adco.launch.jobs import Job, last_line, run_jobs
 from adco.launch.live_table import LiveTable, duration
 from adco.utils.errors import UserError
 from tests import ROOT
+from tests.waiting import wait_until
 
 
 def python(name: str, code: str, *arguments: object, **facts) -> Job:
@@ -28,16 +28,6 @@ def python(name: str, code: str, *arguments: object, **facts) -> Job:
 def appending(name: str, path: Path, **facts) -> Job:
     """A job that notes its name, so that a test can count how often and in which order jobs ran."""
     return python(name, "import sys; open(sys.argv[1], 'a').write(sys.argv[2] + '\\n')", path, name, **facts)
-
-
-def eventually(condition: Callable[[], object], seconds: float = 240) -> bool:
-    """Wait until the condition holds; False when that takes longer than any machine should need."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def statuses(outcomes) -> dict[str, str]:
@@ -226,7 +216,7 @@ def started(tmp_path):
     words = [sys.executable, "-c", RUN, str(tmp_path)]
     run = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     ready = [tmp_path / f"pids-{i}" for i in range(2)]
-    assert eventually(lambda: run.poll() is not None or all(path.exists() for path in ready))
+    wait_until(lambda: all(path.exists() for path in ready), "both jobs at work", lambda: run.poll() is None)
     assert run.poll() is None
     pids = [int(pid) for i in range(2) for pid in (tmp_path / f"pids-{i}").read_text().split()]
     assert len(pids) == 4 and all(map(alive, pids))
@@ -244,15 +234,15 @@ def alive(pid: int) -> bool:
         return False
 
 
-def all_gone(pids: list[int]) -> bool:
-    return eventually(lambda: not any(map(alive, pids)))
+def wait_until_gone(pids: list[int]) -> None:
+    wait_until(lambda: not any(map(alive, pids)), "the end of all processes")
 
 
 def test_when_the_run_is_killed_its_jobs_and_their_workers_are_gone(started):
     run, pids, _ = started
     run.send_signal(signal.SIGKILL)
     run.wait()
-    assert all_gone(pids)
+    wait_until_gone(pids)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
@@ -260,7 +250,7 @@ def test_an_interrupted_run_stops_its_jobs_and_the_same_command_resumes(number, 
     run, pids, words = started
     run.send_signal(number)
     assert run.wait(240) == code
-    assert all_gone(pids)
+    wait_until_gone(pids)
     assert all((tmp_path / f"stopped-{i}").exists() for i in range(2))
     states = json.loads((tmp_path / "jobs" / "jobs.json").read_text())
     assert {state["status"] for state in states.values()} == {"left"}
@@ -273,17 +263,17 @@ def test_a_second_ctrl_c_ends_jobs_that_do_not_listen(started, tmp_path):
     run, pids, _ = started
     (tmp_path / "stubborn").touch()
     run.send_signal(signal.SIGINT)
-    assert eventually(lambda: all((tmp_path / f"stopped-{i}").exists() for i in range(2)))
+    wait_until(lambda: all((tmp_path / f"stopped-{i}").exists() for i in range(2)), "both jobs hear the first Ctrl-C")
     assert run.poll() is None
     run.send_signal(signal.SIGINT)
     assert run.wait(240) == 130
-    assert all_gone(pids)
+    wait_until_gone(pids)
 
 
 def test_what_a_job_leaves_behind_is_ended_with_it(tmp_path):
     code = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(900)']).pid)"
     run_jobs([python("a", code)], tmp_path)
-    assert all_gone([int(last_line(tmp_path / "a.log"))])
+    wait_until_gone([int(last_line(tmp_path / "a.log"))])
 
 
 def test_the_live_table_shows_state_time_and_the_logs_last_line(tmp_path):

@@ -194,7 +194,7 @@ def test_a_killed_run_resumes_from_its_newest_intact_checkpoint(tiny, tmp_path):
         *options,
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: any(part.glob("*.sha256")), "a checkpoint", process)
+    wait_until(lambda: any(part.glob("*.sha256")), "a checkpoint", lambda: process.poll() is None)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     subprocess.run([*command, "--resume"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -211,7 +211,7 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_says_how_it_ended(tiny, tmp_pa
     command = [sys.executable, str(ROOT / "tools" / "train_adco.py"), "--config-file", path, "--output-dir", str(part)]
     command += [*overrides, "epochs=500", "data.workers=1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: any(part.glob("*.sha256")), "a checkpoint", process)
+    wait_until(lambda: any(part.glob("*.sha256")), "a checkpoint", lambda: process.poll() is None)
     process.send_signal(sent)
     _, errors = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == code

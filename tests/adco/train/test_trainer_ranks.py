@@ -108,7 +108,7 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
     def reached() -> bool:
         return any(int(path.stem[-8:]) >= step for path in folder.glob("checkpoint_*.pth"))
 
-    wait_until(reached, f"step {step}", process)
+    wait_until(reached, f"step {step}", lambda: process.poll() is None)
 
 
 @pytest.mark.slow

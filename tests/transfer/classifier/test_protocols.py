@@ -4,10 +4,10 @@ import math
 
 import pytest
 
+from adco.data.transforms.evaluation import FITS
 from adco.utils.errors import UserError
 from tests.transfer.classifier import ALL
 from transfer.classifier.protocols import IMAGENET, PLACES205, VOC_ADCO
-from transfer.features.transforms import FITS
 
 
 def test_schedules_by_hand():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from adco.evaluation.bootstrap import average_precision
+from adco.evaluation.average_precision import average_precision
 from adco.utils.errors import UserError
 from transfer.svm.liblinear import decisions
 from transfer.svm.low_shot import as_text, draw, low_shot_scores

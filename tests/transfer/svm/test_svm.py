@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
-from adco.evaluation.bootstrap import average_precision
+from adco.evaluation.average_precision import average_precision
 from transfer.svm.liblinear import best_cost, cross_validated_ap, linear_svc
 from transfer.svm.newton_cg import SharedFeatures, cg_step, direct_step, eigenbasis, minimise
 from transfer.svm.svm import Solver, SvmRule, class_weights, fold_masks, normalise_rows, svm_scores, with_constant
